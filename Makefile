@@ -1,0 +1,32 @@
+# `make` or `make help` lists the commands.
+LABEL = chainer-mnist-local-mode
+PYTHON = .venv/bin/python
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: setup  ## set up, then run the notebook top to bottom; results in output/
+	$(PYTHON) -m local_mode.run
+
+lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
+	$(PYTHON) -m jupyterlab notebooks/chainer_mnist_local_mode.ipynb
+
+test:  ## set up, then run all tests
+	@./setup.sh tests
+	$(PYTHON) -m pytest tests
+
+test-fast:  ## run the tests that need no Docker, no browser and under a minute
+	@./setup.sh fast
+	$(PYTHON) -m pytest tests -m 'not docker and not browser and not slow'
+
+setup image:  ## set up only; `image` is part of it
+	@./setup.sh
+
+clean:  ## stop and remove containers, networks and temporary files that the project left
+	@! command -v docker >/dev/null || ! docker info >/dev/null 2>&1 || { \
+		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
+		docker network rm sagemaker-local >/dev/null 2>&1 || true; }
+	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
+	@echo "clean: done"
+
+.PHONY: help run lab test test-fast setup image clean

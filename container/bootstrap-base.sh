@@ -1,0 +1,22 @@
+#!/bin/sh
+# Writes a base like debian:bookworm-slim to stdout as a tar, from the Debian mirror alone. Needs root.
+set -eu
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+mkdir "$directory/base"
+debootstrap --variant=minbase bookworm "$directory/base" http://deb.debian.org/debian >&2
+cd "$directory/base"
+cat > etc/apt/sources.list <<EOF
+deb http://deb.debian.org/debian bookworm main
+deb http://deb.debian.org/debian bookworm-updates main
+deb http://deb.debian.org/debian-security bookworm-security main
+EOF
+rm -rf usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* \
+    var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/*
+# A network without a registry often has certificates of its own, which pip must trust.
+if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
+    mkdir -p etc/ssl/certs usr/local/share/ca-certificates
+    cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
+    cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
+fi
+tar -c .

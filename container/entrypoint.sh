@@ -1,0 +1,19 @@
+#!/bin/sh
+# `train` and `serve` as SageMaker calls them; anything else runs as it is.
+# As root (the default) it first becomes the owner of the mounted directory, so that files
+# written there belong to whoever started the container. On SageMaker that owner is root.
+case $1 in
+    train) owner=$(stat -c %u:%g /opt/ml/output) ;;
+    serve) owner=$(stat -c %u:%g /opt/ml/model) ;;
+    *) exec "$@" ;;
+esac
+if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
+    exec setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "$0" "$@"
+fi
+# pip installs a user's requirements here, matplotlib keeps its cache here
+HOME=$(mktemp -d)
+export HOME
+case $1 in
+    train) exec train ;;
+    serve) exec gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
+esac

@@ -1,0 +1,46 @@
+"""What stands in for AWS: moto's S3, STS and IAM, served by this process on loopback."""
+import logging
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+REGION = 'us-east-1'
+ROLE = 'SageMakerRole'
+
+
+class RedirectedSession(boto3.Session):
+    """A boto3 session whose clients all talk to one endpoint.
+
+    The SageMaker SDK names public endpoints explicitly in places (STS), so an AWS_ENDPOINT_URL
+    would not be enough; and the user's AWS configuration stays untouched.
+    """
+
+    def __init__(self, endpoint_url, **kwargs):
+        super().__init__(region_name=REGION, **kwargs)
+        self.endpoint_url = endpoint_url
+
+    def client(self, *args, **kwargs):
+        return super().client(*args, **{**kwargs, 'endpoint_url': self.endpoint_url})
+
+    def resource(self, *args, **kwargs):
+        return super().resource(*args, **{**kwargs, 'endpoint_url': self.endpoint_url})
+
+
+def start():
+    """Start an embedded AWS; return (boto session, function that stops it).
+
+    Only this machine reaches it, and containers need not: the session hands them files. The
+    session's credentials are those of an assumed role, so that get_execution_role() finds one.
+    """
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # moto's server logs every request
+    server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
+    server.start()
+    url = 'http://{}:{}'.format(*server.get_host_and_port())
+    root = RedirectedSession(url, aws_access_key_id='embedded', aws_secret_access_key='embedded')
+    role = root.client('iam').create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
+    credentials = root.client('sts').assume_role(
+        RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
+    return RedirectedSession(
+        url, aws_access_key_id=credentials['AccessKeyId'],
+        aws_secret_access_key=credentials['SecretAccessKey'],
+        aws_session_token=credentials['SessionToken']), server.stop

@@ -1,0 +1,83 @@
+"""What this machine's Docker can do, and what of ours runs there."""
+import os
+import shutil
+import subprocess
+
+from local_mode import ROOT
+
+LABEL = 'chainer-mnist-local-mode'  # on every container of ours; its value names the session
+VERSION = '7.8.1'
+
+
+def docker(*args):
+    """Run a docker command; return its stdout. RuntimeError with its stderr where it fails."""
+    try:
+        done = subprocess.run(('docker',) + args, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise RuntimeError('Docker is not installed: run ./setup.sh, or see '
+                           'https://docs.docker.com/get-docker/.') from None
+    if done.returncode:
+        raise RuntimeError('docker {}: {}'.format(args[0], done.stderr.strip()))
+    return done.stdout
+
+
+def image_uri(instance_type):
+    """Return the name of our image for 'local', 'local_gpu' or an ml.* instance type."""
+    gpu = instance_type == 'local_gpu' or instance_type.startswith(('ml.g', 'ml.p'))
+    return 'sagemaker-chainer:{}-{}-py3'.format(VERSION, 'gpu' if gpu else 'cpu')
+
+
+def has_image(name):
+    """Return whether Docker has this image already."""
+    return bool(docker('images', '--quiet', name).strip())
+
+
+def check(image):
+    """Raise RuntimeError with what to do, unless Docker, Compose and a local image are there."""
+    try:
+        docker('info')
+    except RuntimeError as e:
+        raise RuntimeError('Docker does not answer: start it (Docker Desktop, or ./setup.sh), or '
+                           'join the group "docker" and log in again. ({})'.format(e)) from None
+    # A name without a registry would otherwise be looked up on Docker Hub, among strangers.
+    if '/' not in image and not has_image(image):
+        raise RuntimeError('There is no image {}: build it with `make image`.'.format(image))
+    # The SDK takes `docker compose` only if its version starts with v2, else docker-compose from
+    # PATH. For newer ones bin/docker-compose hands over to `docker compose`; a real one goes first.
+    bin_directory = str(ROOT / 'local_mode' / 'bin')
+    if bin_directory not in os.environ['PATH'].split(os.pathsep):
+        if not shutil.which('docker-compose'):
+            try:
+                docker('compose', 'version')
+            except RuntimeError:
+                raise RuntimeError('Docker Compose is not installed: run ./setup.sh, or see '
+                                   'https://docs.docker.com/compose/install/.') from None
+        os.environ['PATH'] += os.pathsep + bin_directory
+
+
+def gpu_available():
+    """Return whether `local_gpu` can work: a GPU, Docker's access to it, and our image for it.
+
+    Prints what is missing where this machine has a GPU.
+    """
+    if not shutil.which('nvidia-smi') or subprocess.run('nvidia-smi', capture_output=True).returncode:
+        return False
+    image = image_uri('local_gpu')
+    if not has_image(image):
+        print('This machine has a GPU, but there is no image {}: using the CPU.'.format(image))
+        return False
+    try:
+        docker('run', '--rm', '--gpus', 'all', '--entrypoint', 'nvidia-smi', image)
+    except RuntimeError as e:
+        print('This machine has a GPU, but Docker cannot use it (is the NVIDIA Container Toolkit '
+              'installed?): using the CPU. ({})'.format(e))
+        return False
+    return True
+
+
+def remove_containers(session, *filters):
+    """Remove this session's containers, running or not, that match Docker's ps filters."""
+    args = [arg for f in ('label={}={}'.format(LABEL, session),) + filters for arg in ('--filter', f)]
+    containers = docker('ps', '--all', '--quiet', *args).split()
+    if containers:
+        docker('rm', '--force', *containers)

@@ -1,0 +1,74 @@
+"""Run the notebook top to bottom without a person: `python -m local_mode.run`.
+
+Writes output/chainer_mnist_local_mode.ipynb and .html, also where a cell fails (exit status 1),
+and prints what the cells print, then how long each stage took.
+"""
+import re
+import sys
+import time
+
+import nbclient
+import nbconvert
+import nbformat
+
+from local_mode import ROOT
+
+NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
+
+
+class Client(nbclient.NotebookClient):
+    """A NotebookClient that shows the cells' text as it comes, and times the stages."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stages = {}
+
+    async def async_execute_cell(self, cell, cell_index, **kwargs):
+        if cell.cell_type == 'markdown':
+            heading = re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
+            if heading:
+                self.stage = heading[1]
+        elif cell.cell_type == 'code':
+            print('\n== {}'.format(self.stage), flush=True)
+        start = time.monotonic()
+        try:
+            return await super().async_execute_cell(cell, cell_index, **kwargs)
+        finally:
+            self.stages[self.stage] = self.stages.get(self.stage, 0) + time.monotonic() - start
+
+    def output(self, outs, msg, display_id, cell_index):
+        if msg['msg_type'] == 'stream':
+            print(msg['content']['text'], end='', flush=True)
+        return super().output(outs, msg, display_id, cell_index)
+
+
+def main():
+    """Execute, save, and report; return the exit status."""
+    start = time.monotonic()
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = Client(notebook, timeout=None, kernel_name='python3',
+                    resources={'metadata': {'path': str(NOTEBOOK.parent)}})
+    try:
+        client.execute()
+        status = 0
+    except nbclient.exceptions.CellExecutionError as e:
+        print(e, file=sys.stderr)
+        status = 1
+    finally:
+        output = ROOT / 'output' / NOTEBOOK.name
+        output.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, output)
+        html, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+        output.with_suffix('.html').write_text(html, encoding='utf-8')
+    total = time.monotonic() - start
+    print('\n{:<44} seconds'.format('stage'))
+    for stage, seconds in client.stages.items():
+        if seconds >= 0.05:
+            print('{:<44} {:7.1f}'.format(stage, seconds))
+    print('{:<44} {:7.1f}'.format('in all, with start and end of the kernel', total))
+    print('\n{}\n{}'.format(output, output.with_suffix('.html')))
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())

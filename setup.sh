@@ -1,0 +1,125 @@
+#!/bin/bash
+# Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
+# engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
+#   ./setup.sh         all of that
+#   ./setup.sh tests   ... and what the tests need besides
+#   ./setup.sh fast    what the fast tests need: no Docker, no browser
+set -euo pipefail
+cd "$(dirname "$0")"
+
+say() { echo "setup: $*"; }
+fail() { echo "setup: $*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    # Without a terminal (a notebook's cell) sudo could not ask for a password.
+    elif [ -t 0 ]; then sudo "$@"
+    else sudo -n "$@" || fail "'$*' needs root: run ./setup.sh once in a terminal."
+    fi
+}
+
+install() {
+    say "installing $*"
+    as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+has_apt() { command -v apt-get >/dev/null; }
+quietly() { "$@" >/dev/null 2>&1; }
+python=.venv/bin/python
+
+# Chainer needs Python 3.11 or older, the pinned packages 3.10 or newer.
+make_venv() {
+    if quietly $python -c ''; then return; fi
+    rm -rf .venv
+    local version_check='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))'
+    for candidate in python3.11 python3.10 python3; do
+        quietly $candidate -c "$version_check" || continue
+        say "creating .venv with $($candidate --version)"
+        # Debian packs the part of venv that brings pip separately.
+        quietly $candidate -c 'import ensurepip' || ! has_apt ||
+            install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+        $candidate -m venv .venv
+        return
+    done
+    command -v uv >/dev/null || fail "Chainer needs Python 3.10 or 3.11, and there is neither. Install" \
+        "one, or uv (https://docs.astral.sh/uv/), which fetches one, and run this again."
+    uv venv --seed --python 3.11 .venv
+}
+
+install_packages() {
+    # Chainer is an sdist and wants a setuptools that still has pkg_resources; new pips and old ones
+    # each look at one of these for what a build may use.
+    constraints=$PWD/.venv/constraints.txt
+    export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
+    echo 'setuptools<74' > "$constraints"
+    for requirements in "$@"; do
+        installed=.venv/installed-${requirements//\//-}
+        if ! cmp -s "$requirements" "$installed"; then
+            say "installing the packages of $requirements"
+            $python -m pip install --quiet --requirement "$requirements"
+            cp "$requirements" "$installed"
+        fi
+    done
+}
+
+start_docker() {
+    if ! command -v docker >/dev/null || { ! quietly docker info && ! command -v dockerd >/dev/null && [ "$(uname)" = Linux ]; }; then
+        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
+        install docker.io
+    fi
+    if ! quietly docker compose version && ! command -v docker-compose >/dev/null; then
+        has_apt || fail "Docker Compose is not installed: see https://docs.docker.com/compose/install/."
+        # Ubuntu's docker-compose is an old one that its own Python cannot run.
+        if apt-cache show docker-compose-v2 2>/dev/null | grep -q ^Package; then install docker-compose-v2
+        else install docker-compose; fi
+    fi
+    if ! quietly docker info; then
+        case $(docker info 2>&1) in *'permission denied'*)
+            fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again.";;
+        esac
+        say "starting the Docker engine"
+        if [ -d /run/systemd/system ]; then as_root systemctl start docker
+        elif [ "$(uname)" = Linux ]; then as_root service docker start >/dev/null
+        fi || true
+        for _ in $(seq 30); do quietly docker info && break; sleep 1; done
+        quietly docker info || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)."
+    fi
+}
+
+# Rebuilds when container/ has changed.
+build_image() {
+    image=sagemaker-chainer:7.8.1-cpu-py3
+    base=debian:bookworm-slim
+    source=$(cat container/* | cksum | cut -d' ' -f1)
+    if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
+        if ! quietly docker image inspect $base && ! quietly docker pull $base; then
+            base=sagemaker-chainer-base:bookworm
+            if ! quietly docker image inspect $base; then
+                say "no container registry can be reached: making the base from Debian's packages"
+                command -v debootstrap >/dev/null || { has_apt && install debootstrap; } ||
+                    fail "Without a registry the base image needs debootstrap, which Debian and Ubuntu have."
+                as_root container/bootstrap-base.sh | docker import --change 'CMD ["bash"]' - $base >/dev/null
+            fi
+        fi
+        say "building $image"
+        docker build --build-arg BASE=$base --label source="$source" --tag $image container
+    fi
+}
+
+install_test_tools() {
+    command -v chromium >/dev/null || { has_apt && install chromium; } ||
+        fail "The browser tests need a 'chromium' on the PATH."
+    command -v node >/dev/null || { has_apt && install nodejs; } ||
+        fail "The tests of input.html need Node."
+}
+
+make_venv
+case ${1:-} in
+    '') install_packages requirements.txt; start_docker; build_image ;;
+    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_test_tools ;;
+    fast) install_packages requirements.txt tests/requirements.txt ;;
+    *) fail "unknown argument $1" ;;
+esac
+$python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
+say "ready"

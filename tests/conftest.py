@@ -1,0 +1,59 @@
+"""Fixtures that several test files share. Markers: `docker` needs an engine, `browser` a Chromium."""
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Tests use the embedded AWS, whatever credentials this machine has.
+for name in [name for name in os.environ if name.startswith('AWS_') and name != 'AWS_CA_BUNDLE']:
+    del os.environ[name]
+os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+                  AWS_EC2_METADATA_DISABLED='true')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'docker: needs a Docker engine and our image')
+    config.addinivalue_line('markers', 'browser: needs Chromium')
+    config.addinivalue_line('markers', 'slow: takes longer than a fast test may')
+    config.option.strict_markers = True
+    # Chainer's own, which nobody will mend
+    config.addinivalue_line('filterwarnings', 'ignore::DeprecationWarning:chainer')
+    config.addinivalue_line('filterwarnings', 'ignore::DeprecationWarning:setuptools')
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first."""
+    items.sort(key=lambda item: sum(bool(item.get_closest_marker(m)) * w
+                                    for m, w in (('slow', 1), ('browser', 2), ('docker', 4))))
+
+
+@pytest.fixture(scope='session')
+def mnist(tmp_path_factory):
+    """Directories with the channels train (60,000) and test (10,000), as the notebook writes them."""
+    import chainer
+    import numpy as np
+    from local_mode.mnist import fill_cache
+    fill_cache()
+    root = tmp_path_factory.mktemp('mnist')
+    for name, dataset in zip(('train', 'test'), chainer.datasets.get_mnist()):
+        images, labels = chainer.dataset.concat_examples(dataset)
+        (root / name).mkdir()
+        np.savez(root / name / name, images=images, labels=labels)
+    return root
+
+
+@pytest.fixture(scope='session')
+def small_mnist(mnist, tmp_path_factory):
+    """The same with the first 2,000 training and 1,000 test images."""
+    import numpy as np
+    root = tmp_path_factory.mktemp('small_mnist')
+    for name, count in ('train', 2000), ('test', 1000):
+        with np.load(mnist / name / (name + '.npz')) as arrays:
+            (root / name).mkdir()
+            np.savez(root / name / name, images=arrays['images'][:count],
+                     labels=arrays['labels'][:count])
+    return root

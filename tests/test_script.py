@@ -1,0 +1,186 @@
+"""The script alone, as a process, on today's Chainer and on what AWS's last image holds."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import chainer_mnist_single_machine as script
+
+SCRIPT = pathlib.Path(script.__file__)
+
+
+def run(*args, python=sys.executable, cwd=None, **env):
+    """Run the script with SageMaker's variables and no others of its kind."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('SM_')}
+    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True,
+                          env={**clean, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def train(data, out, *args, **kwargs):
+    """Train on a data directory; return (finished process, log of LogReport)."""
+    (out / 'model').mkdir(parents=True)
+    done = run('--epochs', 1, '--batch-size', 100, *args, SM_CHANNEL_TRAIN=str(data / 'train'),
+               SM_CHANNEL_TEST=str(data / 'test'), SM_OUTPUT_DATA_DIR=str(out / 'data'),
+               SM_MODEL_DIR=str(out / 'model'), SM_NUM_GPUS='0', **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((out / 'data' / 'log').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(small_mnist, tmp_path_factory):
+    out = tmp_path_factory.mktemp('trained')
+    train(small_mnist, out)
+    return out
+
+
+def test_writes_model_plots_log_graph_and_snapshot(trained):
+    assert (trained / 'model' / 'model.npz').exists()
+    written = {path.name for path in (trained / 'data').iterdir()}
+    assert written == {'accuracy.png', 'loss.png', 'log', 'cg.dot', 'snapshot_epoch_1'}
+    for plot in 'accuracy.png', 'loss.png':
+        assert (trained / 'data' / plot).read_bytes().startswith(b'\x89PNG')
+
+
+def test_model_fn_loads_what_training_saved(trained, small_mnist):
+    code = ('import sys, numpy as np, chainer_mnist_single_machine as s\n'
+            'assert "matplotlib" not in sys.modules\n'
+            'model = s.model_fn(sys.argv[1])\n'
+            'd = np.load(sys.argv[2])\n'
+            'x = d["images"]\n'
+            'p = model(x).array\n'
+            'print((p.argmax(1) == d["labels"]).mean())\n'
+            'for shape in (-1, 28, 28), (-1, 1, 28, 28):\n'
+            '    assert np.array_equal(model(x.reshape(shape)).array, p)\n'
+            'assert np.allclose(model(x[0]).array, p[:1], atol=1e-5)\n')
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(trained / 'model'), str(small_mnist / 'test' / 'test.npz')],
+        cwd=str(SCRIPT.parent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.75
+
+
+def test_the_same_seed_gives_the_same_result(trained, small_mnist, tmp_path):
+    _, log = train(small_mnist, tmp_path / 'again')
+    first = json.loads((trained / 'data' / 'log').read_text())
+    _, other = train(small_mnist, tmp_path / 'other', '--seed', 1)
+    keys = 'main/loss', 'validation/main/loss', 'validation/main/accuracy'
+    assert [log[0][k] for k in keys] == [first[0][k] for k in keys]
+    assert [log[0][k] for k in keys] != [other[0][k] for k in keys]
+
+
+@pytest.mark.parametrize('spelling', ['--batch-size', '--batch_size'])
+def test_both_spellings_of_batch_size_count(small_mnist, tmp_path, spelling):
+    _, log = train(small_mnist, tmp_path, spelling, 500)
+    assert log[-1]['iteration'] == 4  # 2,000 images / 500
+
+
+def test_learning_rate_counts(small_mnist, tmp_path):
+    _, log = train(small_mnist, tmp_path, '--learning_rate', '1e-12')
+    assert log[-1]['validation/main/accuracy'] < 0.3
+
+
+@pytest.mark.parametrize('argument', ['--batchsize', '--epoch', '-e', '--unknown'])
+def test_an_unknown_hyperparameter_is_refused(argument, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args([argument, '3'])
+    assert 'unknown hyperparameter ' + argument in capsys.readouterr().err
+
+
+def test_hyperparameters_of_sagemaker_itself_are_not_refused():
+    args = script.parse_args(['--sagemaker_use_mpi', 'true', '--epochs', '3'])
+    assert args.epochs == 3
+
+
+@pytest.mark.parametrize('argument', ['--epochs', '--batch-size', '--learning-rate'])
+@pytest.mark.parametrize('value', ['0', '-1', 'many', 'nan'])
+def test_a_hyperparameter_out_of_range_is_refused(argument, value, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args([argument + '=' + value])
+    assert 'positive' in capsys.readouterr().err
+
+
+def test_the_test_channel_is_not_the_output_directory(small_mnist, tmp_path):
+    done = run(SM_CHANNEL_TRAIN=str(small_mnist / 'train'), SM_OUTPUT_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1 and "no 'test' channel" in done.stderr
+
+
+IMAGES = np.zeros((10, 784), np.float32)
+LABELS = np.arange(10)
+BAD = {
+    'no file': (None, 'No such file'),
+    'missing key': ({'images': IMAGES}, 'labels'),
+    'wrong shape': ({'images': IMAGES[:, :100], 'labels': LABELS}, 'shape (N, 784)'),
+    'integers': ({'images': IMAGES.astype(np.uint8), 'labels': LABELS}, 'floating point'),
+    'too few labels': ({'images': IMAGES, 'labels': LABELS[:9]}, 'shape (10,)'),
+    'float labels': ({'images': IMAGES, 'labels': LABELS * 1.0}, 'must be integers'),
+    'label 10': ({'images': IMAGES, 'labels': LABELS + 1}, 'must be 0 to 9, but range from 1 to 10'),
+    'label -1': ({'images': IMAGES, 'labels': LABELS - 1}, 'must be 0 to 9'),
+    'NaN': ({'images': IMAGES + np.nan, 'labels': LABELS}, 'NaN'),
+    'empty': ({'images': IMAGES[:0], 'labels': LABELS[:0]}, 'no images'),
+    'pickle': ({'images': np.array([object()] * 10), 'labels': LABELS}, 'allow_pickle=False'),
+}
+
+
+@pytest.mark.parametrize('case', sorted(BAD))
+def test_bad_data_ends_with_one_sentence(tmp_path, case):
+    arrays, sentence = BAD[case]
+    if arrays is not None:
+        np.savez(tmp_path / 'train.npz', **arrays)
+    with pytest.raises(SystemExit) as exit:
+        script.load_channel('train', str(tmp_path))
+    assert sentence in exit.value.code and '\n' not in exit.value.code
+
+
+def test_bad_data_ends_the_process_before_any_epoch(tmp_path):
+    np.savez(tmp_path / 'train.npz', images=IMAGES + np.nan, labels=LABELS)
+    done = run('--train', tmp_path, '--test', tmp_path)
+    assert done.returncode == 1 and done.stdout == ''
+    assert 'NaN' in done.stderr and 'Traceback' not in done.stderr
+
+
+def find_python36():
+    candidates = [shutil.which('python3.6')] + sorted(
+        pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')).glob(
+            'versions/3.6.*/bin/python'))
+    for candidate in candidates:
+        if candidate and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL
+                                        ).returncode == 0:
+            return str(candidate)
+    return None
+
+
+@pytest.fixture(scope='module')
+def aws_python(tmp_path_factory):
+    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2."""
+    python36 = find_python36()
+    if python36 is None:
+        if os.environ.get('CI'):
+            pytest.fail('CI needs a Python 3.6.')
+        pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
+    directory = tmp_path_factory.mktemp('aws')
+    subprocess.run([python36, '-m', 'venv', str(directory)], check=True)
+    python = directory / 'bin' / 'python'
+    # The pip that Python 3.6 brings does not look at which Python a package wants.
+    for packages in ['pip==21.3.1'], ['chainer==5.0.0', 'numpy==1.16.2', 'matplotlib==2.2.0']:
+        subprocess.run([str(python), '-m', 'pip', 'install', '-q'] + packages, check=True)
+    return python
+
+
+@pytest.mark.slow
+def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, trained, tmp_path):
+    done, log = train(small_mnist, tmp_path / 'out', python=aws_python)
+    assert log[-1]['validation/main/accuracy'] > 0.75
+    assert (tmp_path / 'out' / 'data' / 'accuracy.png').exists()
+    # A model trained here is hosted there, and the other way round.
+    load = ('import sys, chainer; import chainer_mnist_single_machine as s; '
+            's.model_fn(sys.argv[1]); print(chainer.__version__)')
+    for python, model, version in ((aws_python, trained / 'model', '5.0.0'),
+                                   (sys.executable, tmp_path / 'out' / 'model', '7.8.1')):
+        loaded = subprocess.run([str(python), '-c', load, str(model)], cwd=str(SCRIPT.parent),
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert loaded.stdout.strip() == version, loaded.stderr
