@@ -10,7 +10,7 @@ threads = 16  # connections that one worker keeps alive; predictions run one at 
 keepalive = 75
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5
-control_socket_disable = True  # nobody manages it from inside the container
+control_socket_disable = True  # nothing inside the container manages it
 worker_tmp_dir = '/dev/shm'  # heartbeats must not wait for a disk
 wsgi_app = 'serving:create_app()'
 

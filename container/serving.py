@@ -19,7 +19,7 @@ import threading
 import chainer
 import numpy as np
 from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, NotAcceptable,
-                                 UnsupportedMediaType)
+                                 RequestEntityTooLarge, UnsupportedMediaType)
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
@@ -73,6 +73,8 @@ def decode_json(body):
 def decode_csv(body):
     """Return the float32 array, shape (rows, columns), in a CSV body without a header line."""
     rows = [row for row in csv.reader(io.StringIO(body.decode('utf-8'))) if row]
+    if not rows:
+        raise ValueError('there are no rows')
     return np.array(rows, dtype=np.float32)
 
 
@@ -148,6 +150,17 @@ def default_output_fn(prediction, accept):
     return Response(ENCODERS[accept](np.asarray(prediction)), mimetype=accept)
 
 
+def read_body(request):
+    """Return the request's body; RequestEntityTooLarge (413) if it is over the limit."""
+    limit = MAX_PAYLOAD_IN_MB * 2 ** 20
+    if (request.content_length or 0) <= limit:
+        # Not request.get_data(): it would cut off a chunked body at the limit, and not say so.
+        body = request.environ['wsgi.input'].read(limit + 1)
+        if len(body) <= limit:
+            return body
+    raise RequestEntityTooLarge('The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB))
+
+
 def negotiate(accept_mimetypes):
     """Return the supported type that the client likes best; NotAcceptable (406) if none."""
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
@@ -177,7 +190,7 @@ def create_app():
             accept = negotiate(request.accept_mimetypes)
         else:
             accept = request.headers.get('Accept') or DEFAULT_ACCEPT
-        body = request.get_data()
+        body = read_body(request)
         with one_at_a_time:
             data = hooks['input_fn'](body, request.mimetype or JSON)
             output = hooks['output_fn'](hooks['predict_fn'](data, model), accept)
@@ -187,7 +200,6 @@ def create_app():
 
     @Request.application
     def app(request):
-        request.max_content_length = MAX_PAYLOAD_IN_MB * 2 ** 20
         try:
             endpoint, _ = routes.bind_to_environ(request.environ).match()
             return Response() if endpoint == 'ping' else invocations(request)
@@ -197,8 +209,6 @@ def create_app():
             logger.exception('%s failed', request.path)
             error = InternalServerError('The script failed on this request; '
                                         'the container\'s log has the traceback.')
-        if error.code == 413:
-            error.description = 'The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB)
         return Response(error.description + '\n', error.code, mimetype='text/plain')
 
     return app

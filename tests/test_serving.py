@@ -1,0 +1,329 @@
+"""The server of container/ with real requests, without Docker: contract, formats, bad input."""
+import contextlib
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import chainer
+import numpy as np
+import pytest
+import urllib3
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+import chainer_mnist_single_machine as script
+
+ROOT = pathlib.Path(script.__file__).parent
+NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
+http = urllib3.PoolManager(retries=False, timeout=30)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def start(code, program, model_dir, workers=1, **env):
+    """Start `serve` as the container's entry point does, on loopback; return (process, URL)."""
+    port = free_port()
+    env = {**os.environ, 'SAGEMAKER_SUBMIT_DIRECTORY': str(code), 'SAGEMAKER_PROGRAM': program,
+           'SM_MODEL_DIR': str(model_dir), 'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
+           'PYTHONPATH': str(ROOT / 'container'), **env}
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py'),
+         '--bind', '127.0.0.1:{}'.format(port)], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return process, 'http://127.0.0.1:{}'.format(port)
+
+
+@contextlib.contextmanager
+def serving(*args, **kwargs):
+    """A server that answers /ping."""
+    process, url = start(*args, **kwargs)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if http.request('GET', url + '/ping').status == 200:
+                    break
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope='module')
+def code(tmp_path_factory):
+    """The script alone, as it comes from S3: next to it here lies a requirements.txt of ours."""
+    directory = tmp_path_factory.mktemp('code')
+    shutil.copy(script.__file__, directory)
+    return directory
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('model')
+    model = chainer.links.Classifier(script.MLP(1000, 10))
+    chainer.serializers.save_npz(directory / 'model.npz', model)
+    return directory
+
+
+@pytest.fixture(scope='module')
+def url(code, model):
+    with serving(code, 'chainer_mnist_single_machine.py', model) as url:
+        yield url
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.random.RandomState(0).rand(3, 784).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def scores(model, images):
+    return script.model_fn(str(model))(images).array
+
+
+def npy(array, **kwargs):
+    stream = io.BytesIO()
+    np.save(stream, array, **kwargs)
+    return stream.getvalue()
+
+
+def csv(array):
+    return '\n'.join(','.join(map(str, row)) for row in array).encode()
+
+
+def post(url, body, content_type=NPY, accept=NPY):
+    headers = {k: v for k, v in (('Content-Type', content_type), ('Accept', accept)) if v}
+    return http.request('POST', url + '/invocations', body=body, headers=headers)
+
+
+DECODE = {NPY: lambda body: np.load(io.BytesIO(body), allow_pickle=False),
+          JSON: lambda body: np.array(json.loads(body)),
+          CSV: lambda body: np.loadtxt(io.BytesIO(body), delimiter=',', ndmin=2)}
+
+
+@pytest.mark.parametrize('accept', DECODE)
+@pytest.mark.parametrize('content_type', DECODE)
+def test_every_format_in_and_out(url, images, scores, content_type, accept):
+    body = {NPY: npy(images), JSON: json.dumps(images.tolist()).encode(), CSV: csv(images)}
+    response = post(url, body[content_type], content_type, accept)
+    assert response.status == 200 and response.headers['Content-Type'].startswith(accept)
+    np.testing.assert_allclose(DECODE[accept](response.data), scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(784,), (1, 784), (3, 784), (3, 28, 28), (3, 1, 28, 28), (0, 784)])
+@pytest.mark.parametrize('dtype', ['<f4', '>f4', '<f8', '<f2'])
+def test_every_shape_and_floating_dtype(url, images, scores, shape, dtype):
+    count = 1 if shape == (784,) else shape[0]
+    array = images[:count].reshape(shape).astype(dtype)
+    response = post(url, npy(array))
+    assert response.status == 200, response.data
+    np.testing.assert_allclose(DECODE[NPY](response.data), scores[:count], atol=1e-2)
+
+
+def test_fortran_order_and_npy_version_2(url, images, scores):
+    response = post(url, npy(np.asfortranarray(images)))
+    np.testing.assert_allclose(DECODE[NPY](response.data), scores, atol=1e-4)
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, images, version=(2, 0))
+    np.testing.assert_allclose(DECODE[NPY](post(url, stream.getvalue()).data), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize('accept, answered', [
+    (None, JSON), ('*/*', JSON), ('text/*', CSV), ('application/x-npy, */*;q=0.1', NPY),
+    ('image/png, text/csv;q=0.5', CSV)])
+def test_accept_is_negotiated(url, images, accept, answered):
+    response = post(url, npy(images), accept=accept)
+    assert response.status == 200 and response.headers['Content-Type'].startswith(answered)
+
+
+def test_a_content_type_may_have_parameters_and_defaults_to_json(url, images):
+    body = json.dumps(images.tolist()).encode()
+    assert post(url, body, 'application/json; charset=utf-8').status == 200
+    assert post(url, body, None).status == 200
+
+
+def header(text, version=1):
+    text = text.encode() + b'\n'
+    return b'\x93NUMPY' + bytes([version, 0]) + len(text).to_bytes(2 * version, 'little') + text
+
+
+ONE = np.zeros((1, 784), np.float32)
+BAD = [
+    (b'', NPY, 'not valid application/x-npy'),
+    (b'abc', NPY, 'not valid application/x-npy'),
+    (npy(ONE)[:-1], NPY, 'does not fill'),
+    (npy(ONE) + b'x', NPY, 'does not fill'),
+    (npy(ONE)[:40], NPY, 'not valid'),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 784)}"), NPY,
+     'does not fill'),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -784)}") + ONE.tobytes(), NPY,
+     'does not fill'),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': ("), NPY, 'not valid'),
+    (header("{'descr': '<f4'}"), NPY, 'not valid'),
+    (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b'\0' * 8, NPY, 'dtype'),
+    (npy(np.array([object()]), allow_pickle=True), NPY, 'dtype'),
+    (npy(np.array(['1'])), NPY, 'dtype'),
+    (npy(ONE.astype(np.complex64)), NPY, 'dtype'),
+    (npy(ONE.astype([('a', 'f4')])), NPY, 'dtype'),
+    (npy(ONE.astype(np.uint8)), NPY, 'dtype uint8'),
+    (npy(ONE[:, :10]), NPY, 'shape (1, 10)'),
+    (npy(ONE.reshape(2, 392)), NPY, 'shape (2, 392)'),
+    (npy(np.float32(1)), NPY, 'single number'),
+    (npy(ONE + np.nan), NPY, 'NaN'),
+    (npy(ONE.astype('f8') + 1e300), NPY, 'too large'),
+    (b'\xff\xfe', JSON, 'not valid application/json'),
+    (b'{"a": 1}', JSON, 'lists of numbers'),
+    (b'null', JSON, ''),
+    (b'3', JSON, 'single number'),
+    (b'[[1, 2], [3]]', JSON, 'not valid'),
+    (b'["a"]', JSON, 'not valid'),
+    (b'[NaN]', JSON, 'NaN'),
+    (b'[1e999]', JSON, 'too large'),
+    (b'[' * 100000, JSON, 'nested too deeply'),
+    (b'[1, 2', JSON, 'not valid'),
+    (b'', CSV, 'no rows'),
+    (b'a,b', CSV, 'not valid'),
+    (b'1,2\n3', CSV, 'not valid'),
+    (b'1,,2', CSV, 'not valid'),
+    (b'\xff', CSV, 'not valid'),
+    (b'1,"2', CSV, ''),
+]
+
+
+@pytest.mark.parametrize('body, content_type, sentence', BAD, ids=map(str, range(len(BAD))))
+def test_bad_bodies_get_400_with_a_sentence(url, images, body, content_type, sentence):
+    response = post(url, body, content_type)
+    assert response.status == 400, response.data
+    assert sentence in response.data.decode()
+    assert response.headers['Content-Type'].startswith('text/plain')
+    assert post(url, npy(images)).status == 200
+
+
+def test_other_refusals(url, images):
+    for response, status, sentence in (
+            (post(url, npy(images), 'image/png'), 415, 'Content-Type must be one of'),
+            (post(url, npy(images), accept='image/png'), 406, 'Accept must allow one of'),
+            (http.request('GET', url + '/invocations'), 405, 'not allowed'),
+            (http.request('GET', url + '/other'), 404, 'not found')):
+        assert response.status == status and sentence in response.data.decode()
+
+
+@pytest.mark.parametrize('chunked', [False, True])
+def test_too_large_a_body_gets_413(code, model, chunked):
+    with serving(code, 'chainer_mnist_single_machine.py', model,
+                 SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
+        body = npy(np.zeros((400, 784), np.float32))  # 1.2 MB
+        response = post(url, iter([body[:600000], body[600000:]]) if chunked else body)
+        assert response.status == 413 and 'larger than 1 MB' in response.data.decode()
+        assert post(url, npy(np.zeros((300, 784), np.float32))).status == 200
+
+
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, 'w'))
+
+
+def test_a_pickle_never_runs(url, tmp_path):
+    canary = str(tmp_path / 'canary')
+    bodies = [pickle.dumps(Canary(canary)),
+              npy(np.array([Canary(canary)], dtype=object), allow_pickle=True)]
+    pickle.loads(bodies[0]).close()
+    assert os.path.exists(canary)  # it does sing
+    os.remove(canary)
+    for body in bodies:
+        for content_type in DECODE:
+            assert post(url, body, content_type).status == 400
+    assert not os.path.exists(canary)
+
+
+@given(body=st.one_of(
+           st.binary(max_size=200),
+           st.binary(max_size=64).map(lambda b: npy(ONE)[:10] + b),
+           st.text(max_size=80).map(header),
+           st.recursive(st.none() | st.floats() | st.text(max_size=3),
+                        lambda x: st.lists(x, max_size=4)).map(lambda x: json.dumps(x).encode())),
+       content_type=st.sampled_from(list(DECODE)))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_generated_bodies_never_get_5xx(url, body, content_type):
+    response = post(url, body, content_type)
+    assert response.status in (200, 400), response.data
+    assert response.data
+
+
+HOOKS = '''
+import os
+import numpy as np
+
+def model_fn(model_dir):
+    with open(os.path.join(model_dir, 'loads'), 'a') as f:
+        f.write('%d\\n' % os.getpid())
+    return 'a model'
+
+def input_fn(input_data, content_type):
+    if input_data == b'fail':
+        raise KeyError('a bug')
+    return input_data.decode() + '|' + content_type
+
+def predict_fn(data, model):
+    return data + '|' + model
+
+def output_fn(prediction, accept):
+    return (prediction + '|' + accept).upper(), 'text/x-own'
+'''
+
+
+def test_the_users_functions_win_and_model_fn_runs_once_per_worker(tmp_path):
+    (tmp_path / 'mine.py').write_text(HOOKS)
+    with serving(tmp_path, 'mine.py', tmp_path, workers=2) as url:
+        for _ in range(20):
+            response = post(url, b'body', 'a/b', 'c/d')
+            assert (response.status, response.data) == (200, b'BODY|A/B|A MODEL|C/D')
+            assert response.headers['Content-Type'].startswith('text/x-own')
+        response = post(url, b'fail', 'a/b', 'c/d')
+        assert response.status == 500 and b'log' in response.data and b'bug' not in response.data
+        assert post(url, b'body', 'a/b', 'c/d').status == 200
+        deadline = time.monotonic() + 20  # /ping may answer before the other worker is up
+        while len(loads := (tmp_path / 'loads').read_text().split()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(loads) == len(set(loads)) == 2
+
+
+@pytest.mark.parametrize('source, reason', [
+    ('', 'must define model_fn'),
+    ('def model_fn(d): raise OSError("weights are gone")', 'weights are gone'),
+    ('import nonexistent', "No module named 'nonexistent'")])
+def test_a_model_that_cannot_be_loaded_stops_the_server_with_the_reason(tmp_path, source, reason):
+    (tmp_path / 'broken.py').write_text(source)
+    process, _ = start(tmp_path, 'broken.py', tmp_path, workers=2)
+    log, _ = process.communicate(timeout=30)
+    assert process.returncode != 0 and reason in log
+
+
+def test_a_killed_worker_is_replaced(tmp_path):
+    (tmp_path / 'mine.py').write_text(HOOKS)
+    with serving(tmp_path, 'mine.py', tmp_path) as url:
+        os.kill(int((tmp_path / 'loads').read_text()), 9)
+        http.clear()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if post(url, b'body', 'a/b', 'c/d').status == 200:
+                    break
+        assert len((tmp_path / 'loads').read_text().split()) == 2
