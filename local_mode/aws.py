@@ -37,7 +37,11 @@ def start():
     server.start()
     url = 'http://{}:{}'.format(*server.get_host_and_port())
     root = RedirectedSession(url, aws_access_key_id='embedded', aws_secret_access_key='embedded')
-    role = root.client('iam').create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
+    iam = root.client('iam')
+    try:
+        role = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
+    except iam.exceptions.EntityAlreadyExistsException:  # moto keeps its state for the whole process
+        role = iam.get_role(RoleName=ROLE)['Role']
     credentials = root.client('sts').assume_role(
         RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
     return RedirectedSession(

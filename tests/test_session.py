@@ -1,0 +1,157 @@
+"""The session and what it asks of this machine, without Docker."""
+import os
+import socket
+import stat
+import tarfile
+
+import pytest
+
+from local_mode import aws, docker
+from local_mode import session as session_module
+import sagemaker
+from sagemaker.local.image import _SageMakerContainer
+from sagemaker.s3 import S3Downloader
+
+
+@pytest.fixture
+def session():
+    session = session_module.open_session(embedded=True)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A PATH with nothing but what the test puts there; returns a function that does."""
+    directory = tmp_path / 'bin'
+    directory.mkdir()
+    monkeypatch.setenv('PATH', str(directory))
+
+    def put(name, script):
+        (directory / name).write_text('#!/bin/sh\n' + script)
+        (directory / name).chmod(stat.S_IRWXU)
+    return put
+
+
+def test_without_credentials_there_is_an_embedded_aws(capsys, tmp_path):
+    session = session_module.open_session()
+    try:
+        assert 'AWS: embedded on this machine' in capsys.readouterr().out
+        assert sagemaker.get_execution_role(session) == 'arn:aws:iam::123456789012:role/SageMakerRole'
+        (tmp_path / 'in').mkdir()
+        (tmp_path / 'in' / 'file').write_text('text')
+        uri = session.upload_data(str(tmp_path / 'in'), key_prefix='a/model/b')
+        assert uri == 's3://sagemaker-us-east-1-123456789012/a/model/b'
+        S3Downloader.download(uri, str(tmp_path / 'out'), sagemaker_session=session)
+        assert (tmp_path / 'out' / 'file').read_text() == 'text'
+    finally:
+        session.close()
+
+
+def test_the_first_cell_can_be_run_again(session):
+    again = session_module.open_session(embedded=True)
+    try:
+        assert sagemaker.get_execution_role(again) == sagemaker.get_execution_role(session)
+    finally:
+        again.close()
+
+
+def test_the_embedded_aws_listens_on_loopback_until_the_session_closes():
+    session = session_module.open_session(embedded=True)
+    port = int(session.boto_session.endpoint_url.rsplit(':', 1)[1])
+    with socket.socket() as s:
+        assert s.connect_ex(('127.0.0.1', port)) == 0
+    with socket.socket() as s:  # every address of this machine but that one is still free
+        s.bind(('127.0.0.2', port))
+    assert os.path.isdir(session.directory)
+    session.close()
+    with socket.socket() as s:
+        assert s.connect_ex(('127.0.0.1', port)) != 0
+    assert not os.path.exists(session.directory)
+
+
+def test_credentials_lead_to_the_users_account(monkeypatch, capsys):
+    # A second embedded AWS plays the user's account; boto3 finds it as it would find the real one.
+    account, stop = aws.start()
+    monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
+    monkeypatch.setattr(session_module.aws, 'start', lambda: pytest.fail('embedded AWS started'))
+    session = session_module.open_session()
+    try:
+        assert capsys.readouterr().out.startswith('AWS: your account 123456789012 in us-east-1')
+        assert session.boto_session is account
+    finally:
+        session.close()
+        stop()
+
+
+def test_credentials_without_a_region_are_explained(monkeypatch):
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'a')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'b')
+    with pytest.raises(ValueError, match='set AWS_DEFAULT_REGION'):
+        session_module.open_session()
+
+
+def test_no_docker_is_said_in_words(path):
+    with pytest.raises(RuntimeError, match='Docker is not installed: run ./setup.sh'):
+        docker.check('sagemaker-chainer:x')
+
+
+def test_an_engine_that_does_not_answer_is_said_in_words(path):
+    path('docker', 'echo "Cannot connect to the Docker daemon" >&2; exit 1')
+    with pytest.raises(RuntimeError, match='Docker does not answer: start it .*Cannot connect'):
+        docker.check('sagemaker-chainer:x')
+
+
+def test_a_missing_image_is_not_looked_up_among_strangers(path):
+    path('docker', 'exit 0')
+    with pytest.raises(RuntimeError, match='no image sagemaker-chainer:x: build it with `make image`'):
+        docker.check('sagemaker-chainer:x')
+
+
+def test_no_compose_is_said_in_words(path):
+    path('docker', 'case $1 in images) echo id;; compose) exit 1;; esac')
+    with pytest.raises(RuntimeError, match='Docker Compose is not installed: run ./setup.sh'):
+        docker.check('sagemaker-chainer:x')
+
+
+def test_a_compose_newer_than_the_sdk_knows_works(path):
+    path('docker', 'case "$1 $2" in images*) echo id;; "compose version") echo "Docker Compose '
+                   'version v5.0.1";; compose*) echo "ran $@";; esac')
+    with pytest.raises(ImportError):  # what the SDK does on its own
+        _SageMakerContainer._get_compose_cmd_prefix()
+    docker.check('sagemaker-chainer:x')
+    command, = _SageMakerContainer._get_compose_cmd_prefix()
+    shim = docker.shutil.which(command)
+    assert docker.subprocess.run([shim, 'up'], capture_output=True, text=True).stdout == 'ran compose up\n'
+
+
+def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
+    assert not docker.gpu_available()  # no nvidia-smi at all
+    path('nvidia-smi', 'exit 0')
+    path('docker', 'case $1 in images) exit 0;; esac')
+    assert not docker.gpu_available()
+    assert 'there is no image sagemaker-chainer:7.8.1-gpu-py3' in capsys.readouterr().out
+    path('docker', 'case $1 in images) echo id;; run) echo "no such driver" >&2; exit 1;; esac')
+    assert not docker.gpu_available()
+    assert 'NVIDIA Container Toolkit' in capsys.readouterr().out
+    path('docker', 'case $1 in images) echo id;; esac')
+    assert docker.gpu_available()
+    path('nvidia-smi', 'exit 9')
+    assert not docker.gpu_available()
+
+
+@pytest.mark.parametrize('instance_type, processor', [
+    ('local', 'cpu'), ('local_gpu', 'gpu'), ('ml.m5.xlarge', 'cpu'), ('ml.g5.xlarge', 'gpu')])
+def test_the_image_fits_the_instance_type(instance_type, processor):
+    assert docker.image_uri(instance_type) == 'sagemaker-chainer:7.8.1-{}-py3'.format(processor)
+
+
+def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
+    (tmp_path / 'script.py').write_text('pass')
+    with tarfile.open(tmp_path / 'sourcedir.tar.gz', 'w:gz') as tar:
+        tar.add(tmp_path / 'script.py', 'script.py')
+    uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
+    copy = session.local_copy(uri)
+    assert copy.startswith('file://' + session.directory)
+    assert os.listdir(copy[len('file://'):]) == ['script.py']
+    assert session.local_copy('file:///some/where') == 'file:///some/where'
