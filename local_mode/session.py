@@ -162,12 +162,16 @@ class Session(sdk.LocalSession):
         self.sagemaker_runtime_client = RuntimeClient(self.config)
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
+        self.set_serving_port(serving_port)
+        self.stop_aws = None
+        atexit.register(self.close)
+
+    def set_serving_port(self, serving_port):
+        """Let the next endpoint answer on this port of this machine."""
         self.serving_port = serving_port
         self.config = {'local': {
             'serving_port': serving_port, 'container_root': self.directory,
             'container_config': {'labels': {LABEL: self.name}, 'init': True}}}
-        self.stop_aws = None
-        atexit.register(self.close)
 
     def close(self):
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""

@@ -1,0 +1,368 @@
+"""The heart: the script trained and hosted in the real container, through the SDK."""
+import contextlib
+import json
+import socket
+import subprocess
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import urllib3
+
+import chainer_mnist_single_machine as script
+from local_mode.docker import LABEL, docker, image_uri
+from local_mode.session import open_session
+import botocore.exceptions
+from sagemaker.chainer.estimator import Chainer
+from sagemaker.chainer.model import ChainerModel
+from sagemaker.s3 import S3Downloader
+
+pytestmark = pytest.mark.docker
+IMAGE = image_uri('local')
+PROGRAM = 'chainer_mnist_single_machine.py'
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def session():
+    session = open_session(embedded=True, serving_port=free_port())
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope='module')
+def inputs(session, small_mnist):
+    """The channels, under a prefix that contains "model"."""
+    return {name: session.upload_data(str(small_mnist / name), key_prefix='my/model/data/' + name)
+            for name in ('train', 'test')}
+
+
+def make_estimator(session, entry_point=script.__file__, **hyperparameters):
+    return Chainer(entry_point=str(entry_point), role='arn:aws:iam::123456789012:role/SageMakerRole',
+                   instance_count=1, instance_type='local', image_uri=IMAGE,
+                   sagemaker_session=session, output_path='s3://{}/my/model'.format(
+                       session.default_bucket()), hyperparameters=hyperparameters)
+
+
+@pytest.fixture(scope='module')
+def estimator(session, inputs):
+    estimator = make_estimator(session, epochs=2, batch_size=100)
+    estimator.fit(inputs)
+    return estimator
+
+
+@pytest.fixture(scope='module')
+def predictor(session, estimator):
+    predictor = estimator.deploy(initial_instance_count=1, instance_type='local')
+    yield predictor
+    predictor.delete_model()
+    predictor.delete_endpoint()
+    assert containers(session) == [] and not answers(session.serving_port)
+
+
+def containers(session, *states):
+    """The ids of the session's containers, in any state or in one of these."""
+    args = [arg for s in states for arg in ('--filter', 'status=' + s)]
+    return docker('ps', '--all', '--quiet', '--filter', 'label={}={}'.format(LABEL, session.name),
+                  *args).split()
+
+
+def answers(port, host='127.0.0.1'):
+    with socket.socket() as s:
+        return s.connect_ex((host, port)) == 0
+
+
+def test_training_brings_back_model_and_output(session, estimator, tmp_path):
+    assert estimator.model_data.endswith('/output/model.tar.gz')
+    output = estimator.model_data.rsplit('/', 1)[0] + '/output.tar.gz'
+    S3Downloader.download(output, str(tmp_path), sagemaker_session=session)
+    with tarfile.open(tmp_path / 'output.tar.gz') as tar:
+        assert {'success', 'data/accuracy.png', 'data/loss.png', 'data/cg.dot', 'data/log',
+                'data/snapshot_epoch_2'} <= set(tar.getnames())
+        log = json.load(tar.extractfile('data/log'))
+    assert log[-1]['iteration'] == 40  # 2 epochs of 2,000 images: the batch size of 100 arrived
+    assert log[-1]['validation/main/accuracy'] > 0.8
+
+
+def test_a_finished_job_leaves_no_container(session, estimator):
+    assert containers(session, 'exited', 'created') == []
+
+
+def test_the_endpoint_reads_digits(predictor, small_mnist):
+    with np.load(small_mnist / 'test' / 'test.npz') as test:
+        prediction = predictor.predict(test['images'])
+        assert prediction.shape == (1000, 10) and prediction.dtype == np.float32
+        assert (prediction.argmax(axis=1) == test['labels']).mean() > 0.8
+        image = test['images'][0]
+    nested = predictor.predict([image.tolist()])  # as the pad's data: float64 to the SDK
+    np.testing.assert_allclose(nested, prediction[:1], atol=1e-4)
+
+
+def test_the_user_sees_the_servers_sentence(predictor):
+    with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*400.*shape \(5, 7\)'):
+        predictor.predict(np.zeros((5, 7), np.float32))
+
+
+def test_the_endpoint_answers_on_this_machine_only(session, predictor):
+    binding = docker('ps', '--filter', 'label={}={}'.format(LABEL, session.name),
+                     '--format', '{{.Ports}}')
+    assert '127.0.0.1:{}->8080'.format(session.serving_port) in binding and '0.0.0.0' not in binding
+
+
+def test_a_request_without_an_endpoint_is_explained(session, predictor, monkeypatch):
+    monkeypatch.setattr(session.sagemaker_runtime_client, 'serving_port', free_port())
+    with pytest.raises(ConnectionError, match='Nothing answers on port'):
+        predictor.predict(np.zeros((1, 784), np.float32))
+
+
+def test_deploy_to_the_first_prediction_takes_seconds(session, estimator):
+    with other_port(session):
+        start = time.monotonic()
+        predictor = estimator.deploy(initial_instance_count=1, instance_type='local')
+        try:
+            predictor.predict(np.zeros((1, 784), np.float32))
+            seconds = time.monotonic() - start
+        finally:
+            predictor.delete_endpoint()
+    assert seconds < 20  # 30 s and more with the SDK's own waiting
+
+
+@contextlib.contextmanager
+def other_port(session):
+    """A second endpoint of the same session, on a port of its own."""
+    before = session.serving_port
+    session.set_serving_port(free_port())
+    try:
+        yield
+    finally:
+        session.set_serving_port(before)
+
+
+FAIL = '''
+import sys
+if __name__ == '__main__':
+    print('a line on stdout')
+    raise ValueError('the dog ate my weights')
+'''
+
+
+def test_a_failing_script_is_reported_with_its_traceback(session, inputs, tmp_path):
+    (tmp_path / 'fail.py').write_text(FAIL)
+    estimator = make_estimator(session, tmp_path / 'fail.py')
+    with pytest.raises(RuntimeError, match='(?s)Training job .* failed.*Traceback .*File '
+                       '"/opt/ml/code/fail.py", line 5.*ValueError: the dog ate my weights'):
+        estimator.fit(inputs)
+    assert containers(session, 'exited', 'created') == []
+
+
+def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, inputs):
+    with pytest.raises(RuntimeError, match='unknown hyperparameter --batchsize'):
+        make_estimator(session, batchsize=128).fit(inputs)
+    with pytest.raises(RuntimeError, match="no 'test' channel"):
+        make_estimator(session, epochs=1).fit({'train': inputs['train']})
+
+
+def test_a_model_that_does_not_load_is_reported_in_seconds(session, estimator, tmp_path):
+    (tmp_path / 'broken.py').write_text('def model_fn(model_dir): raise OSError("weights are gone")')
+    model = ChainerModel(estimator.model_data, estimator.role, str(tmp_path / 'broken.py'),
+                         image_uri=IMAGE, sagemaker_session=session)
+    with other_port(session):
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match='(?s)The endpoint stopped.*weights are gone'):
+            model.deploy(initial_instance_count=1, instance_type='local')
+        assert time.monotonic() - start < 30  # the SDK pings a dead container for 115 s
+        assert not answers(session.serving_port)
+
+
+def test_a_taken_port_is_found_before_deploying(session, estimator):
+    with socket.socket() as stranger, other_port(session):
+        stranger.bind(('127.0.0.1', session.serving_port))
+        stranger.listen()
+        with pytest.raises(RuntimeError, match='is taken by another program.*another port'):
+            estimator.deploy(initial_instance_count=1, instance_type='local')
+
+
+def test_a_port_taken_by_another_notebook_is_named(session, predictor, estimator):
+    other = open_session(embedded=True, serving_port=session.serving_port)
+    try:
+        with pytest.raises(RuntimeError, match='another notebook.*docker rm -f'):
+            other.check_serving_port()
+    finally:
+        other.close()
+    assert answers(session.serving_port)  # closing one session does not touch another's endpoint
+
+
+USES_A_REQUIREMENT = '''
+import os
+import iniconfig
+
+def model_fn(model_dir):
+    with open(os.path.join(model_dir, 'text')) as f:
+        return f.read() + iniconfig.__name__
+
+def input_fn(input_data, content_type):
+    return input_data
+
+def predict_fn(data, model):
+    return model
+
+def output_fn(prediction, accept):
+    return prediction, 'text/plain'
+
+if __name__ == '__main__':
+    with open(os.path.join(os.environ['SM_MODEL_DIR'], 'text'), 'w') as f:
+        f.write('written where there is ' + iniconfig.__name__ + ', read where there is ')
+'''
+
+
+@pytest.fixture
+def template(tmp_path):
+    """A user's own script with requirements.txt."""
+    (tmp_path / 'code').mkdir()
+    (tmp_path / 'code' / 'mine.py').write_text(USES_A_REQUIREMENT)
+    (tmp_path / 'code' / 'requirements.txt').write_text('iniconfig==2.0.0\n')
+    return tmp_path / 'code'
+
+
+EXPECTED = b'written where there is iniconfig, read where there is iniconfig'
+
+
+def test_the_users_requirements_are_installed(session, inputs, template):
+    estimator = Chainer(entry_point='mine.py', source_dir=str(template), role='arn:aws:iam::1:role/r',
+                        instance_count=1, instance_type='local', image_uri=IMAGE,
+                        sagemaker_session=session)
+    estimator.fit({'train': inputs['test']})
+    with other_port(session):
+        predictor = estimator.deploy(initial_instance_count=1, instance_type='local')
+        try:
+            response = session.sagemaker_runtime_client.invoke_endpoint(b'', predictor.endpoint_name)
+            assert response['Body'].read() == EXPECTED
+        finally:
+            predictor.delete_endpoint()
+
+
+def opt_ml(root, small_mnist, submit_directory='/opt/ml/code', program=PROGRAM, **hyperparameters):
+    """Lay out a directory as SageMaker's contract has it, and as the README tells."""
+    for d in 'input/config', 'model', 'output/data', 'code':
+        (root / d).mkdir(parents=True)
+    (root / 'input' / 'data').mkdir()
+    for name in 'train', 'test':
+        (root / 'input' / 'data' / name).mkdir()
+        (root / 'input' / 'data' / name / (name + '.npz')).write_bytes(
+            (small_mnist / name / (name + '.npz')).read_bytes())
+    (root / 'code' / PROGRAM).write_text(open(script.__file__).read())
+    config = {'hyperparameters': {'sagemaker_program': program,
+                                  'sagemaker_submit_directory': submit_directory, **hyperparameters},
+              'resourceconfig': {'current_host': 'algo-1', 'hosts': ['algo-1'],
+                                 'network_interface_name': 'eth0'},
+              'inputdataconfig': {'train': {'TrainingInputMode': 'File'},
+                                  'test': {'TrainingInputMode': 'File'}}}
+    for name, content in config.items():
+        (root / 'input' / 'config' / (name + '.json')).write_text(json.dumps(content))
+
+
+@contextlib.contextmanager
+def serve(*args, port):
+    """`docker run ... serve` until /ping answers."""
+    name = docker('run', '--detach', '--label', LABEL + '=by-hand', *args).strip()
+    http = urllib3.PoolManager(retries=False, timeout=2)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if http.request('GET', 'http://127.0.0.1:{}/ping'.format(port)).status == 200:
+                    break
+            assert time.monotonic() < deadline, docker('logs', name)
+            time.sleep(0.1)
+        yield name
+    finally:
+        docker('rm', '--force', name)
+
+
+def test_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
+    """`docker run ... train` and `serve`: what they write belongs to the directory's owner."""
+    root = tmp_path / 'ml'
+    opt_ml(root, small_mnist, epochs='1', batch_size='100')
+    subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
+    tmp_path.chmod(0o755)
+    docker('run', '--rm', '--hostname', 'algo-1', '-v', '{}:/opt/ml'.format(root), IMAGE, 'train')
+    assert (root / 'output' / 'success').exists()
+    written = [root / 'model' / 'model.npz', root / 'output' / 'data' / 'accuracy.png',
+               root / 'output' / 'success']
+    assert {(p.stat().st_uid, p.stat().st_gid) for p in written} == {(12345, 23456)}
+    assert {p.stat().st_uid for p in root.rglob('*')} == {12345}
+
+    port = free_port()
+    with serve('-p', '127.0.0.1:{}:8080'.format(port), '-v', '{}:/opt/ml'.format(root),
+               '-e', 'SAGEMAKER_PROGRAM=' + PROGRAM, IMAGE, 'serve', port=port) as name:
+        users = docker('top', name, '-eo', 'pid,uid,cmd').splitlines()[1:]
+        assert users and all(line.split()[1] == '12345' for line in users)
+        response = urllib3.PoolManager().request(
+            'POST', 'http://127.0.0.1:{}/invocations'.format(port), body=json.dumps([0.0] * 784))
+        assert np.shape(json.loads(response.data)) == (1, 10)
+
+
+def test_a_failing_job_by_hand_writes_the_failure_file(small_mnist, tmp_path):
+    root = tmp_path / 'ml'
+    opt_ml(root, small_mnist, program='fail.py')
+    (root / 'code' / 'fail.py').write_text(FAIL)
+    done = subprocess.run(['docker', 'run', '--rm', '--hostname', 'algo-1', '-v',
+                           '{}:/opt/ml'.format(root), IMAGE, 'train'], capture_output=True)
+    assert done.returncode != 0
+    failure = (root / 'output' / 'failure').read_text()
+    assert 'Traceback' in failure and 'ValueError: the dog ate my weights' in failure
+    assert done.stdout.count(b'a line on stdout') == 1
+    assert done.stderr.count(b'Traceback') == 2  # once live, once in the toolkit's report
+
+
+def test_code_and_requirements_from_s3_as_on_aws(session, small_mnist, template, tmp_path):
+    """On AWS the container itself fetches s3://.../sourcedir.tar.gz, for `train` and for `serve`."""
+    with tarfile.open(tmp_path / 'sourcedir.tar.gz', 'w:gz') as tar:
+        for path in template.iterdir():
+            tar.add(path, path.name)
+    uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
+    uri = uri if uri.endswith('.gz') else uri + '/sourcedir.tar.gz'
+    credentials = session.boto_session.get_credentials()
+    aws = [arg for pair in {
+        'AWS_ENDPOINT_URL_S3': session.boto_session.endpoint_url, 'AWS_REGION': 'us-east-1',
+        'AWS_ACCESS_KEY_ID': credentials.access_key, 'AWS_SECRET_ACCESS_KEY': credentials.secret_key,
+        'AWS_SESSION_TOKEN': credentials.token}.items() for arg in ('-e', '{}={}'.format(*pair))]
+    root = tmp_path / 'ml'
+    opt_ml(root, small_mnist, submit_directory=uri, program='mine.py')
+    mounts = [arg for d in ('input', 'model', 'output')
+              for arg in ('-v', '{}:/opt/ml/{}'.format(root / d, d))]
+    # The host's network, because the stand-in for S3 listens on this machine's loopback only.
+    docker('run', '--rm', '--network', 'host', '--add-host', 'algo-1:127.0.0.1', *aws, *mounts,
+           IMAGE, 'train')
+    port = free_port()
+    with serve('--network', 'host', *aws, *mounts, '-e', 'SAGEMAKER_SUBMIT_DIRECTORY=' + uri,
+               '-e', 'SAGEMAKER_PROGRAM=mine.py', '-e', 'SAGEMAKER_BIND_TO_PORT={}'.format(port),
+               IMAGE, 'serve', port=port):
+        response = urllib3.PoolManager().request(
+            'POST', 'http://127.0.0.1:{}/invocations'.format(port), body=b'')
+        assert response.data == EXPECTED
+
+
+def test_the_image_holds_what_it_promises():
+    code = ('import sys, chainer, numpy, matplotlib, scipy; from mpi4py import MPI; '
+            'print(*sys.version_info[:2], chainer.__version__, numpy.__version__, MPI.COMM_WORLD.size)')
+    assert docker('run', '--rm', IMAGE, 'python', '-c', code).split() == [
+        '3', '11', '7.8.1', '1.26.4', '1']
+    code = ('from mpi4py.MPI import COMM_WORLD as comm; ranks = comm.gather(comm.rank); '
+            'comm.rank or print(ranks)')
+    assert docker('run', '--rm', IMAGE, 'mpirun', '--allow-run-as-root', '-n', '2', 'python', '-c',
+                  code) == '[0, 1]\n'
+    assert 'No broken requirements' in docker('run', '--rm', IMAGE, 'pip', 'check')
+    assert int(docker('image', 'inspect', '--format', '{{.Size}}', IMAGE)) < 600e6
+
+
+def test_the_cpu_quota_sets_the_number_of_workers():
+    code = 'from cpus import cpus; print(cpus())'
+    assert docker('run', '--rm', '--cpus', '1', IMAGE, 'python', '-c', code) == '1\n'
+    assert docker('run', '--rm', '--cpus', '1.5', IMAGE, 'python', '-c', code) == '2\n'
