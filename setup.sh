@@ -79,19 +79,27 @@ start_docker() {
             fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again.";;
         esac
         say "starting the Docker engine"
-        if [ -d /run/systemd/system ]; then as_root systemctl start docker
-        elif [ "$(uname)" = Linux ]; then as_root service docker start >/dev/null
-        fi || true
-        for _ in $(seq 30); do quietly docker info && break; sleep 1; done
-        quietly docker info || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)."
+        if [ "$(uname)" = Linux ]; then
+            if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
+            else quietly as_root service docker start || true; fi
+            # Without an init system, or where it may not do what its script wants, by hand.
+            docker_answers 10 ||
+                as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
+        fi
+        docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)."
     fi
+}
+
+docker_answers() {
+    for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done
+    return 1
 }
 
 # Rebuilds when container/ has changed.
 build_image() {
     image=sagemaker-chainer:7.8.1-cpu-py3
     base=debian:bookworm-slim
-    source=$(cat container/* | cksum | cut -d' ' -f1)
+    source=$(find container -maxdepth 1 -type f | sort | xargs cat | cksum | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
         if ! quietly docker image inspect $base && ! quietly docker pull $base; then
             base=sagemaker-chainer-base:bookworm
