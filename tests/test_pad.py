@@ -224,6 +224,14 @@ def test_touch(page, end):
 
 
 @pytest.mark.browser
+def test_a_page_that_moves_does_not_bend_the_stroke(page):
+    show(page, HTML)
+    page.evaluate('addEventListener("pointermove", event => event.buttons && (document.body.style.marginTop = "40px"))')
+    (pixels,) = draw(page, page.locator('.digit-pad'), (.2, .5), (.5, .5), (.8, .5))
+    assert sides(np.reshape(pixels, (28, 28))) == pytest.approx([3, 20], abs=1)
+
+
+@pytest.mark.browser
 def test_sharp_on_a_dense_screen_and_right_where_the_pad_is_narrow(chromium):
     context = chromium.new_context(device_scale_factor=2)
     page = context.new_page()
@@ -449,9 +457,12 @@ def test_strokes_wait_for_a_busy_kernel_and_its_end_is_said(server, page, front_
     page.keyboard.press('Control+a')
     page.keyboard.type('import time; time.sleep(3); 1/0')  # the error aborts what is queued
     page.keyboard.press('Control+Enter')
-    draw(page, pad, *ONE)
-    last = draw(page, pad, *FOOT)
+    last = draw(page, pad, *ONE)
     says(pad, 'Waiting for the kernel')
+    says(pad, 'Sent to data.')
+    assert server.data(path) == last
+    draw(page, pad, *FOOT)
+    last = draw(page, pad, (.2, .2), (.4, .2))  # without waiting
     says(pad, 'Sent to data.')
     assert server.data(path) == last
 
