@@ -9,7 +9,7 @@ run: setup  ## set up, then run the notebook top to bottom; results in output/
 	$(PYTHON) -m local_mode.run
 
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
-	$(PYTHON) -m jupyterlab notebooks/chainer_mnist_local_mode.ipynb
+	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
 
 test:  ## set up, then run all tests
 	@./setup.sh tests

@@ -64,6 +64,7 @@ def test_model_fn_loads_what_training_saved(trained, small_mnist):
     assert float(done.stdout) > 0.75
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_result(trained, small_mnist, tmp_path):
     _, log = train(small_mnist, tmp_path / 'again')
     first = json.loads((trained / 'data' / 'log').read_text())
@@ -74,13 +75,13 @@ def test_the_same_seed_gives_the_same_result(trained, small_mnist, tmp_path):
 
 
 @pytest.mark.parametrize('spelling', ['--batch-size', '--batch_size'])
-def test_both_spellings_of_batch_size_count(small_mnist, tmp_path, spelling):
-    _, log = train(small_mnist, tmp_path, spelling, 500)
+def test_both_spellings_of_batch_size_count(spelling):
+    assert script.parse_args([spelling, '500']).batch_size == 500
+
+
+def test_hyperparameters_arrive_in_training(small_mnist, tmp_path):
+    _, log = train(small_mnist, tmp_path, '--batch_size', 500, '--learning_rate', '1e-12')
     assert log[-1]['iteration'] == 4  # 2,000 images / 500
-
-
-def test_learning_rate_counts(small_mnist, tmp_path):
-    _, log = train(small_mnist, tmp_path, '--learning_rate', '1e-12')
     assert log[-1]['validation/main/accuracy'] < 0.3
 
 
