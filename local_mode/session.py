@@ -80,12 +80,15 @@ class SagemakerClient(sdk.LocalSagemakerClient):
     """Training jobs and endpoints in local containers."""
 
     def create_training_job(self, TrainingJobName, AlgorithmSpecification, OutputDataConfig,
-                            HyperParameters, **kwargs):
+                            HyperParameters=None, **kwargs):
         """Run a training job; RuntimeError with the script's traceback where it fails."""
         check(AlgorithmSpecification['TrainingImage'])
-        code = json.loads(HyperParameters[SUBMIT_DIRECTORY])
-        HyperParameters = {**HyperParameters,
-                           SUBMIT_DIRECTORY: json.dumps(self.sagemaker_session.local_copy(code))}
+        session = self.sagemaker_session
+        before = set(os.listdir(session.directory))
+        HyperParameters = dict(HyperParameters or {})
+        if SUBMIT_DIRECTORY in HyperParameters:
+            code = json.loads(HyperParameters[SUBMIT_DIRECTORY])
+            HyperParameters[SUBMIT_DIRECTORY] = json.dumps(session.local_copy(code))
         try:
             super().create_training_job(
                 TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
@@ -94,9 +97,13 @@ class SagemakerClient(sdk.LocalSagemakerClient):
             output = '{}/{}/output/output.tar.gz'.format(
                 OutputDataConfig['S3OutputPath'].rstrip('/'), TrainingJobName)
             raise RuntimeError('Training job {} failed. {}'.format(
-                TrainingJobName, self.sagemaker_session.read_failure(output) or e)) from None
+                TrainingJobName, session.read_failure(output) or e)) from None
         finally:
-            self.sagemaker_session.remove_stopped_containers()
+            session.remove_stopped_containers()
+            if OutputDataConfig['S3OutputPath'].startswith('s3://'):
+                # The SDK leaves the downloaded channels here, some 200 MB a job.
+                for name in set(os.listdir(session.directory)) - before:
+                    shutil.rmtree(os.path.join(session.directory, name), ignore_errors=True)
 
     def create_endpoint(self, EndpointName, EndpointConfigName, Tags=None):
         """Start an endpoint and return once it answers; RuntimeError with its log if it stops."""
@@ -219,25 +226,28 @@ class Session(sdk.LocalSession):
             S3Downloader.download(output, directory, sagemaker_session=self)
             with tarfile.open(os.path.join(directory, 'output.tar.gz')) as tar:
                 return tar.extractfile('failure').read().decode('utf-8', 'replace')
-        except (OSError, KeyError, botocore.exceptions.ClientError):
-            return ''
+        except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
+            return ''  # no such output, or not on S3
 
     def check_serving_port(self):
         """Raise RuntimeError if another program answers where the endpoint is to answer."""
         with socket.socket() as s:
             if s.connect_ex((sdk.get_docker_host(), self.serving_port)):
                 return
-        mine = docker('ps', '--filter', 'publish={}'.format(self.serving_port),
-                      '--filter', 'label=' + LABEL, '--format', '{{.Names}}').split()
-        raise RuntimeError('Port {} is taken by {}; its answers would pass for those of your new '
-                           'model. {}, or use another port: open_session('
-                           'serving_port={}).'.format(
-                               self.serving_port,
-                               'an endpoint of another notebook, container ' + mine[0] if mine
-                               else 'another program',
-                               'If that notebook is gone, remove it with `docker rm -f {}`'.format(
-                                   mine[0]) if mine else 'Stop it',
-                               self.serving_port + 1))
+        taken = docker('ps', '--filter', 'publish={}'.format(self.serving_port), '--filter',
+                       'label=' + LABEL, '--format', '{{.Names}} {{.Label "%s"}}' % LABEL).split()
+        if not taken:
+            who, remedy = 'another program', 'Stop it'
+        elif taken[1] == self.name:
+            who, remedy = 'an earlier endpoint of this notebook', (
+                'Delete that one with predictor.delete_endpoint()')
+        else:
+            who = 'an endpoint of another notebook, container ' + taken[0]
+            remedy = 'If that notebook is gone, remove it with `docker rm -f {}`'.format(taken[0])
+        raise RuntimeError(
+            'Port {} is taken by {}; its answers would pass for those of your new model. {}, or use '
+            'another port: open_session(serving_port={}).'.format(
+                self.serving_port, who, remedy, self.serving_port + 1))
 
     def wait_until_serving(self, hosting, timeout=120):
         """Return once /ping answers 200; RuntimeError with the container's log if it stops."""

@@ -1,6 +1,7 @@
 """The heart: the script trained and hosted in the real container, through the SDK."""
 import contextlib
 import json
+import pathlib
 import socket
 import subprocess
 import tarfile
@@ -90,8 +91,9 @@ def test_training_brings_back_model_and_output(session, estimator, tmp_path):
     assert log[-1]['validation/main/accuracy'] > 0.8
 
 
-def test_a_finished_job_leaves_no_container(session, estimator):
+def test_a_finished_job_leaves_no_container_and_no_copy_of_the_data(session, estimator):
     assert containers(session, 'exited', 'created') == []
+    assert not list(pathlib.Path(session.directory).rglob('train.npz'))
 
 
 def test_the_endpoint_reads_digits(predictor, small_mnist):
@@ -186,6 +188,11 @@ def test_a_taken_port_is_found_before_deploying(session, estimator):
         stranger.listen()
         with pytest.raises(RuntimeError, match='is taken by another program.*another port'):
             estimator.deploy(initial_instance_count=1, instance_type='local')
+
+
+def test_deploying_again_asks_to_delete_the_earlier_endpoint(predictor, estimator):
+    with pytest.raises(RuntimeError, match=r'earlier endpoint of this notebook.*delete_endpoint\(\)'):
+        estimator.deploy(initial_instance_count=1, instance_type='local')
 
 
 def test_a_port_taken_by_another_notebook_is_named(session, predictor, estimator):
