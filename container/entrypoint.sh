@@ -8,6 +8,8 @@ case $1 in
     *) exec "$@" ;;
 esac
 if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
+    # A directory to mount that was not there has been made by Docker, for root.
+    [ "$1" = serve ] || chown "$owner" /opt/ml/model /opt/ml/output/data
     exec setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "$0" "$@"
 fi
 # pip installs a user's requirements here, matplotlib keeps its cache here

@@ -315,6 +315,19 @@ def test_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
         assert np.shape(json.loads(response.data)) == (1, 10)
 
 
+def test_a_directory_that_docker_made_becomes_the_owners(small_mnist, tmp_path):
+    """The SDK does not make the model's directory: Docker does, as root, when it mounts it."""
+    root = tmp_path / 'ml'
+    opt_ml(root, small_mnist, epochs='1', batch_size='1000')
+    (root / 'model').rmdir()
+    subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
+    tmp_path.chmod(0o755)
+    mounts = [arg for d in ('input', 'output', 'output/data', 'model', 'code')
+              for arg in ('-v', '{}:/opt/ml/{}'.format(root / d, d))]
+    docker('run', '--rm', '--hostname', 'algo-1', *mounts, IMAGE, 'train')
+    assert {p.stat().st_uid for p in root.rglob('*')} == {12345}
+
+
 def test_a_failing_job_by_hand_writes_the_failure_file(small_mnist, tmp_path):
     root = tmp_path / 'ml'
     opt_ml(root, small_mnist, program='fail.py')
