@@ -1,9 +1,12 @@
 """Fixtures that several test files share. Markers: `docker` needs an engine, `browser` a Chromium."""
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
+
+from pad import LISTEN
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -57,3 +60,27 @@ def small_mnist(mnist, tmp_path_factory):
             np.savez(root / name / name, images=arrays['images'][:count],
                      labels=arrays['labels'][:count])
     return root
+
+
+@pytest.fixture(scope='session')
+def chromium():
+    executable = shutil.which('chromium')
+    if not executable:
+        pytest.fail("There is no 'chromium' on the PATH: run ./setup.sh tests, or install it.")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=[
+            '--no-sandbox', '--disable-gpu', '--disable-background-networking',
+            '--disable-component-update', '--disable-sync', '--no-first-run'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page whose list `digits` holds the data of all digit events."""
+    context = chromium.new_context(viewport={'width': 1300, 'height': 950}, has_touch=True)
+    context.set_default_timeout(30000)
+    context.add_init_script(LISTEN)
+    yield context.new_page()
+    context.close()

@@ -1,0 +1,59 @@
+"""input.html as an anywidget, for notebooks whose page cannot reach the Jupyter server: VS Code, Colab.
+
+    pad = DigitPad(predictor)   # a cell that shows the pad
+    data = pad.data             # a later cell
+
+Needs the package anywidget. In JupyterLab and Jupyter Notebook, HTML(open('input.html').read()) needs
+nothing.
+"""
+import pathlib
+
+import anywidget
+import numpy as np
+import traitlets
+
+
+class DigitPad(anywidget.AnyWidget):
+    """The drawing pad.
+
+    data: the drawing, [[784 floats]], rows from the top, 0 = black, 1 = white. predictor: its
+    predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows.
+    """
+
+    _html = traitlets.Unicode(
+        (pathlib.Path(__file__).parent / 'input.html').read_text(encoding='ascii')).tag(sync=True)
+    _esm = """
+        export default {async render({model, el}) {
+          while (!el.isConnected) await new Promise(requestAnimationFrame);  // its script looks in the page
+          el.append(document.createRange().createContextualFragment(model.get('_html')));
+          el.addEventListener('digit', event => {
+            event.preventDefault();
+            const {data, respondWith} = event.detail, id = Math.random();
+            respondWith(new Promise((resolve, reject) => {
+              model.on('msg:custom', function hear(message) {
+                if (message.id !== id) return;
+                model.off('msg:custom', hear);
+                message.error ? reject(Error(message.error)) : resolve(message.scores);
+              });
+              model.send({id, data});
+            }), 'Sent to `data`.');
+          });
+        }};
+    """
+
+    def __init__(self, predictor=None):
+        super().__init__()
+        self.data = [[0.0] * 784]
+        self.predictor = predictor
+        self.on_msg(self._take)
+
+    def _take(self, _widget, message, _buffers):
+        self.data = [[float(value) for value in message['data'][0]]]
+        answer = {'id': message['id'], 'scores': None, 'error': ''}
+        if self.predictor is not None and any(self.data[0]):
+            try:
+                scores = self.predictor.predict(np.array(self.data, np.float32))
+                answer['scores'] = np.asarray(scores, float).ravel().tolist()
+            except Exception as e:  # whatever it is, the pad says it and the drawing stays
+                answer['error'] = 'The endpoint gave no answer: {}'.format(e)
+        self.send(answer)
