@@ -137,10 +137,20 @@ class SagemakerClient(sdk.LocalSagemakerClient):
 class RuntimeClient(sdk.LocalSagemakerRuntimeClient):
     """Requests to a local endpoint, with errors raised as on AWS."""
 
+    timeout = 60  # seconds, as on AWS; the SDK would wait for ever
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.http = urllib3.PoolManager(timeout=self.timeout)
+
     def invoke_endpoint(self, Body, EndpointName, **kwargs):
         """Send a request; ClientError ModelError with the server's sentence for a 4xx or 5xx."""
         try:
             response = super().invoke_endpoint(Body, EndpointName, **kwargs)
+        except urllib3.exceptions.ReadTimeoutError:
+            raise botocore.exceptions.ClientError({'Error': {
+                'Code': 'ModelError', 'Message': 'The container did not answer within {} s.'
+                .format(self.timeout)}}, 'InvokeEndpoint') from None
         except urllib3.exceptions.HTTPError as e:
             raise ConnectionError('Nothing answers on port {}: is the endpoint {} deployed? ({})'
                                   .format(self.serving_port, EndpointName, e)) from None

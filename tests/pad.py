@@ -35,7 +35,7 @@ def draw(pad, *points, pointer='mouse'):
         page.mouse.move(*places[0])
         page.mouse.down()
         for place in places[1:]:
-            page.mouse.move(*place, steps=1 if len(places) > 5 else 8)
+            page.mouse.move(*place, steps=1 if len(places) > 5 else 3)
         page.mouse.up()
     else:
         session = page.context.new_cdp_session(page)

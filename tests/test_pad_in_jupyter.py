@@ -199,7 +199,7 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
     read = []
     for digit, styles in STYLES.items():
         for points in styles[0]:
-            data = draw(pad, *(points[::3] * .7 + .15).tolist())
+            data = draw(pad, *(points[::6] * .7 + .15).tolist())
         says(pad, 'Looks like')
         assert server.data(kernel) == data
         read.append(int(pad.locator('li.best').inner_text().split()[0]))
@@ -211,7 +211,7 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
     assert sum(a == b for a, b in zip(read, range(10))) >= 9, read
 
     for pointer in 'touch', 'pen':
-        data = draw(pad, *(STYLES[7][0][0] * .7 + .15).tolist(), pointer=pointer)
+        data = draw(pad, *(STYLES[7][0][0][::7] * .7 + .15).tolist(), pointer=pointer)
         says(pad, 'Looks like 7. Sent to data.')
         got = server.data(kernel)
         assert got == data and {type(value) for value in got[0]} == {float}
@@ -359,7 +359,7 @@ def npy(numbers):
 
 
 def test_a_slow_and_a_failing_endpoint(server, page):
-    path = 'failing.ipynb'
+    path = 'sub/zehn Ziffern f\u00fcr 100%.ipynb'  # whose kernel has the SDK imported already
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Endpoint) as http_server:
         http_server.requests, http_server.seconds, http_server.reply = 0, 3, (200, npy([[0] * 8 + [9, 1]]))
         threading.Thread(target=http_server.serve_forever).start()

@@ -4,6 +4,7 @@ import socket
 import stat
 import tarfile
 
+import botocore.exceptions
 import pytest
 
 from local_mode import aws, docker
@@ -155,3 +156,13 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     assert copy.startswith('file://' + session.directory)
     assert os.listdir(copy[len('file://'):]) == ['script.py']
     assert session.local_copy('file:///some/where') == 'file:///some/where'
+
+
+def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(session_module.RuntimeClient, 'timeout', .5)
+    with socket.socket() as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen()
+        client = session_module.RuntimeClient({'local': {'serving_port': silent.getsockname()[1]}})
+        with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
+            client.invoke_endpoint(b'[]', 'mine')

@@ -1,0 +1,94 @@
+"""How well drawings are read: with and without the pad's normalisation, with and without augmentation.
+
+    .venv/bin/python -m benchmarks.recognition          # trains 10 models, some 6 minutes on two cores
+
+The drawings are synthetic (benchmarks/drawings.py). Augmentation, stroke width and normalisation were
+chosen on STYLES alone; HELD_OUT are other ways of writing. "naive" scales the pad's whole canvas down to
+28 x 28, as the 2018 tutorial did. On two cores it printed the table in the README.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import chainer
+import numpy as np
+
+import chainer_mnist_single_machine as script
+from benchmarks.drawings import HELD_OUT, STYLES, drawings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAIVE = """strokes => {  // 10 x 10 of the canvas's pixels, lines 24 wide as drawn there, for one of the image
+  const value = (x, y) => strokes.some(stroke => stroke.some(([bx, by], i) => {
+    const [ax, ay] = stroke[Math.max(0, i - 1)], ux = bx - ax, uy = by - ay;
+    const t = Math.min(1, Math.max(0, ((x - ax) * ux + (y - ay) * uy) / (ux * ux + uy * uy || 1)));
+    return Math.hypot(x - ax - t * ux, y - ay - t * uy) <= 12;
+  })) ? 1 : 0;
+  return Array.from({length: 784}, (_, i) => {
+    let sum = 0;
+    for (const dx of [2, 5, 8]) for (const dy of [2, 5, 8]) sum += value(i % 28 * 10 + dx, Math.floor(i / 28) * 10 + dy);
+    return sum / 9;
+  });
+}"""
+
+
+def images(strokes, how='rasterise'):
+    """The images, float32 (N, 784), that a JavaScript function next to the pad's makes of drawings."""
+    pure = re.search('// <pure>.*// </pure>', (ROOT / 'input.html').read_text(), re.DOTALL).group()
+    code = '{}\nconsole.log(JSON.stringify({}.map({})))'.format(pure, json.dumps(strokes), how)
+    done = subprocess.run(['node', '-'], input=code, capture_output=True, text=True, check=True)
+    return np.array(json.loads(done.stdout), np.float32)
+
+
+def accuracy(model, x, labels):
+    """The share of images x that the model reads as their labels."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        return (model(x).array.argmax(axis=1) == labels).mean()
+
+
+def main():
+    """Train the script's models, and print one table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--n', type=int, default=50, help='drawings of each style')
+    args = parser.parse_args()
+    sets = []
+    train, test = chainer.datasets.get_mnist()
+    sets.append(('MNIST test images', *chainer.dataset.concat_examples(test)))
+    for name, styles, seed in ('chosen on', STYLES, 1), ('held out', HELD_OUT, 2):
+        strokes, labels = drawings(styles, args.n, seed)
+        sets.append(('drawings {}, naive'.format(name), images(strokes, NAIVE), labels))
+        sets.append(('drawings {}'.format(name), images(strokes), labels))
+
+    results = {}
+    with tempfile.TemporaryDirectory() as directory:
+        channels = {}
+        for name, dataset in ('train', train), ('test', test):
+            channels[name] = os.path.join(directory, name)
+            os.mkdir(channels[name])
+            x, y = chainer.dataset.concat_examples(dataset)
+            np.savez(os.path.join(channels[name], name), images=x, labels=y)
+        for seed in range(args.seeds):
+            for augment in False, True:
+                print('training with seed {}, augment {}'.format(seed, augment), file=sys.stderr)
+                subprocess.run([
+                    sys.executable, script.__file__, '--epochs', '3', '--batch-size', '128', '--seed', str(seed),
+                    '--augment', str(augment), '--train', channels['train'], '--test', channels['test'],
+                    '--model-dir', directory, '--output-data-dir', directory], check=True, stdout=subprocess.DEVNULL)
+                model = script.model_fn(directory)
+                for name, x, labels in sets:
+                    results.setdefault((name, augment), []).append(accuracy(model, x, labels))
+
+    print('{:<28} {:>6}   {:<22} {:<22}'.format('accuracy', 'images', 'plain', 'augmented'))
+    for name, x, _ in sets:
+        print('{:<28} {:>6}   {:<22} {:<22}'.format(name, len(x), *(
+            '{:.4f} ({:.4f}-{:.4f})'.format(np.mean(values), min(values), max(values))
+            for values in (results[name, False], results[name, True]))))
+
+
+if __name__ == '__main__':
+    main()
