@@ -102,24 +102,23 @@ PICTURES = np.zeros((5, 28, 28), np.float32)
 PICTURES[:, 4:24, 4:24] = RNG.rand(5, 20, 20)
 
 
-@pytest.mark.parametrize('matrix, expected', [
-    ([[1, 0, 0], [0, 1, 0]], PICTURES),
-    ([[1, 0, 3], [0, 1, 0]], np.roll(PICTURES, -3, axis=2)),
-    ([[1, 0, 0], [0, 1, -2]], np.roll(PICTURES, 2, axis=1)),
-    ([[1, 0, .5], [0, 1, 0]], (PICTURES + np.roll(PICTURES, -1, axis=2)) / 2),
-    ([[0, 1, 0], [-1, 0, 0]], np.rot90(PICTURES, axes=(2, 1))),
-    ([[-1, 0, 0], [0, 1, 0]], PICTURES[:, :, ::-1]),
+ROWS, COLUMNS = np.mgrid[:28, :28].reshape(2, 1, 784).astype(np.float32)
+
+
+@pytest.mark.parametrize('x, y, expected', [
+    (COLUMNS, ROWS, PICTURES),
+    (COLUMNS + 3, ROWS, np.roll(PICTURES, -3, axis=2)),
+    (COLUMNS, ROWS - 2, np.roll(PICTURES, 2, axis=1)),
+    (COLUMNS + .5, ROWS, (PICTURES + np.roll(PICTURES, -1, axis=2)) / 2),
+    (ROWS, COLUMNS, PICTURES.transpose(0, 2, 1)),
+    (27 - COLUMNS, ROWS, PICTURES[:, :, ::-1]),
+    (COLUMNS, ROWS + np.arange(5, dtype=np.float32)[:, None],  # another place for each image
+     np.array([np.roll(picture, -i, axis=0) for i, picture in enumerate(PICTURES)])),
 ])
-def test_warp(matrix, expected):
-    warped = script.warp(PICTURES.reshape(5, 784), np.array([matrix] * 5))
-    assert warped.dtype == np.float32
-    assert np.allclose(warped.reshape(5, 28, 28), expected, atol=1e-4)
-
-
-def test_warp_takes_a_matrix_for_each_image():
-    matrices = np.array([[[1, 0, i], [0, 1, 0]] for i in range(5)])
-    for i, warped in enumerate(script.warp(PICTURES.reshape(5, 784), matrices)):
-        assert np.allclose(warped.reshape(28, 28), np.roll(PICTURES[i], -i, axis=1), atol=1e-4)
+def test_resample(x, y, expected):
+    resampled = script.resample(PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2])
+    assert resampled.dtype == np.float32
+    assert np.allclose(resampled.reshape(5, 28, 28), expected, atol=2e-3)
 
 
 def test_distorted_digits_stay_digits(small_mnist):
@@ -145,6 +144,18 @@ def test_augmentation_changes_images_only(small_mnist):
     plain, expected = script.chainer.dataset.concat_examples(batch)
     assert (labels == expected).all() and labels.dtype == np.int32
     assert images.shape == plain.shape and 0 < abs(images - plain).mean() < .2
+
+
+def test_the_learning_rate_falls_in_the_last_third(small_mnist, tmp_path, monkeypatch):
+    rates = []
+    update = script.chainer.optimizers.Adam.update
+    monkeypatch.setattr(script.chainer.optimizers.Adam, 'update',
+                        lambda self, *args: (rates.append(self.alpha), update(self, *args)))
+    script.train(script.parse_args([
+        '--epochs', '3', '--batch-size', '1000', '--learning-rate', '0.002', '--num-gpus', '0',
+        '--train', str(small_mnist / 'train'), '--test', str(small_mnist / 'test'),
+        '--model-dir', str(tmp_path), '--output-data-dir', str(tmp_path)]))
+    assert rates == pytest.approx([.002, .002, .002, .002, .002, .001])
 
 
 @pytest.mark.slow
