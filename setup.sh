@@ -115,9 +115,12 @@ build_image() {
     fi
 }
 
-install_test_tools() {
+install_chromium() {
     command -v chromium >/dev/null || { has_apt && install chromium; } ||
         fail "The browser tests need a 'chromium' on the PATH."
+}
+
+install_node() {
     command -v node >/dev/null || { has_apt && install nodejs; } ||
         fail "The tests of input.html need Node."
 }
@@ -125,8 +128,9 @@ install_test_tools() {
 make_venv
 case ${1:-} in
     '') install_packages requirements.txt; start_docker; build_image ;;
-    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_test_tools ;;
-    fast) install_packages requirements.txt tests/requirements.txt ;;
+    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_node
+        install_chromium ;;
+    fast) install_packages requirements.txt tests/requirements.txt; install_node ;;
     *) fail "unknown argument $1" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it

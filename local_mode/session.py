@@ -144,7 +144,7 @@ class RuntimeClient(sdk.LocalSagemakerRuntimeClient):
         self.http = urllib3.PoolManager(timeout=self.timeout)
 
     def invoke_endpoint(self, Body, EndpointName, **kwargs):
-        """Send a request; ClientError ModelError with the server's sentence for a 4xx or 5xx."""
+        """Send a request; ClientError ModelError for a 4xx, a 5xx or no answer in time."""
         try:
             response = super().invoke_endpoint(Body, EndpointName, **kwargs)
         except urllib3.exceptions.ReadTimeoutError:

@@ -51,7 +51,7 @@ class Server:
     def __init__(self, home, *options, token='secret'):
         self.token, self.root, self.runtime, self.log = token, home / 'root', home / 'runtime', home / 'log'
         self.root.mkdir()
-        # The one who tests may have his own settings.
+        # Whoever runs the tests may have their own settings.
         env = {name: value for name, value in os.environ.items() if not name.startswith(('JUPYTER', 'JPY_'))}
         env.update(IPYTHONDIR=str(home / 'ipython'), **{
             'JUPYTER_{}_DIR'.format(name.upper()): str(home / name) for name in ('config', 'data', 'runtime')})
@@ -309,6 +309,12 @@ def test_in_lab_a_new_view_of_the_output_says_that_it_cannot_send(server, page):
     assert server.data(server.kernel('view.ipynb')) == data
 
 
+RESTART = """() => window.IPython ? void IPython.notebook.kernel.restart() :
+    void jupyterapp.shell.currentWidget.context.sessionContext.restartKernel()"""
+SHUT_DOWN = """() => window.IPython ? void IPython.notebook.session.delete() :
+    void jupyterapp.shell.currentWidget.context.sessionContext.shutdown()"""
+
+
 @pytest.mark.parametrize('front_end, why', [
     ('lab/workspaces/busy/tree', 'no kernel runs for lab-busy.ipynb'),
     ('nbclassic/notebooks', 'this notebook has no kernel at present'),
@@ -328,8 +334,21 @@ def test_strokes_wait_for_a_busy_kernel_and_its_end_is_said(server, page, front_
     says(pad, 'Sent to data.')
     assert server.data(kernel) == last
 
-    session, = [session for session in server.request('api/sessions') if session['path'] == path]
-    server.request('api/sessions/' + session['id'], 'DELETE')
+    for end in 'restart', 'shut down':
+        run_in(page, page.locator(CELLS).last, 'import time; time.sleep(60)')
+        draw(pad, *FOOT)
+        says(pad, 'Waiting for the kernel')
+        if end == 'restart':
+            page.evaluate(RESTART)
+            says(pad, 'Not sent: the kernel stopped.')
+            wait_for(lambda: server.data(server.kernel(path)) == 'NameError')
+            last = draw(pad, *FOOT)
+            says(pad, 'Sent to data.')
+            assert server.data(kernel) == last
+        else:
+            page.evaluate(SHUT_DOWN)
+            says(pad, 'Not sent: the kernel stopped.')
+    wait_for(lambda: path not in [session['path'] for session in server.request('api/sessions')])
     # A stroke would not do: the classic notebook puts a dialog in front.
     pad.get_by_role('button', name='Clear').dispatch_event('click')
     says(pad, 'Not sent: ' + why)
@@ -438,7 +457,7 @@ pad = DigitPad(Predictor())
 pad""", 'data = pad.data')
     page.route('**/api/sessions*', lambda route: route.abort())
     data = draw(pad, *ONE)
-    says(pad, 'Looks like 7. Sent to data.')
+    says(pad, "Looks like 7. Sent to this widget's data.")
     run_in(page, page.locator(CELLS).last)
     kernel = server.kernel(path)
     wait_for(lambda: server.data(kernel) == data)
@@ -446,6 +465,11 @@ pad""", 'data = pad.data')
         draw(pad, (.15, y), (.85, y))
     says(pad, 'The endpoint gave no answer: too much ink')
     pad.get_by_role('button', name='Clear').click()
-    says(pad, 'Sent to data.')
+    says(pad, "Sent to this widget's data.")
     run_in(page, page.locator(CELLS).last)
     wait_for(lambda: server.data(kernel) == BLANK)
+
+    page.evaluate('jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()')
+    wait_for(lambda: server.data(server.kernel(path)) == 'NameError')
+    draw(pad, *ONE)
+    says(pad, 'If it was restarted, run this cell again.')
