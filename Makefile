@@ -15,7 +15,7 @@ test:  ## set up, then run all tests
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests
 
-test-fast:  ## run the tests that need no Docker, no browser and under a minute
+test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest tests -m 'not docker and not browser and not slow'
 
