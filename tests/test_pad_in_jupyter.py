@@ -347,7 +347,7 @@ def test_strokes_wait_for_a_busy_kernel_and_its_end_is_said(server, page, front_
         says(pad, 'Waiting for the kernel')
         if end == 'restart':
             page.evaluate(RESTART)
-            # Whether the kernel says that it stops or only that a new one starts, which is then sent the drawing again.
+            # Either it says that it stops, or it is silent, and the next one is sent the drawing again.
             says(pad, re.compile('Not sent: the kernel stopped|Sent to data'))
             wait_for(lambda: server.data(server.kernel(path)) not in (None, BLANK, last))
             last = draw(pad, *ONE)
