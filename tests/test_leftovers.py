@@ -65,6 +65,7 @@ def test_a_script_that_ends_with_a_live_endpoint_ends_and_cleans_up(port, end):
 
 
 def test_a_killed_notebook_leaves_what_deploy_names_and_make_clean_removes(port):
+    subprocess.run(['make', 'clean'], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     stranger = docker('run', '--detach', '--entrypoint', 'sleep', image_uri('local'), '600').strip()
     process = deploy(port, 'input()')
     try:
