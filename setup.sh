@@ -125,12 +125,17 @@ install_node() {
         fail "The tests of input.html need Node."
 }
 
+install_compiler() {
+    command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
+        fail "The tests of container/chainer_fast.c need a C compiler."
+}
+
 make_venv
 case ${1:-} in
     '') install_packages requirements.txt; start_docker; build_image ;;
     tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_node
-        install_chromium ;;
-    fast) install_packages requirements.txt tests/requirements.txt; install_node ;;
+        install_compiler; install_chromium ;;
+    fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
     *) fail "unknown argument $1" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it

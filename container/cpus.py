@@ -14,3 +14,7 @@ def cpus():
         if quota not in ('max', '-1'):
             return max(1, min(cores, -(-int(quota) // int(period[0]))))
     return cores
+
+
+if __name__ == '__main__':
+    print(cpus())

@@ -16,6 +16,10 @@ fi
 HOME=$(mktemp -d)
 export HOME
 case $1 in
-    train) exec train ;;
+    train)
+        # Before NumPy is loaded: as many threads as CPUs for this container, and weights on huge pages.
+        export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$(python3 /opt/sagemaker-chainer/cpus.py)}"
+        export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+        exec train ;;
     serve) exec gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
 esac

@@ -1,0 +1,293 @@
+"""container/chainer_fast.py: the same results as plain Chainer's, in all that it takes over or leaves alone.
+
+Every case below runs in two processes, one with CHAINER_FAST=0, and what it returns is compared.
+"""
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def batch(n=32, dtype=np.float32):
+    rng = np.random.RandomState(1)
+    return rng.rand(n, 784).astype(dtype), rng.randint(0, 10, n).astype(np.int32)
+
+
+def classifier():
+    import chainer
+    import chainer_mnist_single_machine as script
+    np.random.seed(0)
+    return chainer.links.Classifier(script.MLP(50, 10))
+
+
+def steps(optimizer, hook=None, n=10, model=None, **options):
+    """Losses and final parameters of n steps; options are set on the optimizer's hyperparameters."""
+    model = model or classifier()
+    optimizer.setup(model)
+    for name, value in options.items():
+        setattr(optimizer.hyperparam, name, value)
+    if hook:
+        hook(optimizer)
+    losses = []
+    for _ in range(n):
+        optimizer.update(model, *batch())
+        losses.append(float(model.loss.array))
+    return [np.array(losses)] + [p.array for _, p in sorted(model.namedparams())]
+
+
+@case
+def ten_steps_of_adam():
+    from chainer.optimizers import Adam
+    return steps(Adam())
+
+
+@case
+def adam_with_large_arrays_for_two_threads():
+    import chainer
+    import chainer_mnist_single_machine as script
+    np.random.seed(0)
+    return steps(chainer.optimizers.Adam(), model=chainer.links.Classifier(script.MLP(400, 10)), n=3)
+
+
+@case
+def adams_options():
+    from chainer.optimizers import Adam
+    results = []
+    for options in ({'eta': 0.5}, {'weight_decay_rate': 0.1}, {'amsgrad': True}, {'eps': 0.1}):
+        results += steps(Adam(**options))
+    return results + steps(Adam(adabound=True))
+
+
+@case
+def hooks_of_the_optimizer_and_of_a_parameter():
+    from chainer import optimizer_hooks
+    from chainer.optimizers import Adam
+
+    def hook(optimizer):
+        optimizer.add_hook(optimizer_hooks.GradientClipping(0.1))
+        optimizer.add_hook(optimizer_hooks.WeightDecay(0.01))
+        optimizer.target.predictor.l1.W.update_rule.add_hook(optimizer_hooks.WeightDecay(0.1))
+        optimizer.target.predictor.l2.disable_update()
+    return steps(Adam(), hook)
+
+
+@case
+def another_optimizer():
+    from chainer.optimizers import MomentumSGD
+    return steps(MomentumSGD())
+
+
+@case
+def double_precision():
+    import chainer
+    with chainer.using_config('dtype', np.float64):
+        model = classifier()
+    optimizer = chainer.optimizers.Adam().setup(model)
+    optimizer.update(model, *batch(dtype=np.float64))
+    assert model.predictor.l1.W.dtype == np.float64
+    return [p.array for _, p in sorted(model.namedparams())]
+
+
+@case
+def other_functions_shared_parameters_and_several_losses():
+    import chainer
+    import chainer.functions as F
+    import chainer.links as L
+    np.random.seed(0)
+    x = np.random.rand(4, 1, 8, 8).astype(np.float32)
+    conv, norm, line = L.Convolution2D(1, 3, 3), L.BatchNormalization(3), L.Linear(108, 108)
+    h = F.dropout(F.relu(norm(conv(x))), 0.2)
+    a = F.relu(line(F.reshape(h, (4, 108))))
+    b = F.concat([line(a), F.tanh(a)], axis=0) * 2 + 1
+    loss = F.sum(b ** 2) + F.sum(a * a) / F.sum(F.get_item(b, (slice(0, 2), 3)))
+    for link in conv, norm, line:
+        link.cleargrads()
+    loss.backward()
+    F.sum(a).backward()  # adds to the gradients that are there
+    return [loss.array, h.array] + [p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())]
+
+
+@case
+def gradients_of_inputs_and_of_gradients():
+    import chainer
+    import chainer.functions as F
+    x = chainer.Variable(np.array([[1, -2, 3]], np.float32))
+    y = F.sum(F.relu(F.linear(x, np.eye(3, dtype=np.float32) * 2, np.ones(3, np.float32))) ** 3)
+    gx, = chainer.grad([y], [x], enable_double_backprop=True)
+    F.sum(gx ** 2).backward(retain_grad=True)
+    first = x.grad
+    x.cleargrad()
+    y.backward(loss_scale=4)
+    return [gx.array, first, x.grad]
+
+
+@case
+def labels_that_are_ignored_or_wrong():
+    import chainer
+    import chainer.functions as F
+    x = chainer.Variable(np.array([[1, 2, 3], [0, 5, -5], [1e4, 0, 0]], np.float32))
+    results = []
+    for labels in ([0, -1, 0], [-1, -1, -1], [2, 1, -2]):
+        x.cleargrad()
+        loss = F.softmax_cross_entropy(x, np.array(labels, np.int32))
+        loss.backward()
+        results += [loss.array, x.grad]
+    for options in ({'normalize': False}, {'reduce': 'no'}, {'cache_score': False}, {'ignore_label': 2},
+                    {'class_weight': np.array([1, 2, 3], np.float32)}, {'enable_double_backprop': True}):
+        x.cleargrad()
+        loss = F.sum(F.softmax_cross_entropy(x, np.array([0, 2, 1], np.int32), **options))
+        loss.backward()
+        results += [loss.array, x.grad]
+    try:
+        F.softmax_cross_entropy(x, np.array([0, 1, 3], np.int32))
+    except IndexError:
+        results.append(np.array(1))
+    return results
+
+
+@case
+def nan_is_seen():
+    import chainer.functions as F
+    x = np.array([[np.nan, 1, np.inf, -1]], np.float32)
+    return [F.relu(x).array, F.softmax_cross_entropy(x[:, :2], np.array([1], np.int32)).array]
+
+
+@case
+def nothing_is_kept_without_backprop():
+    import chainer
+    model = classifier().predictor
+    with chainer.no_backprop_mode():
+        y = model(batch()[0])
+    assert y.creator_node is None
+    return [y.array]
+
+
+@case
+def wrong_shapes_are_refused():
+    import chainer
+    import chainer.functions as F
+    messages = []
+    for x, W, b in ((3, 4), (5, 3), (5,)), ((2, 3), (5, 3), (4,)), ((2, 3, 4), (5, 12), (6,)):
+        try:
+            F.linear(np.zeros(x, np.float32), np.zeros(W, np.float32), np.zeros(b, np.float32))
+        except chainer.utils.type_check.InvalidType as e:
+            messages.append(str(e))
+    assert len(messages) == 3
+    return [np.array(messages)]
+
+
+@case
+def function_hooks_and_debug_mode():
+    import chainer
+    import chainer.functions as F
+    model, calls = classifier(), []
+
+    class Hook(chainer.FunctionHook):
+        def forward_postprocess(self, function, in_data):
+            calls.append('forward ' + function.label)
+
+        def backward_postprocess(self, function, in_data, out_grad):
+            calls.append('backward ' + function.label)
+
+    with Hook():
+        model(*batch()).backward()
+    function = F.activation.relu.ReLU()
+    function.add_hook(Hook())
+    y, = function.apply((chainer.Variable(np.ones((1, 3), np.float32)),))
+    F.sum(y).backward()
+    with chainer.using_config('debug', True):
+        try:
+            F.log(np.array([-1], np.float32))
+        except RuntimeError as e:
+            calls.append(str(e))
+    assert len(calls) > 20
+    return [np.array(calls)]
+
+
+@case
+def batches_of_an_iterator():
+    import chainer
+    np.random.seed(0)
+    x, t = batch(10)
+    data = chainer.datasets.TupleDataset(x, t)
+    results = []
+    for dataset in data, chainer.datasets.TupleDataset(list(x), t), chainer.datasets.SubDataset(data, 2, 9):
+        iterator = chainer.iterators.SerialIterator(dataset, 4)
+        for _ in range(5):
+            examples = iterator.next()
+            results += [*chainer.dataset.concat_examples(examples), *chainer.dataset.concat_examples(examples[1:3], -1)]
+            results += [np.array(len(examples)), *examples[2], np.array([label for _, label in examples])]
+            results.append(np.array([iterator.epoch, iterator.is_new_epoch, iterator.epoch_detail]))
+    return results
+
+
+@case
+def a_function_in_the_old_style():
+    import chainer
+
+    class Double(chainer.Function):
+        def forward(self, inputs):
+            return inputs[0] * 2,
+
+        def backward(self, inputs, gys):
+            return gys[0] * 2,
+    x = chainer.Variable(np.ones((2, 3), np.float32))
+    chainer.functions.sum(Double()(x) * Double()(x)).backward()
+    return [x.grad]
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """{case: [arrays]} of plain Chainer, and of Chainer with chainer_fast."""
+    directory = tmp_path_factory.mktemp('fast')
+    subprocess.run([str(ROOT / 'container' / 'build_fast.sh'), str(directory)], check=True)
+    found = []
+    for fast in '0', '1':
+        path = directory / 'results{}.npz'.format(fast)
+        subprocess.run([sys.executable, __file__, str(path)], check=True, env={
+            **os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': '2',
+            'PYTHONPATH': os.pathsep.join([str(directory), str(ROOT)])})
+        with np.load(path) as arrays:
+            found.append({name: [arrays[key] for key in sorted(arrays) if key.split(' ')[0] == name] for name in CASES})
+    return found
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_fast_chainer_does_what_plain_chainer_does(results, name):
+    plain, fast = results[0][name], results[1][name]
+    assert len(plain) == len(fast) > 0
+    for a, b in zip(plain, fast):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        if a.dtype.kind in 'fc':
+            np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-6)
+        else:
+            np.testing.assert_array_equal(b, a)
+
+
+def test_the_switch_and_what_is_replaced(tmp_path):
+    subprocess.run([str(ROOT / 'container' / 'build_fast.sh'), str(tmp_path)], check=True)
+    code = ('import chainer; before = chainer.FunctionNode.apply; import chainer_fast; '
+            'print(chainer.FunctionNode.apply is before)')
+    for fast, kept in ('0', 'True'), ('1', 'False'):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                              env={**os.environ, 'CHAINER_FAST': fast, 'PYTHONPATH': str(tmp_path)})
+        assert done.stdout.strip() == kept
+
+
+if __name__ == '__main__':
+    import chainer
+    import chainer_fast
+    assert (chainer.FunctionNode.apply is chainer_fast.apply) == (os.environ['CHAINER_FAST'] == '1')
+    np.savez(sys.argv[1], **{'{} {:03}'.format(name, i): array for name, function in CASES.items()
+                             for i, array in enumerate(function())})
