@@ -99,7 +99,7 @@ docker_answers() {
 build_image() {
     image=sagemaker-chainer:7.8.1-cpu-py3
     base=debian:bookworm-slim
-    source=$(find container -maxdepth 1 -type f | sort | xargs cat | cksum | cut -d' ' -f1)
+    source=$(find container -type f -not -name "*.pyc" | sort | xargs cat | cksum | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
         if ! quietly docker image inspect $base && ! quietly docker pull $base; then
             base=sagemaker-chainer-base:bookworm
@@ -127,7 +127,7 @@ install_node() {
 
 install_compiler() {
     command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
-        fail "The tests of container/chainer_fast.c need a C compiler."
+        fail "The tests of container/fast need a C compiler."
 }
 
 make_venv

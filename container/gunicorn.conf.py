@@ -5,8 +5,10 @@ from cpus import cpus
 
 bind = '0.0.0.0:' + os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')
 workers = int(os.environ.get('SAGEMAKER_MODEL_SERVER_WORKERS') or cpus())
-worker_class = 'gthread'
-threads = 16  # connections that one worker keeps alive; predictions run one at a time
+worker_class = 'asgi'
+asgi_lifespan = 'off'
+asgi_loop = 'asyncio'
+http_parser = 'python'  # gunicorn_h1c 0.6.9 loses one in ten keep-alive connections after bodies of 3 MB
 keepalive = 75
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5

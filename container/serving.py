@@ -4,9 +4,13 @@ GET /ping answers 200 once a worker has loaded the model. POST /invocations runs
 output_fn(predict_fn(input_fn(body, content_type), model), accept). The script must define
 model_fn; for the other three, what it does not define falls back to the defaults below.
 
-Started by `serve` through gunicorn.conf.py, one create_app() in each worker.
+Started by `serve` through gunicorn.conf.py, one create_app() in each worker: an ASGI application
+that takes in requests side by side and runs predictions one at a time.
 """
+import asyncio
+import concurrent.futures
 import csv
+import functools
 import importlib
 import io
 import json
@@ -15,29 +19,30 @@ import math
 import os
 import sys
 import threading
+import time
 
 import chainer
 import numpy as np
-from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, NotAcceptable,
-                                 RequestEntityTooLarge, UnsupportedMediaType)
-from werkzeug.routing import Map, Rule
-from werkzeug.wrappers import Request, Response
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, MethodNotAllowed,
+                                 NotAcceptable, NotFound, RequestEntityTooLarge, UnsupportedMediaType)
+from werkzeug.http import parse_accept_header, parse_options_header
+from werkzeug.wrappers import Response
 
 NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
 # SageMaker passes on bodies of up to 25 MB; batch transform sets a limit of its own.
 MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
+QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
+
 logger = logging.getLogger('gunicorn.error')
 
 
-def decode_npy(body):
-    """Return the array in an .npy body; ValueError for any other bytes.
-
-    The header is read by NumPy, the data taken as they are: no pickle is ever loaded, and no
-    memory is reserved for a shape that the body does not hold.
-    """
-    stream = io.BytesIO(body)
+@functools.lru_cache(64)  # NumPy takes longer for a header than the model for an image
+def read_npy_header(header):
+    """Return (shape, fortran_order, dtype) from the first bytes of an .npy file; ValueError."""
+    stream = io.BytesIO(header)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0,
                    (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
@@ -52,11 +57,22 @@ def decode_npy(body):
     if dtype.kind not in 'biuf':
         raise ValueError('the dtype must be bool, integer or floating point, but is {}'
                          .format(dtype))
-    data = body[stream.tell():]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+    return shape, fortran_order, dtype
+
+
+def decode_npy(body):
+    """Return the array in an .npy body; ValueError for any other bytes.
+
+    The header is read by NumPy, the data taken as they are: no pickle is ever loaded, and no
+    memory is reserved for a shape that the body does not hold.
+    """
+    long = body[6:7] == b'\2'
+    start = (12 if long else 10) + int.from_bytes(body[8:12 if long else 10], 'little')
+    shape, fortran_order, dtype = read_npy_header(body[:min(start, 16384)])  # NumPy takes 10,000
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body) - start:
         raise ValueError('an array of shape {} and dtype {} does not fill {} bytes'
-                         .format(shape, dtype, len(data)))
-    array = np.frombuffer(data, dtype).reshape(shape, order='F' if fortran_order else 'C')
+                         .format(shape, dtype, len(body) - start))
+    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order='F' if fortran_order else 'C')
     return array.astype(dtype.newbyteorder('='))
 
 
@@ -78,11 +94,21 @@ def decode_csv(body):
     return np.array(rows, dtype=np.float32)
 
 
+@functools.lru_cache(64)
+def npy_header(shape, descr):
+    """Return the first bytes of an .npy file for an array in C order."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {'shape': shape, 'fortran_order': False, 'descr': descr})
+    return stream.getvalue()
+
+
 def encode_npy(array):
     """Return the bytes of an .npy file."""
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
+    if array.dtype.kind not in 'biuf':
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        return stream.getvalue()
+    return npy_header(array.shape, array.dtype.str) + array.tobytes()
 
 
 def encode_json(array):
@@ -147,37 +173,55 @@ def default_predict_fn(data, model):
 
 def default_output_fn(prediction, accept):
     """Encode a NumPy array as npy, JSON or CSV."""
-    return Response(ENCODERS[accept](np.asarray(prediction)), mimetype=accept)
+    return ENCODERS[accept](np.asarray(prediction)), accept
 
 
-def read_body(request):
-    """Return the request's body; RequestEntityTooLarge (413) if it is over the limit."""
+async def read_body(receive, length):
+    """Return the request's body; RequestEntityTooLarge (413) if it is over the limit.
+
+    length: what the client announces, 0 if it does not. None if the client went away.
+    """
     limit = MAX_PAYLOAD_IN_MB * 2 ** 20
-    # Not request.get_data(): it would cut off a chunked body at the limit, and not say so.
-    stream = request.environ['wsgi.input']
-    if (request.content_length or 0) <= limit:
-        body = stream.read(limit + 1)
-        if len(body) <= limit:
-            return body
-    # Most clients look for an answer only when all is sent, so take in twice as much before one.
-    for _ in range(2 * limit // 2 ** 16):
-        if not stream.read(2 ** 16):
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message['type'] == 'http.disconnect':
+            return None
+        size += len(message.get('body', b''))
+        if max(size, length) <= limit:
+            chunks.append(message.get('body', b''))
+        # Most clients look for an answer only when all is sent, so take in twice as much before one.
+        if not message.get('more_body') or size > 2 * limit:
             break
-    raise RequestEntityTooLarge('The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB))
+    if max(size, length) > limit:
+        raise RequestEntityTooLarge('The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB))
+    return b''.join(chunks)
 
 
-def negotiate(accept_mimetypes):
-    """Return the supported type that the client likes best; NotAcceptable (406) if none."""
+@functools.lru_cache(64)
+def negotiate(accept):
+    """Return the supported type that an Accept header likes best; NotAcceptable (406) if none."""
+    if not accept:
+        return DEFAULT_ACCEPT
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
-    accept = accept_mimetypes.best_match(supported) if accept_mimetypes else DEFAULT_ACCEPT
-    if accept is None:
-        raise NotAcceptable('Accept must allow one of {}, but is {!r}.'.format(
-            ', '.join(ENCODERS), str(accept_mimetypes)))
-    return accept
+    best = parse_accept_header(accept, MIMEAccept).best_match(supported)
+    if best is None:
+        raise NotAcceptable('Accept must allow one of {}, but is {!r}.'.format(', '.join(ENCODERS), accept))
+    return best
 
 
-def create_app():
-    """Import the user's script, load its model, and return the WSGI application."""
+@functools.lru_cache(64)
+def mimetype(content_type):
+    """Return a Content-Type header without its parameters; JSON is the default."""
+    return parse_options_header(content_type)[0].lower() or JSON
+
+
+def load():
+    """Import the user's script and load its model; return predict(body, headers).
+
+    body: bytes; headers: {lower-case name: value}. It returns (status, body, [(name, value)]), or
+    raises one of werkzeug's HTTPExceptions.
+    """
     program = os.environ.get('SAGEMAKER_PROGRAM')
     if not program:
         raise RuntimeError('SAGEMAKER_PROGRAM must name the script that defines model_fn.')
@@ -186,34 +230,86 @@ def create_app():
     hooks = {name: getattr(script, name, globals()['default_' + name])
              for name in ('model_fn', 'input_fn', 'predict_fn', 'output_fn')}
     model = hooks['model_fn'](os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
-    one_at_a_time = threading.Lock()  # Chainer models need not be thread-safe; /ping must not wait
-    routes = Map([Rule('/ping', methods=['GET'], endpoint='ping'),
-                  Rule('/invocations', methods=['POST'], endpoint='invocations')])
 
-    def invocations(request):
+    def predict(body, headers):
+        accept = headers.get('accept', '')
         if hooks['output_fn'] is default_output_fn:
-            accept = negotiate(request.accept_mimetypes)
-        else:
-            accept = request.headers.get('Accept') or DEFAULT_ACCEPT
-        body = read_body(request)
-        with one_at_a_time:
-            data = hooks['input_fn'](body, request.mimetype or JSON)
-            output = hooks['output_fn'](hooks['predict_fn'](data, model), accept)
-        if isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
-            return Response(output[0], mimetype=output[1])
-        return output if isinstance(output, Response) else Response(output, mimetype=accept)
+            accept = negotiate(accept)
+        data = hooks['input_fn'](body, mimetype(headers.get('content-type', '')))
+        output = hooks['output_fn'](hooks['predict_fn'](data, model), accept or DEFAULT_ACCEPT)
+        if isinstance(output, Response):
+            return output.status_code, output.get_data(), output.headers.to_wsgi_list()
+        if not isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
+            output = output, accept or DEFAULT_ACCEPT
+        body, content_type = output
+        body = body.encode() if isinstance(body, str) else bytes(memoryview(body))  # TypeError for all else
+        return 200, body, [('Content-Type', content_type)]
 
-    @Request.application
-    def app(request):
+    return predict
+
+
+def create_app():
+    """Load the user's script and model, and return the ASGI application."""
+    predict = load()
+    # What model_fn set in chainer.config counts in this thread only; it must in the other one, too.
+    config = dict(chainer.config._local.__dict__)
+    thread = concurrent.futures.ThreadPoolExecutor(
+        1, initializer=lambda: chainer.config._local.__dict__.update(config))
+    turn = threading.Lock()  # Chainer models need not be thread-safe
+    quick_size = 0
+
+    def timed(*args):
+        start = time.perf_counter()
+        return predict(*args), time.perf_counter() - start <= QUICK
+
+    def in_turn(*args):
+        with turn:
+            return timed(*args)
+
+    async def predict_one(body, headers):
+        """Call predict, here if it has been quick for bodies of this size, else in the thread."""
+        nonlocal quick_size
+        if len(body) <= quick_size and turn.acquire(blocking=False):
+            try:  # the way to the thread and back would take as long as the prediction
+                response, quick = timed(body, headers)
+            finally:
+                turn.release()
+        else:
+            response, quick = await asyncio.get_running_loop().run_in_executor(thread, in_turn, body, headers)
+        quick_size = max(quick_size, len(body)) if quick else min(quick_size, len(body) - 1)
+        return response
+
+    async def respond(scope, receive):
+        """Return (status, body, headers), or None if nobody waits for it."""
+        allowed = {'/ping': ('GET', 'HEAD'), '/invocations': ('POST',)}.get(scope['path'])
+        if allowed is None:
+            raise NotFound('There are GET /ping and POST /invocations.')
+        if scope['method'] not in allowed:
+            raise MethodNotAllowed(allowed)
+        if scope['path'] == '/ping':
+            return 200, b'', []
+        headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
+        body = await read_body(receive, int(headers.get('content-length', 0)))
+        if body is None:
+            return None
+        return await predict_one(body, headers)
+
+    async def app(scope, receive, send):
         try:
-            endpoint, _ = routes.bind_to_environ(request.environ).match()
-            return Response() if endpoint == 'ping' else invocations(request)
+            response = await respond(scope, receive)
         except HTTPException as e:
-            error = e
+            response = e.code, (e.description + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')]
         except Exception:
-            logger.exception('%s failed', request.path)
-            error = InternalServerError('The script failed on this request; '
-                                        'the container\'s log has the traceback.')
-        return Response(error.description + '\n', error.code, mimetype='text/plain')
+            logger.exception('%s failed', scope['path'])
+            response = 500, (b'The script failed on this request; the container\'s log has the traceback.\n'), [
+                ('Content-Type', 'text/plain; charset=utf-8')]
+        if response is None:
+            return
+        status, body, headers = response
+        headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in headers
+                   if name.lower() != 'content-length']
+        headers.append((b'content-length', str(len(body)).encode()))
+        await send({'type': 'http.response.start', 'status': status, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': body})
 
     return app

@@ -1,4 +1,4 @@
-"""container/chainer_fast.py: the same results as plain Chainer's, in all that it takes over or leaves alone.
+"""container/fast/chainer_fast.py: the same results as plain Chainer's, in all that it takes over or leaves alone.
 
 Every case below runs in two processes, one with CHAINER_FAST=0, and what it returns is compared.
 """
@@ -251,7 +251,7 @@ def a_function_in_the_old_style():
 def results(tmp_path_factory):
     """{case: [arrays]} of plain Chainer, and of Chainer with chainer_fast."""
     directory = tmp_path_factory.mktemp('fast')
-    subprocess.run([str(ROOT / 'container' / 'build_fast.sh'), str(directory)], check=True)
+    subprocess.run([str(ROOT / 'container' / 'fast' / 'build.sh'), str(directory)], check=True)
     found = []
     for fast in '0', '1':
         path = directory / 'results{}.npz'.format(fast)
@@ -276,7 +276,7 @@ def test_fast_chainer_does_what_plain_chainer_does(results, name):
 
 
 def test_the_switch_and_what_is_replaced(tmp_path):
-    subprocess.run([str(ROOT / 'container' / 'build_fast.sh'), str(tmp_path)], check=True)
+    subprocess.run([str(ROOT / 'container' / 'fast' / 'build.sh'), str(tmp_path)], check=True)
     code = ('import chainer; before = chainer.FunctionNode.apply; import chainer_fast; '
             'print(chainer.FunctionNode.apply is before)')
     for fast, kept in ('0', 'True'), ('1', 'False'):

@@ -386,3 +386,23 @@ def test_the_cpu_quota_sets_the_number_of_workers():
     code = 'from cpus import cpus; print(cpus())'
     assert docker('run', '--rm', '--cpus', '1', IMAGE, 'python', '-c', code) == '1\n'
     assert docker('run', '--rm', '--cpus', '1.5', IMAGE, 'python', '-c', code) == '2\n'
+
+
+def test_training_in_the_image_is_fast_and_uses_the_quota(tmp_path):
+    (tmp_path / 'code').mkdir()
+    (tmp_path / 'code' / 'mine.py').write_text(
+        'import os, chainer\n'
+        'print("RESULT", os.environ["OPENBLAS_NUM_THREADS"], os.environ["GLIBC_TUNABLES"], '
+        'chainer.FunctionNode.apply.__module__)\n')
+    for directory in 'input/config', 'input/data', 'model', 'output/data':
+        (tmp_path / directory).mkdir(parents=True)
+    config = tmp_path / 'input' / 'config'
+    (config / 'hyperparameters.json').write_text(json.dumps(
+        {'sagemaker_program': 'mine.py', 'sagemaker_submit_directory': '/opt/ml/code'}))
+    (config / 'resourceconfig.json').write_text(json.dumps(
+        {'current_host': 'algo-1', 'hosts': ['algo-1'], 'network_interface_name': 'eth0'}))
+    (config / 'inputdataconfig.json').write_text('{}')
+    for options, module in ((), 'chainer_fast'), (('--env', 'CHAINER_FAST=0'), 'chainer.function_node'):
+        log = docker('run', '--rm', '--hostname', 'algo-1', '--cpus', '1', *options,
+                     '-v', '{}:/opt/ml'.format(tmp_path), IMAGE, 'train')
+        assert 'RESULT 1 glibc.malloc.hugetlb=1 {}\n'.format(module) in log

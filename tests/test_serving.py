@@ -1,4 +1,5 @@
 """The server of container/ with real requests, without Docker: contract, formats, bad input."""
+import concurrent.futures
 import contextlib
 import io
 import json
@@ -219,7 +220,7 @@ def test_other_refusals(url, images):
             (post(url, npy(images), 'image/png'), 415, 'Content-Type must be one of'),
             (post(url, npy(images), accept='image/png'), 406, 'Accept must allow one of'),
             (http.request('GET', url + '/invocations'), 405, 'not allowed'),
-            (http.request('GET', url + '/other'), 404, 'not found')):
+            (http.request('GET', url + '/other'), 404, 'GET /ping and POST /invocations')):
         assert response.status == status and sentence in response.data.decode()
 
 
@@ -307,6 +308,53 @@ def test_the_users_functions_win_and_model_fn_runs_once_per_worker(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert len(loads) == len(set(loads)) == 2
+
+
+SLOW = '''
+import threading
+import time
+import chainer
+import numpy as np
+
+together = []
+
+def model_fn(model_dir):
+    chainer.config.train = False
+    return 'a model'
+
+def predict_fn(data, model):
+    together.append(1)
+    assert len(together) == 1
+    time.sleep(float(data[0]))
+    together.pop()
+    return np.array([chainer.config.train, threading.current_thread() is threading.main_thread()], float)
+'''
+
+
+def test_slow_predictions_run_in_a_thread_one_at_a_time_with_the_config_of_model_fn(tmp_path):
+    (tmp_path / 'slow.py').write_text(SLOW)
+    with serving(tmp_path, 'slow.py', tmp_path) as url, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        def ask(seconds):
+            return json.loads(post(url, json.dumps([seconds, 0]).encode(), JSON, JSON).data)
+        assert [ask(0) for _ in range(3)] == [[0, 0], [0, 1], [0, 1]]  # quick: from the second on, inline
+        together = [pool.submit(ask, seconds) for seconds in [1.5] + 5 * [0.0]]
+        assert all(future.result()[0] == 0 for future in together)
+        ask(0.1)
+        slow = pool.submit(ask, 1.5)  # in the thread, as the one before took long
+        time.sleep(0.3)
+        start = time.monotonic()
+        assert http.request('GET', url + '/ping').status == 200
+        assert time.monotonic() - start < 0.5 and not slow.done()
+        assert slow.result() == [0, 0]
+
+
+def test_connections_are_kept_after_large_bodies(url, images):
+    body = npy(np.zeros((1000, 784), np.float32))
+    pool = urllib3.HTTPConnectionPool(url[7:].split(':')[0], int(url.split(':')[2]), maxsize=4, block=True, retries=False)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        responses = list(threads.map(lambda _: pool.urlopen('POST', '/invocations', body, {
+            'Content-Type': NPY, 'Accept': NPY}), range(100)))
+    assert {r.status for r in responses} == {200} and pool.num_connections == 4
 
 
 @pytest.mark.parametrize('source, reason', [
