@@ -31,3 +31,36 @@ def on_starting(server):
         from sagemaker_training import modules
         modules.install_requirements(directory)
     os.environ['SAGEMAKER_SUBMIT_DIRECTORY'] = directory
+
+
+def post_worker_init(worker):
+    """Spread connections: the more a worker has, the longer it leaves a new one to the others.
+
+    By itself the worker that wakes first takes all that wait, and another idles.
+    """
+    loop = worker.loop
+    create_server = loop.create_server
+
+    async def create_patient_server(protocol, *, sock, **kwargs):
+        def wait():
+            loop.remove_reader(sock)
+            loop.call_later(min(worker.nr_conns, 20) / 1000, accept)
+
+        def accept():
+            if sock.fileno() < 0:  # closed meanwhile
+                return
+            loop.add_reader(sock, wait)
+            try:
+                connection, _ = sock.accept()
+            except OSError:  # another worker has taken it
+                return
+            connection.setblocking(False)
+            tasks.add(task := loop.create_task(loop.connect_accepted_socket(protocol, connection)))
+            task.add_done_callback(tasks.discard)
+
+        tasks = set()  # the loop itself keeps no reference
+        server = await create_server(protocol, sock=sock, **{**kwargs, 'start_serving': False})
+        sock.setblocking(False)
+        loop.add_reader(sock, wait)
+        return server
+    loop.create_server = create_patient_server

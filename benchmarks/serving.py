@@ -1,0 +1,163 @@
+"""How fast the endpoint answers, beside AWS's own stack on the same cores.
+
+    .venv-bench/bin/python -m benchmarks.serving          # some 4 minutes on two cores
+
+AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers and the
+same model; wrk asks them in turn, over keep-alive connections, with npy bodies of one and of 1,000 images.
+"""
+import contextlib
+import http.client
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import chainer
+import numpy as np
+
+import chainer_mnist_single_machine as script
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NPY = 'application/x-npy'
+PORTS = {'ours': 8380, 'AWS': 8381}
+WRK = '''
+wrk.method = 'POST'
+wrk.headers['Content-Type'], wrk.headers['Accept'] = '{npy}', '{npy}'
+local file = io.open('{body}', 'rb')
+wrk.body = file:read('*a')
+function done(summary, latency)
+  local e = summary.errors
+  io.write(string.format('RESULT [%f, %f, %f, %d]\\n', summary.requests / summary.duration * 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, e.status + e.read + e.write + e.connect + e.timeout))
+end
+'''
+HANDLER = '''
+import chainer
+import chainer_mnist_single_machine as script
+from sagemaker_inference.default_handler_service import DefaultHandlerService
+from sagemaker_inference.default_inference_handler import DefaultInferenceHandler
+from sagemaker_inference.transformer import Transformer
+
+
+class HandlerService(DefaultHandlerService):
+    def __init__(self):
+        class Handler(DefaultInferenceHandler):
+            def default_model_fn(self, model_dir, context=None):
+                return script.model_fn({model!r})
+
+            def default_predict_fn(self, data, model, context=None):
+                with chainer.using_config('train', False), chainer.no_backprop_mode():
+                    return model(data).array
+        super().__init__(transformer=Transformer(default_inference_handler=Handler()))
+'''
+
+
+def body(images):
+    stream = io.BytesIO()
+    np.save(stream, np.random.RandomState(0).rand(images, 784).astype(np.float32))
+    return stream.getvalue()
+
+
+@contextlib.contextmanager
+def server(name, directory):
+    """Start a server; yield (process, seconds to the first answered prediction)."""
+    env = {**os.environ, 'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]), 'SAGEMAKER_MODEL_SERVER_WORKERS': '2',
+           'OPENBLAS_NUM_THREADS': '1', 'SM_MODEL_DIR': directory, 'PATH': '{}:{}'.format(
+               os.path.dirname(sys.executable), os.environ['PATH'])}
+    if name == 'ours':
+        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'), SAGEMAKER_PROGRAM='hosted.py',
+                   SAGEMAKER_SUBMIT_DIRECTORY=directory)
+        command = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
+    else:
+        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT), CHAINER_FAST='0')
+        command = [sys.executable, '-c', 'from sagemaker_inference.model_server import start_model_server; '
+                   'start_model_server("mms_handler")']
+    start = time.perf_counter()
+    with open(os.path.join(directory, name + '.log'), 'w') as log:
+        process = subprocess.Popen(command, cwd=directory, env=env, stdout=log, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+    try:
+        while True:
+            assert process.poll() is None and time.perf_counter() - start < 60, (
+                'The server {} does not start: {}'.format(name, pathlib.Path(directory, name + '.log').read_text()[-3000:]))
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection('127.0.0.1', PORTS[name], timeout=20)
+                connection.request('POST', '/invocations', body(1), {'Content-Type': NPY, 'Accept': NPY})
+                response = connection.getresponse()
+                if response.status == 200 and len(response.read()) == 168:
+                    yield process, time.perf_counter() - start
+                    break
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def memory(process):
+    """The proportional set size of a process group, in MB."""
+    total = 0
+    for path in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(path.name)) == process.pid:
+                text = (path / 'smaps_rollup').read_text()
+                total += int(text.split('\nPss:')[1].split()[0])
+    return total / 1024
+
+
+def main(rounds=int(os.environ.get("ROUNDS", 10))):
+    """Print one table: medians, and the ratio of AWS's and ours with its quartiles."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
+        np.random.seed(0)
+        chainer.serializers.save_npz(os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10)))
+        shutil.copy(script.__file__, directory)
+        # In the image chainer itself loads chainer_fast.
+        pathlib.Path(directory, 'hosted.py').write_text('import chainer_fast\nfrom chainer_mnist_single_machine import model_fn\n')
+        pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
+        starts = {name: [] for name in PORTS}
+        for _ in range(2):
+            for name in PORTS:
+                with server(name, directory) as (_, seconds):
+                    starts[name].append(seconds)
+        servers = {}
+        for name in PORTS:
+            servers[name], seconds = stack.enter_context(server(name, directory))
+            starts[name].append(seconds)
+        rows = []
+        for images, connections in (1, 1), (1, 16), (1000, 1), (1000, 4):
+            pathlib.Path(directory, 'body').write_bytes(body(images))
+            lua = pathlib.Path(directory, 'wrk.lua')
+            lua.write_text(WRK.format(npy=NPY, body=os.path.join(directory, 'body')))
+            results = {name: [] for name in PORTS}
+            for i in range(rounds + 1):
+                for name, port in PORTS.items():
+                    done = subprocess.run(
+                        ['wrk', '-t1', '-c{}'.format(connections), '-d{}s'.format(2 if images > 1 else 1), '-s', str(lua),
+                         'http://127.0.0.1:{}/invocations'.format(port)], capture_output=True, text=True, check=True)
+                    if i:  # the first round warms up, Java above all
+                        results[name].append(json.loads(done.stdout.split('RESULT')[1]))
+            for column, what in enumerate(('requests/s', 'p50, ms', 'p99, ms', 'errors')):
+                rows.append(('{:,} image{}, {} connection{}: {}'.format(
+                    images, 's' * (images > 1), connections, 's' * (connections > 1), what),
+                    *[[r[column] for r in results[name]] for name in PORTS]))
+        rows.append(('start to the first answer, s', starts['ours'], starts['AWS']))
+        rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in PORTS]))
+        print('| endpoint, two workers | ours | AWS\'s | ours / AWS\'s |\n|---|---|---|---|')
+        for what, ours, aws in rows:
+            if what.endswith('errors'):
+                print('| {} | {} | {} | |'.format(what, int(sum(ours)), int(sum(aws))))
+            else:
+                low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
+                print('| {} | {:.4g} | {:.4g} | {:.2f} ({:.2f}-{:.2f}) |'.format(
+                    what, statistics.median(ours), statistics.median(aws), median, low, high))
+
+
+if __name__ == '__main__':
+    main()
