@@ -19,6 +19,11 @@ test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest tests -m 'not docker and not browser and not slow'
 
+bench:  ## measure training and serving beside PyTorch and AWS's server, in some 12 minutes
+	@./setup.sh bench
+	.venv-bench/bin/python -m benchmarks.training
+	.venv-bench/bin/python -m benchmarks.serving
+
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh
 
@@ -29,4 +34,4 @@ clean:  ## stop and remove containers, networks and temporary files that the pro
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test test-fast setup image clean
+.PHONY: help run lab test test-fast bench setup image clean

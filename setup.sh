@@ -4,6 +4,7 @@
 #   ./setup.sh         all of that
 #   ./setup.sh tests   ... and what the tests need besides
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
+#   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -26,35 +27,37 @@ install() {
 
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
-python=.venv/bin/python
+venv=.venv
+[ "${1:-}" != bench ] || venv=.venv-bench
+python=$venv/bin/python
 
 # Chainer needs Python 3.11 or older, the pinned packages 3.10 or newer.
 make_venv() {
     if quietly $python -c ''; then return; fi
-    rm -rf .venv
+    rm -rf $venv
     local version_check='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))'
     for candidate in python3.11 python3.10 python3; do
         quietly $candidate -c "$version_check" || continue
-        say "creating .venv with $($candidate --version)"
+        say "creating $venv with $($candidate --version)"
         # Debian packs the part of venv that brings pip separately.
         quietly $candidate -c 'import ensurepip' || ! has_apt ||
             install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
-        $candidate -m venv .venv
+        $candidate -m venv $venv
         return
     done
     command -v uv >/dev/null || fail "Chainer needs Python 3.10 or 3.11, and there is neither. Install" \
         "one, or uv (https://docs.astral.sh/uv/), which fetches one, and run this again."
-    uv venv --seed --python 3.11 .venv
+    uv venv --seed --python 3.11 $venv
 }
 
 install_packages() {
     # Chainer is an sdist and wants a setuptools that still has pkg_resources; new pips and old ones
     # each look at one of these for what a build may use.
-    constraints=$PWD/.venv/constraints.txt
+    constraints=$PWD/$venv/constraints.txt
     export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
     echo 'setuptools<74' > "$constraints"
     for requirements in "$@"; do
-        installed=.venv/installed-${requirements//\//-}
+        installed=$venv/installed-${requirements//\//-}
         if ! cmp -s "$requirements" "$installed"; then
             say "installing the packages of $requirements"
             $python -m pip install --quiet --requirement "$requirements"
@@ -130,12 +133,23 @@ install_compiler() {
         fail "The tests of container/fast need a C compiler."
 }
 
+# Java for AWS's server, wrk asks the servers, torch.compile needs g++.
+install_benchmarks() {
+    for tool in java:default-jre-headless wrk:wrk g++:g++; do
+        command -v ${tool%:*} >/dev/null || { has_apt && install ${tool#*:}; } || fail "The benchmarks need ${tool%:*}."
+    done
+    # Its setuptools is too new for Chainer, which needs no more of it than torch does; CPU only.
+    quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
+        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+}
+
 make_venv
 case ${1:-} in
     '') install_packages requirements.txt; start_docker; build_image ;;
     tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_node
         install_compiler; install_chromium ;;
     fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
+    bench) install_packages benchmarks/requirements.txt; install_node; install_compiler; install_benchmarks ;;
     *) fail "unknown argument $1" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
