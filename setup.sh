@@ -149,7 +149,7 @@ case ${1:-} in
     tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_node
         install_compiler; install_chromium ;;
     fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
-    bench) install_packages benchmarks/requirements.txt; install_node; install_compiler; install_benchmarks ;;
+    bench) install_packages benchmarks/requirements.txt; install_compiler; install_benchmarks ;;
     *) fail "unknown argument $1" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
