@@ -1,4 +1,4 @@
-"""container/fast/chainer_fast.py: the same results as plain Chainer's, in all that it takes over or leaves alone.
+"""container/fast/: the same results as plain Chainer's, in all that it takes over or leaves alone.
 
 Every case below runs in two processes, one with CHAINER_FAST=0, and what it returns is compared.
 """
@@ -116,6 +116,18 @@ def other_functions_shared_parameters_and_several_losses():
     loss.backward()
     F.sum(a).backward()  # adds to the gradients that are there
     return [loss.array, h.array] + [p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())]
+
+
+@case
+def outputs_that_are_dead_or_cut_off():
+    import chainer
+    import chainer.functions as F
+    x = chainer.Variable(np.arange(6, dtype=np.float32).reshape(2, 3))
+    first, _, third = F.split_axis(x, 3, axis=1)
+    third.unchain()
+    y = F.sum(first * 2) + F.sum(third * 3)
+    y.backward()
+    return [x.grad, third.grad]
 
 
 @case

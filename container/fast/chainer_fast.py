@@ -241,7 +241,8 @@ def backprop_to_all(outputs, retain_grad, loss_scale):
     while functions:
         function = heapq.heappop(functions)[2]
         indexes = tuple([i for i, x in enumerate(function.inputs) if x._requires_grad])
-        gys = [gradients.pop(y(), None) for y in function.outputs]
+        outputs = [y() for y in function.outputs]
+        gys = [gradients.pop(y) if y in gradients and y._creator_node else None for y in outputs]
         if not indexes:
             continue
         backward = BACKWARD.get(type(function))
