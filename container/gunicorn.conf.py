@@ -34,7 +34,7 @@ def on_starting(server):
 
 
 def post_worker_init(worker):
-    """Spread connections: the more a worker has, the longer it leaves a new one to the others.
+    """Spread connections: a worker takes one at a time, and leaves it to others for 1 to 4 ms if it has some.
 
     By itself the worker that wakes first takes all that wait, and another idles.
     """
@@ -44,7 +44,7 @@ def post_worker_init(worker):
     async def create_patient_server(protocol, *, sock, **kwargs):
         def wait():
             loop.remove_reader(sock)
-            loop.call_later(min(worker.nr_conns, 20) / 1000, accept)
+            loop.call_later(min(worker.nr_conns + len(tasks), 4) / 1000, accept)
 
         def accept():
             if sock.fileno() < 0:  # closed meanwhile
@@ -58,7 +58,7 @@ def post_worker_init(worker):
             tasks.add(task := loop.create_task(loop.connect_accepted_socket(protocol, connection)))
             task.add_done_callback(tasks.discard)
 
-        tasks = set()  # the loop itself keeps no reference
+        tasks = set()  # connections accepted, but not yet counted
         server = await create_server(protocol, sock=sock, **{**kwargs, 'start_serving': False})
         sock.setblocking(False)
         loop.add_reader(sock, wait)

@@ -357,6 +357,26 @@ def test_connections_are_kept_after_large_bodies(url, images):
     assert {r.status for r in responses} == {200} and pool.num_connections == 4
 
 
+def test_connections_are_spread_over_the_workers(tmp_path):
+    (tmp_path / 'mine.py').write_text('import os\ndef model_fn(d): pass\n'
+                                      'def predict_fn(data, model): return [os.getpid()]\n')
+    with serving(tmp_path, 'mine.py', tmp_path, workers=2) as url:
+        time.sleep(1)  # /ping may answer before the other worker is up
+        spread = 0
+        for _ in range(40):
+            clients = [socket.create_connection((url[7:].split(':')[0], int(url.split(':')[2]))) for _ in range(4)]
+            pids = set()
+            for client in clients:
+                client.sendall(b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
+                               b'Accept: application/json\r\nContent-Length: 3\r\n\r\n[1]')
+                pids.add(client.recv(4096).split(b'\r\n\r\n')[1])
+            for client in clients:
+                client.close()
+            spread += len(pids) == 2
+            time.sleep(0.02)
+        assert spread >= 36, spread
+
+
 @pytest.mark.parametrize('source, reason', [
     ('', 'must define model_fn'),
     ('def model_fn(d): raise OSError("weights are gone")', 'weights are gone'),
