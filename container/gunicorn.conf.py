@@ -1,5 +1,6 @@
 """How `serve` runs serving.py: as many single-model workers as SageMaker or the CPU quota say."""
 import os
+import signal
 
 from cpus import cpus
 
@@ -34,7 +35,7 @@ def on_starting(server):
 
 
 def post_worker_init(worker):
-    """Spread connections: a worker takes one at a time, and leaves it to others for 1 to 4 ms if it has some.
+    """Stop quickly, and spread connections: a worker takes one at a time, and leaves it to others for 1 to 4 ms if it has some.
 
     By itself the worker that wakes first takes all that wait, and another idles.
     """
@@ -64,3 +65,12 @@ def post_worker_init(worker):
         loop.add_reader(sock, wait)
         return server
     loop.create_server = create_patient_server
+
+    def stop():
+        """Stop once the requests in flight are answered; gunicorn would wait for idle connections, too."""
+        worker.handle_exit_signal()
+        if worker.asgi.in_flight:
+            loop.call_later(0.05, stop)
+        else:
+            loop.call_later(0.05, worker.handle_quit_signal)  # the last answer is on its way
+    loop.add_signal_handler(signal.SIGTERM, stop)

@@ -295,6 +295,13 @@ def create_app():
         return await predict_one(body, headers)
 
     async def app(scope, receive, send):
+        app.in_flight += 1
+        try:
+            await answer(scope, receive, send)
+        finally:
+            app.in_flight -= 1
+
+    async def answer(scope, receive, send):
         try:
             response = await respond(scope, receive)
         except HTTPException as e:
@@ -312,4 +319,5 @@ def create_app():
         await send({'type': 'http.response.start', 'status': status, 'headers': headers})
         await send({'type': 'http.response.body', 'body': body})
 
+    app.in_flight = 0  # requests; gunicorn.conf.py stops a worker once there are none
     return app

@@ -348,6 +348,31 @@ def test_slow_predictions_run_in_a_thread_one_at_a_time_with_the_config_of_model
         assert slow.result() == [0, 0]
 
 
+def test_a_stop_finishes_what_runs_and_does_not_wait_for_idle_connections(tmp_path):
+    (tmp_path / 'slow.py').write_text(SLOW)
+    process, url = start(tmp_path, 'slow.py', tmp_path)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if http.request('GET', url + '/ping').status == 200:  # this connection stays open
+                    break
+            time.sleep(0.05)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            response = pool.submit(urllib3.PoolManager(retries=False).request, 'POST', url + '/invocations', body=b'[2, 0]',
+                                   headers={'Content-Type': JSON, 'Accept': JSON})
+            time.sleep(0.5)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert response.result().status == 200
+            process.wait(timeout=20)
+        assert 1 < time.monotonic() - began < 4
+    finally:
+        http.clear()
+        process.kill()
+        process.communicate()
+
+
 def test_connections_are_kept_after_large_bodies(url, images):
     body = npy(np.zeros((1000, 784), np.float32))
     pool = urllib3.HTTPConnectionPool(url[7:].split(':')[0], int(url.split(':')[2]), maxsize=4, block=True, retries=False)
