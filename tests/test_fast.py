@@ -53,6 +53,19 @@ def ten_steps_of_adam():
 
 
 @case
+def accuracy():
+    import chainer.functions as F
+    rng = np.random.RandomState(0)
+    y, t = rng.randint(0, 4, (64, 10)).astype(np.float32), rng.randint(0, 10, 64).astype(np.int32)
+    nan = y.copy()
+    nan[::3, 7] = np.nan  # where argmax points
+    return [F.accuracy(y, t).array, F.accuracy(y, np.full_like(t, 12)).array, F.accuracy(nan, t).array,
+            F.accuracy(nan, np.full_like(t, 7)).array, F.accuracy(y, t.astype(np.int64)).array,
+            F.accuracy(y, t, ignore_label=3).array, F.accuracy(y.astype(np.float64), t).array,
+            F.accuracy(y[:, ::2], t).array, F.accuracy(y[:, :, None], t[:, None]).array]
+
+
+@case
 def adam_with_large_arrays_for_two_threads():
     import chainer
     import chainer_mnist_single_machine as script

@@ -8,6 +8,11 @@
 #define FOR_EACH_CPU
 #endif
 
+struct array {  // the head of NumPy's PyArrayObject
+    long references;
+    void *type, *data;
+};
+
 struct adam {
     float *p, *m, *v;
     const float *g;
@@ -28,9 +33,9 @@ FOR_EACH_CPU static void adam_slice(const struct adam *a) {
 
 static void *adam_thread(void *a) { adam_slice(a); return 0; }
 
-void adam(float *p, float *m, float *v, const float *g, long n,
+void adam(struct array *p, struct array *m, struct array *v, struct array *g, long n,
           float beta1, float beta2, float alpha, float eps, int threads) {
-    struct adam rest = {p, m, v, g, n, beta1, beta2, alpha, eps}, slices[16];
+    struct adam rest = {p->data, m->data, v->data, g->data, n, beta1, beta2, alpha, eps}, slices[16];
     pthread_t ids[16];
     int k = 0;
     for (; k < threads - 1 && k < 16 && n > 200000; k++) {
@@ -44,23 +49,32 @@ void adam(float *p, float *m, float *v, const float *g, long n,
     while (k--) pthread_join(ids[k], 0);
 }
 
-FOR_EACH_CPU void add_bias(float *restrict y, const float *restrict b, long rows, long columns) {
+FOR_EACH_CPU void add_bias(struct array *y_, struct array *b_, long rows, long columns) {
+    float *restrict y = y_->data;
+    const float *restrict b = b_->data;
     for (long i = 0; i < rows; i++, y += columns)
         for (long j = 0; j < columns; j++) y[j] += b[j];
 }
 
-FOR_EACH_CPU void relu(float *restrict y, const float *restrict x, long n) {
+FOR_EACH_CPU void relu(struct array *y_, struct array *x_, long n) {
+    float *restrict y = y_->data;
+    const float *restrict x = x_->data;
     for (long i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];  // NaN stays NaN
 }
 
-FOR_EACH_CPU void relu_grad(float *restrict gx, const float *restrict y, const float *restrict gy, long n) {
+FOR_EACH_CPU void relu_grad(struct array *gx_, struct array *y_, struct array *gy_, long n) {
+    float *restrict gx = gx_->data;
+    const float *restrict y = y_->data, *restrict gy = gy_->data;
     for (long i = 0; i < n; i++) gx[i] = y[i] > 0 ? gy[i] : 0;
 }
 
 // Writes softmax(x) to y, the mean loss of the rows whose label is not `ignore` to *loss, and
 // returns how many those are; -1 where a label is not a column.
-FOR_EACH_CPU long softmax_cross_entropy(float *restrict y, const float *restrict x, const int *t,
+FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, struct array *t_,
                                         long rows, long columns, int ignore, float *loss) {
+    float *restrict y = y_->data;
+    const float *restrict x = x_->data;
+    const int *t = t_->data;
     double sum = 0;
     long count = 0;
     for (long i = 0; i < rows; i++, x += columns, y += columns) {
@@ -79,8 +93,11 @@ FOR_EACH_CPU long softmax_cross_entropy(float *restrict y, const float *restrict
 }
 
 // Writes scale * (y - one-hot label) to gx, 0 where the label is `ignore`; returns -1 likewise.
-FOR_EACH_CPU long softmax_cross_entropy_grad(float *restrict gx, const float *restrict y, const int *t,
+FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_, struct array *t_,
                                              long rows, long columns, int ignore, float scale) {
+    float *restrict gx = gx_->data;
+    const float *restrict y = y_->data;
+    const int *t = t_->data;
     for (long i = 0; i < rows; i++, gx += columns, y += columns) {
         if (t[i] == ignore) {
             for (long j = 0; j < columns; j++) gx[j] = 0;
@@ -91,4 +108,20 @@ FOR_EACH_CPU long softmax_cross_entropy_grad(float *restrict gx, const float *re
         gx[t[i]] -= scale;
     }
     return 0;
+}
+
+// Returns in how many rows the label's score is the first of the largest; -1 where one is NaN.
+FOR_EACH_CPU long correct(struct array *x_, struct array *t_, long rows, long columns) {
+    const float *x = x_->data;
+    const int *t = t_->data;
+    long count = 0;
+    for (long i = 0; i < rows; i++, x += columns) {
+        long best = 0;
+        for (long j = 0; j < columns; j++) {
+            if (x[j] != x[j]) return -1;
+            if (x[j] > x[best]) best = j;
+        }
+        count += best == t[i];
+    }
+    return count;
 }

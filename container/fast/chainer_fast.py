@@ -18,6 +18,7 @@ from chainer.datasets import TupleDataset
 from chainer.function_node import FunctionNode
 from chainer.functions.activation.relu import ReLU
 from chainer.functions.connection.linear import LinearFunction
+from chainer.functions.evaluation.accuracy import Accuracy
 from chainer.functions.loss.softmax_cross_entropy import SoftmaxCrossEntropy
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
@@ -25,16 +26,18 @@ from chainer.variable import Variable, VariableNode, _check_grad_type
 import numpy as np
 
 loops = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'libchainer_fast.so'))
-ARRAY, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+ARRAY, SIZE, INT, FLOAT = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
 for function, *types in (
         (loops.adam, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, FLOAT, FLOAT, FLOAT, FLOAT, INT),
         (loops.add_bias, ARRAY, ARRAY, SIZE, SIZE),
         (loops.relu, ARRAY, ARRAY, SIZE),
         (loops.relu_grad, ARRAY, ARRAY, ARRAY, SIZE),
         (loops.softmax_cross_entropy, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, ctypes.POINTER(FLOAT)),
-        (loops.softmax_cross_entropy_grad, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, FLOAT)):
+        (loops.softmax_cross_entropy_grad, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, FLOAT),
+        (loops.correct, ARRAY, ARRAY, SIZE, SIZE)):
     function.argtypes, function.restype = types, None
-loops.softmax_cross_entropy.restype = loops.softmax_cross_entropy_grad.restype = SIZE
+for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
+    function.restype = SIZE
 THREADS = int(os.environ.get('OPENBLAS_NUM_THREADS') or os.cpu_count())
 
 original = {}
@@ -75,7 +78,7 @@ def linear(function, arrays):
     if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1] or b.shape != W.shape[:1]:
         return None
     y = x.dot(W.T)
-    loops.add_bias(y.ctypes.data, b.ctypes.data, *y.shape)
+    loops.add_bias(y, b, *y.shape)
     function.retain_inputs((0, 1))
     return y,
 
@@ -95,7 +98,7 @@ def relu(function, arrays):
     if not plain(x):
         return None
     y = np.empty_like(x)
-    loops.relu(y.ctypes.data, x.ctypes.data, x.size)
+    loops.relu(y, x, x.size)
     function.retain_outputs((0,))
     return y,
 
@@ -107,7 +110,7 @@ def relu_grad(function, indexes, gys):
     if not plain(y, gy):
         return None
     gx = np.empty_like(y)
-    loops.relu_grad(gx.ctypes.data, y.ctypes.data, gy.ctypes.data, y.size)
+    loops.relu_grad(gx, y, gy, y.size)
     return gx,
 
 
@@ -119,8 +122,7 @@ def softmax_cross_entropy(function, arrays):
             or not function.cache_score or not function.normalize):
         return None
     y, loss = np.empty_like(x), FLOAT()
-    count = loops.softmax_cross_entropy(y.ctypes.data, x.ctypes.data, t.ctypes.data, *x.shape,
-                                        function.ignore_label, loss)
+    count = loops.softmax_cross_entropy(y, x, t, *x.shape, function.ignore_label, loss)
     if count < 0:  # a label that there is no score for
         return None
     function.retain_inputs((0, 1))
@@ -136,13 +138,22 @@ def softmax_cross_entropy_grad(function, indexes, gys):
             or function.class_weight is not None or function.reduce != 'mean'):
         return None
     gx = np.empty_like(y)
-    if loops.softmax_cross_entropy_grad(gx.ctypes.data, y.ctypes.data, t.ctypes.data, *y.shape,
-                                        function.ignore_label, float(gy) * function._coeff) < 0:
+    if loops.softmax_cross_entropy_grad(gx, y, t, *y.shape, function.ignore_label, float(gy) * function._coeff) < 0:
         return None
     return gx, None
 
 
-FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy}
+def accuracy(function, arrays):
+    """Accuracy's forward pass for int32 labels and no ignored ones, or None."""
+    y, t = arrays
+    if (not plain(y) or y.ndim != 2 or not y.size or t.dtype != np.int32 or t.shape != y.shape[:1]
+            or not t.flags.c_contiguous or function.ignore_label is not None):
+        return None
+    count = loops.correct(y, t, *y.shape)
+    return None if count < 0 else (np.array(count / len(y), np.float32),)
+
+
+FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}
 BACKWARD = {LinearFunction: linear_grad, ReLU: relu_grad, SoftmaxCrossEntropy: softmax_cross_entropy_grad}
 
 
@@ -265,7 +276,7 @@ def adam(self, param):
             or hp.weight_decay_rate or hp.amsgrad or hp.adabound or hp.eps < 1e-30):
         return original['update'](self, param)
     self.t += 1
-    loops.adam(p.ctypes.data, state['m'].ctypes.data, state['v'].ctypes.data, g.ctypes.data, p.size,
+    loops.adam(p, state['m'], state['v'], g, p.size,
                1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps, THREADS)
 
 
