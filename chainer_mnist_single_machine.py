@@ -47,16 +47,24 @@ class MLP(chainer.Chain):
 
 
 def model_fn(model_dir):
-    """Load what training saved. The server calls this once per worker, before any request."""
+    """Load what training saved, and try it. The server calls this once per worker, before any request.
+
+    Raises ValueError where the model's scores are not finite: then the endpoint does not start.
+    """
     model = L.Classifier(MLP(1000, 10))
-    serializers.load_npz(os.path.join(model_dir, 'model.npz'), model)
+    path = os.path.join(model_dir, 'model.npz')
+    serializers.load_npz(path, model)
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        scores = model.predictor(np.zeros((1, 784), np.float32))
+    if not np.isfinite(scores.array).all():
+        raise ValueError('The model in {} gives NaN or infinity: train it again.'.format(path))
     return model.predictor
 
 
 def load_channel(name, directory):
     """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
 
-    images: floating point, (N, 784), finite; labels: integers, (N,), 0 to 9.
+    images: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
     Exits with one sentence that says what is wrong.
     """
     if not directory:
@@ -69,8 +77,9 @@ def load_channel(name, directory):
     except Exception as e:  # a missing file, a missing key, a broken archive, pickled objects
         sys.exit("The '{}' channel needs a file {} with the arrays 'images' and 'labels': {}"
                  .format(name, path, e))
-    if images.ndim != 2 or images.shape[1] != 784 or images.dtype.kind != 'f':
-        sys.exit("'images' in {} must be floating point of shape (N, 784), but is {} of shape {}."
+    if images.ndim != 2 or images.shape[1] != 784 or not (
+            images.dtype == np.uint8 or images.dtype.kind == 'f'):
+        sys.exit("'images' in {} must be uint8 or floating point of shape (N, 784), but is {} of shape {}."
                  .format(path, images.dtype, images.shape))
     if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
         sys.exit("'labels' in {} must be integers of shape ({},), but is {} of shape {}."
@@ -82,6 +91,8 @@ def load_channel(name, directory):
     if labels.min() < 0 or labels.max() > 9:
         sys.exit("'labels' in {} must be 0 to 9, but range from {} to {}."
                  .format(path, labels.min(), labels.max()))
+    if images.dtype == np.uint8:
+        images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
     return chainer.datasets.TupleDataset(images.astype(np.float32), labels.astype(np.int32))
 
 

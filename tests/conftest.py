@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def mnist(tmp_path_factory):
-    """Directories with the channels train (60,000) and test (10,000), as the notebook writes them."""
+    """Directories with the channels train (60,000) and test (10,000), as float32 (the notebook's are bytes)."""
     import chainer
     import numpy as np
     from local_mode.mnist import fill_cache

@@ -197,7 +197,7 @@ BAD = {
     'no file': (None, 'No such file'),
     'missing key': ({'images': IMAGES}, 'labels'),
     'wrong shape': ({'images': IMAGES[:, :100], 'labels': LABELS}, 'shape (N, 784)'),
-    'integers': ({'images': IMAGES.astype(np.uint8), 'labels': LABELS}, 'floating point'),
+    'integers': ({'images': IMAGES.astype(np.int32), 'labels': LABELS}, 'uint8 or floating point'),
     'too few labels': ({'images': IMAGES, 'labels': LABELS[:9]}, 'shape (10,)'),
     'float labels': ({'images': IMAGES, 'labels': LABELS * 1.0}, 'must be integers'),
     'label 10': ({'images': IMAGES, 'labels': LABELS + 1}, 'must be 0 to 9, but range from 1 to 10'),
@@ -216,6 +216,20 @@ def test_bad_data_ends_with_one_sentence(tmp_path, case):
     with pytest.raises(SystemExit) as exit:
         script.load_channel('train', str(tmp_path))
     assert sentence in exit.value.code and '\n' not in exit.value.code
+
+
+def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
+    images, labels = script.chainer.dataset.concat_examples(script.chainer.datasets.get_mnist()[1])
+    np.savez_compressed(tmp_path / 'test.npz', images=(images * 255).round().astype(np.uint8), labels=labels)
+    assert (script.load_channel('test', str(tmp_path))._datasets[0] == images).all()
+
+
+def test_a_model_that_gives_nan_is_not_hosted(tmp_path):
+    model = script.L.Classifier(script.MLP(1000, 10))
+    model.predictor.l3.b.array[7] = np.nan
+    script.serializers.save_npz(str(tmp_path / 'model.npz'), model)
+    with pytest.raises(ValueError, match='model.npz gives NaN'):
+        script.model_fn(str(tmp_path))
 
 
 def test_bad_data_ends_the_process_before_any_epoch(tmp_path):
