@@ -17,9 +17,9 @@ HOME=$(mktemp -d)
 export HOME
 case $1 in
     train)
-        # Before NumPy is loaded: as many threads as CPUs for this container, and weights on huge pages.
-        export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$(python3 /opt/sagemaker-chainer/cpus.py)}"
+        # Before NumPy is loaded: how many CPUs, which ones, and weights on huge pages.
         export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-        exec train ;;
+        # shellcheck disable=SC2046  # one word for each setting
+        exec env $(python3 /opt/sagemaker-chainer/cpus.py) train ;;
     serve) exec gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
 esac

@@ -2,7 +2,7 @@
 import os
 import signal
 
-from cpus import cpus
+from cpus import blas_settings, cpus
 
 bind = '0.0.0.0:' + os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')
 workers = int(os.environ.get('SAGEMAKER_MODEL_SERVER_WORKERS') or cpus())
@@ -18,7 +18,7 @@ worker_tmp_dir = '/dev/shm'  # heartbeats must not wait for a disk
 wsgi_app = 'serving:create_app()'
 
 # Before any worker imports NumPy: workers that share the cores must not each use them all.
-os.environ.setdefault('OPENBLAS_NUM_THREADS', str(max(1, cpus() // workers)))
+os.environ.update(blas_settings(workers))
 
 
 def on_starting(server):

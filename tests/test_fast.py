@@ -4,6 +4,7 @@ Every case below runs in two processes, one with CHAINER_FAST=0, and what it ret
 """
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -71,6 +72,46 @@ def adam_with_large_arrays_for_two_threads():
     import chainer_mnist_single_machine as script
     np.random.seed(0)
     return steps(chainer.optimizers.Adam(), model=chainer.links.Classifier(script.MLP(400, 10)), n=3)
+
+
+def a_linear_layer(rows, columns, out):
+    """y, and the gradients of x, W and b: of all, of W alone, and of x alone."""
+    import chainer
+    import chainer.functions as F
+    rng = np.random.RandomState(rows)
+    arrays = [rng.rand(*shape).astype(np.float32) - 0.5 for shape in ((rows, columns), (out, columns), (out,))]
+    results = []
+    for wanted in (0, 1, 2), (1,), (0,):
+        inputs = [chainer.Variable(a, requires_grad=i in wanted) for i, a in enumerate(arrays)]
+        y = F.linear(*inputs)
+        (F.sum(y * y) / 200).backward()
+        results += [y.array] + [inputs[i].grad for i in wanted]
+    return results
+
+
+@case
+def linear_layers_of_any_size():
+    shapes = (1, 784, 1000), (2, 1, 1), (33, 7, 5), (128, 784, 1000), (100, 1, 3001), (300, 999, 3), (64, 500, 17)
+    return [array for shape in shapes for array in a_linear_layer(*shape)]
+
+
+@case
+def several_threads_and_a_forked_process():
+    import multiprocessing
+    from concurrent.futures import ThreadPoolExecutor
+    shapes = [(100 + i, 300, 200) for i in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        results = [array for arrays in pool.map(lambda shape: a_linear_layer(*shape), shapes) for array in arrays]
+    fork = multiprocessing.get_context('fork')
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: sender.send(a_linear_layer(*shapes[0])))
+    process.start()
+    try:
+        assert receiver.poll(20), 'the forked process hangs'
+        return results + receiver.recv()
+    finally:
+        process.kill()
+        process.join()
 
 
 @case
@@ -280,7 +321,7 @@ def results(tmp_path_factory):
     found = []
     for fast in '0', '1':
         path = directory / 'results{}.npz'.format(fast)
-        subprocess.run([sys.executable, __file__, str(path)], check=True, env={
+        subprocess.run([sys.executable, __file__, str(path)], check=True, timeout=100, env={
             **os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': '2',
             'PYTHONPATH': os.pathsep.join([str(directory), str(ROOT)])})
         with np.load(path) as arrays:
@@ -298,6 +339,16 @@ def test_fast_chainer_does_what_plain_chainer_does(results, name):
             np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-6)
         else:
             np.testing.assert_array_equal(b, a)
+
+
+def test_openblas_is_told_of_intels_cpus_only():
+    blas_core = runpy.run_path(str(ROOT / 'container' / 'cpus.py'))['blas_core']
+    avx512 = 'avx2 fma avx512f avx512bw avx512dq avx512vl'
+    for vendor, flags, core in (('GenuineIntel', avx512, 'SkylakeX'), ('GenuineIntel', 'fma avx avx2 avx512f', 'Haswell'),
+                                ('GenuineIntel', 'avx', None), ('AuthenticAMD', avx512, None)):
+        cpu = 'vendor_id\t: {}\nmodel\t\t: 207\nflags\t\t: fpu {}\nbugs\t\t: x\n\n'.format(vendor, flags)
+        assert blas_core(cpu * 2) == core
+    assert blas_core('processor\t: 0\nFeatures\t: fp asimd\n') is None
 
 
 def test_the_switch_and_what_is_replaced(tmp_path):

@@ -1,17 +1,109 @@
 // Loops over float32 arrays for chainer_fast.py, each in one pass over memory.
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
 
 #ifdef __x86_64__
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define PAUSE __builtin_ia32_pause()
 #else
 #define FOR_EACH_CPU
+#define PAUSE sched_yield()
 #endif
 
 struct array {  // the head of NumPy's PyArrayObject
     long references;
     void *type, *data;
 };
+
+// The functions of NumPy's own OpenBLAS, and a team of threads that share a loop or a matrix product:
+// OpenBLAS's threads scale worse (two by 1.7), and NumPy fills every result with zeros first.
+typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                   const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+typedef void share(const void *arguments, long part, long parts);
+enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112};
+
+static sgemm *gemm;
+static int (*get_blas_threads)(void);
+static void (*set_blas_threads)(int);
+static int threads;
+static struct {
+    pthread_mutex_t busy, lock;
+    pthread_cond_t wake;
+    atomic_long round, working;
+    long size, asleep;
+    share *work;
+    const void *arguments;
+} team;
+
+static void *member(void *part) {
+    for (long round = 1;; round++) {
+        for (int spins = 0; atomic_load(&team.round) < round; spins++) {
+            if (spins < 4000) {  // some 0.1 ms
+                PAUSE;
+                continue;
+            }
+            pthread_mutex_lock(&team.lock);
+            team.asleep++;
+            while (atomic_load(&team.round) < round) pthread_cond_wait(&team.wake, &team.lock);
+            team.asleep--;
+            pthread_mutex_unlock(&team.lock);
+        }
+        team.work(team.arguments, (long)part, team.size);
+        atomic_fetch_sub(&team.working, 1);
+    }
+    return 0;
+}
+
+// Nobody is in the team yet; true again in a child process after fork().
+static void disband(void) {
+    pthread_mutex_init(&team.busy, 0);
+    pthread_mutex_init(&team.lock, 0);
+    pthread_cond_init(&team.wake, 0);
+    team.round = team.working = team.size = team.asleep = 0;
+}
+
+void set_up(sgemm *gemm_, int (*get)(void), void (*set)(int), int threads_) {
+    gemm = gemm_, get_blas_threads = get, set_blas_threads = set, threads = threads_;
+    disband();
+    pthread_atfork(0, 0, disband);
+}
+
+static void assemble(void) {
+    pthread_t id;
+    for (team.size = 1; team.size < threads; team.size++)
+        if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
+}
+
+// Does the work in as many parts as there are threads, or in one where that is quicker or the team is busy.
+static void together(share *work, const void *arguments, long operations) {
+    if (threads < 2 || operations < 1 << 18 || get_blas_threads() < 2 || pthread_mutex_trylock(&team.busy)) {
+        work(arguments, 0, 1);
+        return;
+    }
+    int blas_threads = get_blas_threads();
+    set_blas_threads(1);
+    if (!team.size) assemble();
+    team.work = work, team.arguments = arguments;
+    atomic_store(&team.working, team.size - 1);
+    pthread_mutex_lock(&team.lock);
+    atomic_fetch_add(&team.round, 1);
+    if (team.asleep) pthread_cond_broadcast(&team.wake);
+    pthread_mutex_unlock(&team.lock);
+    work(arguments, 0, team.size);
+    for (int spins = 0; atomic_load(&team.working); spins++)
+        if (spins < 4000) PAUSE;
+        else sched_yield();
+    set_blas_threads(blas_threads);
+    pthread_mutex_unlock(&team.busy);
+}
+
+// Where a part begins: at a multiple of 16, a cache line of floats.
+static long start(long n, long part, long parts) {
+    return part == parts ? n : n * part / parts / 16 * 16;
+}
 
 struct adam {
     float *p, *m, *v;
@@ -20,52 +112,117 @@ struct adam {
     float beta1, beta2, alpha, eps;  // beta1 and beta2 are one minus Chainer's
 };
 
-FOR_EACH_CPU static void adam_slice(const struct adam *a) {
+FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
     float *restrict p = a->p, *restrict m = a->m, *restrict v = a->v;
     const float *restrict g = a->g;
     const float beta1 = a->beta1, beta2 = a->beta2, alpha = a->alpha, eps = a->eps;
-    for (long i = 0; i < a->n; i++) {
+    for (long i = from; i < to; i++) {
         m[i] += beta1 * (g[i] - m[i]);
         v[i] += beta2 * (g[i] * g[i] - v[i]);
         p[i] -= alpha * m[i] / (sqrtf(v[i]) + eps);
     }
 }
 
-static void *adam_thread(void *a) { adam_slice(a); return 0; }
+static void adam_part(const void *a_, long part, long parts) {
+    const struct adam *a = a_;
+    adam_loop(a, start(a->n, part, parts), start(a->n, part + 1, parts));
+}
 
 void adam(struct array *p, struct array *m, struct array *v, struct array *g, long n,
-          float beta1, float beta2, float alpha, float eps, int threads) {
-    struct adam rest = {p->data, m->data, v->data, g->data, n, beta1, beta2, alpha, eps}, slices[16];
-    pthread_t ids[16];
-    int k = 0;
-    for (; k < threads - 1 && k < 16 && n > 200000; k++) {
-        slices[k] = rest;
-        slices[k].n = n / threads;
-        if (pthread_create(&ids[k], 0, adam_thread, &slices[k])) break;
-        rest.p += n / threads, rest.m += n / threads, rest.v += n / threads, rest.g += n / threads;
-        rest.n -= n / threads;
-    }
-    adam_slice(&rest);
-    while (k--) pthread_join(ids[k], 0);
+          float beta1, float beta2, float alpha, float eps) {
+    struct adam a = {p->data, m->data, v->data, g->data, n, beta1, beta2, alpha, eps};
+    together(adam_part, &a, 10 * n);
 }
 
-FOR_EACH_CPU void add_bias(struct array *y_, struct array *b_, long rows, long columns) {
-    float *restrict y = y_->data;
-    const float *restrict b = b_->data;
-    for (long i = 0; i < rows; i++, y += columns)
-        for (long j = 0; j < columns; j++) y[j] += b[j];
+struct linear {
+    const float *x, *W, *b, *gy;
+    float *y, *gx, *gW, *gb;
+    long rows, in, out;
+};
+
+FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
+    float *restrict y = a->y;
+    const float *restrict b = a->b;
+    for (long i = 0; i < a->rows; i++, y += a->out)
+        for (long j = from; j < to; j++) y[j] += b[j];
 }
 
-FOR_EACH_CPU void relu(struct array *y_, struct array *x_, long n) {
-    float *restrict y = y_->data;
-    const float *restrict x = x_->data;
-    for (long i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];  // NaN stays NaN
+FOR_EACH_CPU static void sum_rows(const struct linear *a, long from, long to) {
+    float *restrict gb = a->gb;
+    const float *restrict gy = a->gy;
+    for (long j = from; j < to; j++) gb[j] = 0;
+    for (long i = 0; i < a->rows; i++, gy += a->out)
+        for (long j = from; j < to; j++) gb[j] += gy[j];
 }
 
-FOR_EACH_CPU void relu_grad(struct array *gx_, struct array *y_, struct array *gy_, long n) {
-    float *restrict gx = gx_->data;
-    const float *restrict y = y_->data, *restrict gy = gy_->data;
-    for (long i = 0; i < n; i++) gx[i] = y[i] > 0 ? gy[i] : 0;
+static void linear_part(const void *a_, long part, long parts) {
+    const struct linear *a = a_;
+    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+    if (from == to) return;
+    gemm(ROWS, PLAIN, TRANSPOSED, a->rows, to - from, a->in, 1, a->x, a->in, a->W + from * a->in, a->in,
+         0, a->y + from, a->out);
+    add_bias(a, from, to);
+}
+
+static void linear_grad_part(const void *a_, long part, long parts) {
+    const struct linear *a = a_;
+    long from = start(a->in, part, parts), to = start(a->in, part + 1, parts);
+    if (a->gx && from < to)
+        gemm(ROWS, PLAIN, PLAIN, a->rows, to - from, a->out, 1, a->gy, a->out, a->W + from, a->in,
+             0, a->gx + from, a->in);
+    from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+    if (a->gW && from < to)
+        gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
+             0, a->gW + from * a->in, a->in);
+    if (a->gb) sum_rows(a, from, to);
+}
+
+// y = x W' + b
+void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long in, long out) {
+    struct linear a = {.y = y->data, .x = x->data, .W = W->data, .b = b->data, .rows = rows, .in = in, .out = out};
+    together(linear_part, &a, rows * in * out);
+}
+
+// Those of gx, gW and gb for which `wanted` has bit 0, 1 and 2.
+void linear_grad(struct array *gx, struct array *gW, struct array *gb, struct array *x, struct array *W,
+                 struct array *gy, long rows, long in, long out, int wanted) {
+    struct linear a = {.x = x->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out,
+                       .gx = wanted & 1 ? gx->data : 0, .gW = wanted & 2 ? gW->data : 0,
+                       .gb = wanted & 4 ? gb->data : 0};
+    together(linear_grad_part, &a, rows * in * out);
+}
+
+struct relu {
+    float *to;
+    const float *from, *gy;
+    long n;
+};
+
+FOR_EACH_CPU static void relu_loop(const struct relu *a, long from, long to) {
+    float *restrict y = a->to;
+    const float *restrict x = a->from;
+    for (long i = from; i < to; i++) y[i] = x[i] < 0 ? 0 : x[i];  // NaN stays NaN
+}
+
+FOR_EACH_CPU static void relu_grad_loop(const struct relu *a, long from, long to) {
+    float *restrict gx = a->to;
+    const float *restrict y = a->from, *restrict gy = a->gy;
+    for (long i = from; i < to; i++) gx[i] = y[i] > 0 ? gy[i] : 0;
+}
+
+static void relu_part(const void *a_, long part, long parts) {
+    const struct relu *a = a_;
+    (a->gy ? relu_grad_loop : relu_loop)(a, start(a->n, part, parts), start(a->n, part + 1, parts));
+}
+
+void relu(struct array *y, struct array *x, long n) {
+    struct relu a = {y->data, x->data, 0, n};
+    together(relu_part, &a, 4 * n);
+}
+
+void relu_grad(struct array *gx, struct array *y, struct array *gy, long n) {
+    struct relu a = {gx->data, y->data, gy->data, n};
+    together(relu_part, &a, 4 * n);
 }
 
 // Writes softmax(x) to y, the mean loss of the rows whose label is not `ignore` to *loss, and

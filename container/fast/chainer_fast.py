@@ -26,10 +26,12 @@ from chainer.variable import Variable, VariableNode, _check_grad_type
 import numpy as np
 
 loops = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'libchainer_fast.so'))
-ARRAY, SIZE, INT, FLOAT = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
+ARRAY, POINTER, SIZE, INT, FLOAT = ctypes.py_object, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 for function, *types in (
-        (loops.adam, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, FLOAT, FLOAT, FLOAT, FLOAT, INT),
-        (loops.add_bias, ARRAY, ARRAY, SIZE, SIZE),
+        (loops.set_up, POINTER, POINTER, POINTER, INT),
+        (loops.adam, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, FLOAT, FLOAT, FLOAT, FLOAT),
+        (loops.linear, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, SIZE, SIZE),
+        (loops.linear_grad, ARRAY, ARRAY, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, SIZE, SIZE, INT),
         (loops.relu, ARRAY, ARRAY, SIZE),
         (loops.relu_grad, ARRAY, ARRAY, ARRAY, SIZE),
         (loops.softmax_cross_entropy, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, ctypes.POINTER(FLOAT)),
@@ -38,7 +40,9 @@ for function, *types in (
     function.argtypes, function.restype = types, None
 for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
     function.restype = SIZE
-THREADS = int(os.environ.get('OPENBLAS_NUM_THREADS') or os.cpu_count())
+blas = ctypes.CDLL(np.core._multiarray_umath.__file__)
+loops.set_up(blas.cblas_sgemm64_, blas.openblas_get_num_threads64_, blas.openblas_set_num_threads64_,
+             blas.openblas_get_num_threads64_())
 
 original = {}
 
@@ -75,10 +79,14 @@ def linear(function, arrays):
     if len(arrays) != 3 or not plain(*arrays):
         return None
     x, W, b = arrays
-    if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1] or b.shape != W.shape[:1]:
+    if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1] or b.shape != W.shape[:1] or not x.size or not W.size:
         return None
-    y = x.dot(W.T)
-    loops.add_bias(y, b, *y.shape)
+    if len(x) == 1:  # a matrix and a vector
+        y = x.dot(W.T)
+        y += b
+    else:
+        y = np.empty((len(x), len(W)), np.float32)
+        loops.linear(y, x, W, b, len(x), *W.T.shape)
     function.retain_inputs((0, 1))
     return y,
 
@@ -87,9 +95,14 @@ def linear_grad(function, indexes, gys):
     """LinearFunction's backward pass: gradients for the inputs of these indexes, or None."""
     x, W = function.inputs[0]._data, function.inputs[1]._data
     gy, = gys
-    if not plain(x, W, gy):
+    if (not plain(x, W, gy) or x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1]
+            or gy.shape != (len(x), len(W)) or not gy.size):
         return None
-    return [gy.dot(W) if i == 0 else gy.T.dot(x) if i == 1 else gy.sum(axis=0) for i in indexes]
+    gradients = [np.empty_like(x) if i == 0 else np.empty_like(W) if i == 1 else np.empty(len(W), np.float32)
+                 for i in indexes]
+    gx, gW, gb = [gradients[indexes.index(i)] if i in indexes else gy for i in range(3)]
+    loops.linear_grad(gx, gW, gb, x, W, gy, *x.shape, len(W), sum([1 << i for i in indexes]))
+    return gradients
 
 
 def relu(function, arrays):
@@ -277,7 +290,7 @@ def adam(self, param):
         return original['update'](self, param)
     self.t += 1
     loops.adam(p, state['m'], state['v'], g, p.size,
-               1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps, THREADS)
+               1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps)
 
 
 def reallocate_cleared_grads(self):
