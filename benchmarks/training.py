@@ -1,12 +1,14 @@
 """How fast training is: the image's Chainer, plain Chainer and PyTorch beside the step's matrix products alone.
 
-    .venv-bench/bin/python -m benchmarks.training          # some 10 minutes on two cores
+    .venv-bench/bin/python -m benchmarks.training          # some 9 minutes on two cores
 
 MLP 784-1000-1000-10, batches of 128, Adam, 60,000 float32 images. Every variant is a process that stays;
-they take turns for a dozen steps each, so that what else the machine does meets all of them alike. Ratios
-are medians over the rounds, with quartiles. Then the whole script, three epochs, five seeds.
+they take turns for a quarter of a second each, so that what else the machine does meets all of them alike.
+Ratios are medians over the rounds, with quartiles. Then how a step's time grows with each of these sizes,
+and the whole script, three epochs, five seeds.
 """
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -19,23 +21,28 @@ import time
 
 import numpy as np
 
+from container.cpus import blas_settings
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BATCH, UNITS = 128, 1000
+Size = collections.namedtuple('Size', 'batch units images', defaults=(128, 1000, 60000))
+GROWTH = [Size(), *[Size(batch=n) for n in (32, 500, 1000)], *[Size(units=n) for n in (250, 500, 2000, 4000)],
+          *[Size(images=n) for n in (6000, 240000)]]
 
 
-def data():
-    """60,000 images like MNIST's (four pixels in five are black), float32, and int32 labels."""
-    rng = np.random.RandomState(0)
-    images = rng.rand(60000, 784).astype(np.float32)
+def data(size):
+    """Images like MNIST's (four pixels in five are black), float32, and int32 labels."""
+    rng = np.random.default_rng(0)
+    images = rng.random((size.images, 784), np.float32)
     images[images < 0.8] = 0
-    return images, rng.randint(0, 10, 60000).astype(np.int32)
+    return images, rng.integers(0, 10, size.images, np.int32)
 
 
-def matrix_products(images, labels):
+def matrix_products(images, labels, size):
     """The step's eight matrix products, into arrays that are there."""
     rng = np.random.RandomState(0)
-    W1, W2, W3 = [rng.rand(*s).astype(np.float32) for s in ((UNITS, 784), (UNITS, UNITS), (10, UNITS))]
-    x, h, g = images[:BATCH].copy(), np.ones((BATCH, UNITS), np.float32), np.ones((BATCH, 10), np.float32)
+    batch, units = size.batch, size.units
+    W1, W2, W3 = [rng.rand(*s).astype(np.float32) for s in ((units, 784), (units, units), (10, units))]
+    x, h, g = images[:batch].copy(), np.ones((batch, units), np.float32), np.ones((batch, 10), np.float32)
     y, scores, g1, g2, g3 = h.copy(), g.copy(), W1.copy(), W2.copy(), W3.copy()
 
     def run(steps):
@@ -46,14 +53,14 @@ def matrix_products(images, labels):
     return run
 
 
-def chainer_steps(images, labels):
+def chainer_steps(images, labels, size):
     """The script's network in Chainer's Trainer; CHAINER_FAST says whose."""
     import chainer
     import chainer_fast  # noqa: F401
     import chainer_mnist_single_machine as script
-    model = chainer.links.Classifier(script.MLP(UNITS, 10))
+    model = chainer.links.Classifier(script.MLP(size.units, 10))
     optimizer = chainer.optimizers.Adam().setup(model)
-    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), BATCH)
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), size.batch)
     updater = chainer.training.updaters.StandardUpdater(iterator, optimizer)
 
     def run(steps):
@@ -64,20 +71,23 @@ def chainer_steps(images, labels):
     return run
 
 
-def torch_steps(images, labels, compiled=False):
+def torch_steps(images, labels, size, compiled=False):
     """The same in PyTorch: fused Adam, no DataLoader, accuracy of each batch as Chainer has it."""
     import torch
     torch.set_num_threads(int(os.environ['OPENBLAS_NUM_THREADS']))
-    model = torch.nn.Sequential(torch.nn.Linear(784, UNITS), torch.nn.ReLU(), torch.nn.Linear(UNITS, UNITS),
-                                torch.nn.ReLU(), torch.nn.Linear(UNITS, 10))
+    units = size.units
+    model = torch.nn.Sequential(torch.nn.Linear(784, units), torch.nn.ReLU(), torch.nn.Linear(units, units),
+                                torch.nn.ReLU(), torch.nn.Linear(units, 10))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     forward, loss_of = torch.compile(model) if compiled else model, torch.nn.CrossEntropyLoss()
     images, labels = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
     order = torch.randperm(len(images))
+    batches = len(images) // size.batch
 
     def run(steps):
         for i in range(steps):
-            index = order[i * BATCH:(i + 1) * BATCH]
+            i %= batches
+            index = order[i * size.batch:(i + 1) * size.batch]
             x, t = images[index], labels[index]
             optimizer.zero_grad()
             y = forward(x)
@@ -87,68 +97,85 @@ def torch_steps(images, labels, compiled=False):
     return run
 
 
+BOUND, OURS, PLAIN, TORCH = 'matrix products alone', "the image's Chainer", 'plain Chainer', 'PyTorch, eager'
 VARIANTS = {
-    'matrix products alone': (matrix_products, '1'),
-    "the image's Chainer": (chainer_steps, '1'),
-    'plain Chainer': (chainer_steps, '0'),
-    'PyTorch, eager': (torch_steps, '1'),
+    BOUND: (matrix_products, '1'),
+    OURS: (chainer_steps, '1'),
+    PLAIN: (chainer_steps, '0'),
+    TORCH: (torch_steps, '1'),
     'PyTorch, torch.compile': (lambda *arrays: torch_steps(*arrays, compiled=True), '1')}
 
 
 def environment(fast, directory):
-    """The variables that the image's entry point sets for training; plain Chainer has none of them."""
-    env = {**os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': str(os.cpu_count()),
-           'PYTHONPATH': os.pathsep.join([directory, str(ROOT)])}
+    """The variables that the image's entry point sets for training; plain Chainer has those for OpenBLAS."""
+    env = {**os.environ, **blas_settings(), 'CHAINER_FAST': fast, 'PYTHONPATH': os.pathsep.join([directory, str(ROOT)])}
     if fast == '1':
         env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     return env
 
 
-def work(name):
-    """A variant's process: for each line, a number of steps, print the seconds that they took."""
-    run = VARIANTS[name][0](*data())
-    run(20)
+def work(name, size):
+    """A variant's process: for each line, take steps for some 0.25 s; print the seconds of one, and the peak memory."""
+    run = VARIANTS[name][0](*data(size), size)
+    run(3)
+    step = 0.01
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
     print(flush=True)
-    for line in sys.stdin:
+    for _ in sys.stdin:
+        steps = max(1, round(0.25 / step))
         start = time.perf_counter()
-        run(int(line))
-        seconds = time.perf_counter() - start
+        run(steps)
+        step = (time.perf_counter() - start) / steps
         peak = re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]
-        print(seconds, peak, flush=True)
+        print(step, peak, flush=True)
 
 
-def spread(values):
-    low, median, high = statistics.quantiles(values, n=4)
+def ratio(these, those):
+    low, median, high = statistics.quantiles([a / b for a, b in zip(these, those)], n=4)
     return '{:.2f} ({:.2f}-{:.2f})'.format(median, low, high)
 
 
-def steps(rounds, length, directory):
-    """Print the table of single steps."""
+def take_turns(names, size, rounds, directory):
+    """Return {variant: [seconds of a step]} and {variant: peak memory in MB}."""
     processes, seconds, memory = {}, {}, {}
-    for name, (_, fast) in VARIANTS.items():
-        process = subprocess.Popen([sys.executable, '-m', 'benchmarks.training', '--worker', name], cwd=ROOT, text=True,
-                                   env=environment(fast, directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for name in names:
+        processes[name] = process = subprocess.Popen(
+            [sys.executable, '-m', 'benchmarks.training', '--worker', name, *map(str, size)], cwd=ROOT, text=True,
+            env=environment(VARIANTS[name][1], directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout.readline() == '\n', name
-        processes[name], seconds[name] = process, []
-    for _ in range(rounds):
+        seconds[name] = []
+    for _ in range(rounds + 1):
         for name, process in processes.items():
-            time.sleep(0.04)  # idle BLAS threads of the one before go on spinning for 30 ms
-            process.stdin.write('{}\n'.format(length))
-            process.stdin.flush()
-            took, peak = process.stdout.readline().split()
-            seconds[name].append(float(took) / length)
+            time.sleep(0.2)  # idle BLAS threads of the one before go on spinning for 0.12 s
+            print(file=process.stdin, flush=True)
+            step, peak = process.stdout.readline().split()
+            seconds[name].append(float(step))
             memory[name] = int(peak) / 1024
-    for process in processes.values():
+    for name, process in processes.items():
         process.stdin.close()
         process.wait()
+        del seconds[name][0]  # warms up
+    return seconds, memory
 
+
+def steps(rounds, directory):
+    """Print the table of single steps."""
+    seconds, memory = take_turns(VARIANTS, Size(), rounds, directory)
     print('| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|')
-    bound, torch = seconds['matrix products alone'], seconds['PyTorch, eager']
     for name, values in seconds.items():
         print('| {} | {:.1f} | {} | {} | {:.0f} |'.format(
-            name, statistics.median(values) * 1000, spread([b / v for b, v in zip(bound, values)]),
-            spread([t / v for t, v in zip(torch, values)]), memory[name]))
+            name, statistics.median(values) * 1000, ratio(seconds[BOUND], values), ratio(seconds[TORCH], values), memory[name]),
+            flush=True)
+
+
+def growth(rounds, directory):
+    """Print how the image's Chainer, the bound and PyTorch grow."""
+    print('\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n|---|---|---|---|---|---|---|')
+    for size in GROWTH:
+        seconds, _ = take_turns((BOUND, OURS, TORCH), size, rounds, directory)
+        print('| {:,} | {:,} | {:,} | {:.3g} | {:.3g} | {} | {} |'.format(
+            *size, statistics.median(seconds[OURS]) * 1000, statistics.median(seconds[BOUND]) * 1000,
+            ratio(seconds[BOUND], seconds[OURS]), ratio(seconds[TORCH], seconds[OURS])), flush=True)
 
 
 def jobs(seeds, directory):
@@ -175,7 +202,7 @@ def jobs(seeds, directory):
             accuracy[fast].append(log[-1]['validation/main/accuracy'])
     print('\n| three epochs, the whole script | seconds, median | x plain | test accuracy, mean of {} seeds |\n|---|---|---|---|'
           .format(seeds))
-    for name, fast in ("the image's Chainer", '1'), ('plain Chainer', '0'):
+    for name, fast in (OURS, '1'), (PLAIN, '0'):
         ratios = [p / s for p, s in zip(seconds['0'], seconds[fast])]
         print('| {} | {:.1f} | {:.2f} ({:.2f}-{:.2f}) | {:.4f} ({:.4f}-{:.4f}) |'.format(
             name, statistics.median(seconds[fast]), statistics.median(ratios), min(ratios), max(ratios),
@@ -184,16 +211,16 @@ def jobs(seeds, directory):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--worker', choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument('--worker', nargs=4, help=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=40)
-    parser.add_argument('--length', type=int, default=24, help='steps in a turn')
     parser.add_argument('--seeds', type=int, default=5)
     args = parser.parse_args()
     if args.worker:
-        return work(args.worker)
+        return work(args.worker[0], Size(*map(int, args.worker[1:])))
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
-        steps(args.rounds, args.length, directory)
+        steps(args.rounds, directory)
+        growth(args.rounds // 5, directory)
         jobs(args.seeds, directory)
 
 

@@ -18,16 +18,13 @@ struct array {  // the head of NumPy's PyArrayObject
     void *type, *data;
 };
 
-// The functions of NumPy's own OpenBLAS, and a team of threads that share a loop or a matrix product:
-// OpenBLAS's threads scale worse (two by 1.7), and NumPy fills every result with zeros first.
+// A BLAS for one thread, and a team of threads that share a matrix product or a loop.
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void share(const void *arguments, long part, long parts);
 enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112};
 
 static sgemm *gemm;
-static int (*get_blas_threads)(void);
-static void (*set_blas_threads)(int);
 static int threads;
 static struct {
     pthread_mutex_t busy, lock;
@@ -65,8 +62,8 @@ static void disband(void) {
     team.round = team.working = team.size = team.asleep = 0;
 }
 
-void set_up(sgemm *gemm_, int (*get)(void), void (*set)(int), int threads_) {
-    gemm = gemm_, get_blas_threads = get, set_blas_threads = set, threads = threads_;
+void set_up(sgemm *gemm_, int threads_) {
+    gemm = gemm_, threads = threads_;
     disband();
     pthread_atfork(0, 0, disband);
 }
@@ -79,12 +76,10 @@ static void assemble(void) {
 
 // Does the work in as many parts as there are threads, or in one where that is quicker or the team is busy.
 static void together(share *work, const void *arguments, long operations) {
-    if (threads < 2 || operations < 1 << 18 || get_blas_threads() < 2 || pthread_mutex_trylock(&team.busy)) {
+    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
         work(arguments, 0, 1);
         return;
     }
-    int blas_threads = get_blas_threads();
-    set_blas_threads(1);
     if (!team.size) assemble();
     team.work = work, team.arguments = arguments;
     atomic_store(&team.working, team.size - 1);
@@ -96,7 +91,6 @@ static void together(share *work, const void *arguments, long operations) {
     for (int spins = 0; atomic_load(&team.working); spins++)
         if (spins < 4000) PAUSE;
         else sched_yield();
-    set_blas_threads(blas_threads);
     pthread_mutex_unlock(&team.busy);
 }
 
