@@ -19,7 +19,7 @@ test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest tests -m 'not docker and not browser and not slow'
 
-bench:  ## measure training and serving beside PyTorch and AWS's server, in some 12 minutes
+bench:  ## measure training and serving beside PyTorch and AWS's server, in some 13 minutes
 	@./setup.sh bench
 	.venv-bench/bin/python -m benchmarks.training
 	.venv-bench/bin/python -m benchmarks.serving

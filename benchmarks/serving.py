@@ -1,9 +1,10 @@
 """How fast the endpoint answers, beside AWS's own stack on the same cores.
 
-    .venv-bench/bin/python -m benchmarks.serving          # some 4 minutes on two cores
+    .venv-bench/bin/python -m benchmarks.serving          # some 5 minutes on two cores
 
-AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers and the
-same model; wrk asks them in turn, over keep-alive connections, with npy bodies of one and of 1,000 images.
+AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers, the same
+model and the same settings for OpenBLAS; wrk asks them in turn, over keep-alive connections, with npy bodies of
+one and of 1,000 images. Then how both do with more connections, AWS's also without these settings.
 """
 import contextlib
 import http.client
@@ -23,10 +24,12 @@ import chainer
 import numpy as np
 
 import chainer_mnist_single_machine as script
+from container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NPY = 'application/x-npy'
-PORTS = {'ours': 8380, 'AWS': 8381}
+OURS, AWS, UNSET = 'ours', "AWS's", "AWS's, OpenBLAS not set"
+PORTS = {OURS: 8380, AWS: 8381, UNSET: 8382}
 WRK = '''
 wrk.method = 'POST'
 wrk.headers['Content-Type'], wrk.headers['Accept'] = '{npy}', '{npy}'
@@ -34,7 +37,7 @@ local file = io.open('{body}', 'rb')
 wrk.body = file:read('*a')
 function done(summary, latency)
   local e = summary.errors
-  io.write(string.format('RESULT [%f, %f, %f, %d]\\n', summary.requests / summary.duration * 1e6,
+  io.write(string.format('RESULT [%f, %f, %f, %d]\\n', (summary.requests - e.status) / summary.duration * 1e6,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, e.status + e.read + e.write + e.connect + e.timeout))
 end
 '''
@@ -59,6 +62,19 @@ class HandlerService(DefaultHandlerService):
 '''
 
 
+PRODUCTS = '''
+import time
+import numpy as np
+x, h = np.ones((1, 784), np.float32), np.ones((1, 1000), np.float32)
+W1, W2, W3 = np.ones((1000, 784), np.float32), np.ones((1000, 1000), np.float32), np.ones((10, 1000), np.float32)
+count, end = 0, time.perf_counter() + 1
+while time.perf_counter() < end:
+    x.dot(W1.T), h.dot(W2.T), h.dot(W3.T)
+    count += 1
+print(count)
+'''
+
+
 def body(images):
     stream = io.BytesIO()
     np.save(stream, np.random.RandomState(0).rand(images, 784).astype(np.float32))
@@ -68,15 +84,17 @@ def body(images):
 @contextlib.contextmanager
 def server(name, directory):
     """Start a server; yield (process, seconds to the first answered prediction)."""
-    env = {**os.environ, 'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]), 'SAGEMAKER_MODEL_SERVER_WORKERS': '2',
-           'OPENBLAS_NUM_THREADS': '1', 'SM_MODEL_DIR': directory, 'PATH': '{}:{}'.format(
-               os.path.dirname(sys.executable), os.environ['PATH'])}
-    if name == 'ours':
+    env = {**os.environ, **({} if name == UNSET else blas_settings(2)), 'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]),
+           'SAGEMAKER_MODEL_SERVER_WORKERS': '2', 'SM_MODEL_DIR': directory,
+           'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH'])}
+    if name == OURS:
         env.update(PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'), SAGEMAKER_PROGRAM='hosted.py',
                    SAGEMAKER_SUBMIT_DIRECTORY=directory)
         command = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
     else:
-        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT), CHAINER_FAST='0')
+        base = os.path.join(directory, str(PORTS[name]))  # its model directory and process id
+        os.makedirs(os.path.join(base, 'model'), exist_ok=True)
+        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT), CHAINER_FAST='0', SAGEMAKER_BASE_DIR=base, TMPDIR=base)
         command = [sys.executable, '-c', 'from sagemaker_inference.model_server import start_model_server; '
                    'start_model_server("mms_handler")']
     start = time.perf_counter()
@@ -111,8 +129,41 @@ def memory(process):
     return total / 1024
 
 
-def main(rounds=int(os.environ.get("ROUNDS", 10))):
-    """Print one table: medians, and the ratio of AWS's and ours with its quartiles."""
+def ask(name, directory, images, connections):
+    """Have wrk ask a server for a second, or two; return answers/s, p50 and p99 in ms, and the number of errors."""
+    pathlib.Path(directory, 'body').write_bytes(body(images))
+    lua = pathlib.Path(directory, 'wrk.lua')
+    lua.write_text(WRK.format(npy=NPY, body=os.path.join(directory, 'body')))
+    done = subprocess.run(
+        ['wrk', '-t1', '-c{}'.format(connections), '-d{}s'.format(2 if images > 1 else 1), '-s', str(lua),
+         'http://127.0.0.1:{}/invocations'.format(PORTS[name])], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.split('RESULT')[1])
+
+
+def products():
+    """Return how many images a second the matrix products alone take, in two processes with a thread each."""
+    processes = [subprocess.Popen([sys.executable, '-c', PRODUCTS], env={**os.environ, **blas_settings(2)},
+                                  stdout=subprocess.PIPE) for _ in range(2)]
+    return sum([int(process.communicate()[0]) for process in processes])
+
+
+def growth(directory, rounds=3):
+    """Print how the servers do with more connections."""
+    print('\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms | {0}: requests/s | p50, ms | p99, ms '
+          '| {1}: requests/s | matrix products alone: images/s |\n|---|---|---|---|---|---|---|---|---|'.format(AWS, UNSET))
+    for connections in 1, 4, 16, 64, 256:
+        results, bound = {name: [] for name in PORTS}, []
+        for _ in range(rounds):
+            for name in PORTS:
+                results[name].append(ask(name, directory, 1, connections))
+            bound.append(products())
+        ours, aws, unset = [[statistics.median(column) for column in zip(*results[name])] for name in PORTS]
+        print('| {} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.4g} |'.format(
+            connections, *ours[:3], *aws[:3], unset[0], statistics.median(bound)), flush=True)
+
+
+def main(rounds=10):
+    """Print one table: medians, and the ratio of ours and AWS's with its quartiles; then that of growth."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
         np.random.seed(0)
@@ -121,34 +172,28 @@ def main(rounds=int(os.environ.get("ROUNDS", 10))):
         # In the image chainer itself loads chainer_fast.
         pathlib.Path(directory, 'hosted.py').write_text('import chainer_fast\nfrom chainer_mnist_single_machine import model_fn\n')
         pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
-        starts = {name: [] for name in PORTS}
+        starts, servers = {name: [] for name in PORTS}, {}
         for _ in range(2):
-            for name in PORTS:
+            for name in OURS, AWS:
                 with server(name, directory) as (_, seconds):
                     starts[name].append(seconds)
-        servers = {}
         for name in PORTS:
             servers[name], seconds = stack.enter_context(server(name, directory))
             starts[name].append(seconds)
         rows = []
         for images, connections in (1, 1), (1, 16), (1000, 1), (1000, 4):
-            pathlib.Path(directory, 'body').write_bytes(body(images))
-            lua = pathlib.Path(directory, 'wrk.lua')
-            lua.write_text(WRK.format(npy=NPY, body=os.path.join(directory, 'body')))
-            results = {name: [] for name in PORTS}
+            results = {OURS: [], AWS: []}
             for i in range(rounds + 1):
-                for name, port in PORTS.items():
-                    done = subprocess.run(
-                        ['wrk', '-t1', '-c{}'.format(connections), '-d{}s'.format(2 if images > 1 else 1), '-s', str(lua),
-                         'http://127.0.0.1:{}/invocations'.format(port)], capture_output=True, text=True, check=True)
+                for name in results:
+                    result = ask(name, directory, images, connections)
                     if i:  # the first round warms up, Java above all
-                        results[name].append(json.loads(done.stdout.split('RESULT')[1]))
+                        results[name].append(result)
             for column, what in enumerate(('requests/s', 'p50, ms', 'p99, ms', 'errors')):
                 rows.append(('{:,} image{}, {} connection{}: {}'.format(
                     images, 's' * (images > 1), connections, 's' * (connections > 1), what),
-                    *[[r[column] for r in results[name]] for name in PORTS]))
-        rows.append(('start to the first answer, s', starts['ours'], starts['AWS']))
-        rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in PORTS]))
+                    *[[r[column] for r in results[name]] for name in results]))
+        rows.append(('start to the first answer, s', starts[OURS], starts[AWS]))
+        rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in (OURS, AWS)]))
         print('| endpoint, two workers | ours | AWS\'s | ours / AWS\'s |\n|---|---|---|---|')
         for what, ours, aws in rows:
             if what.endswith('errors'):
@@ -157,6 +202,7 @@ def main(rounds=int(os.environ.get("ROUNDS", 10))):
                 low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
                 print('| {} | {:.4g} | {:.4g} | {:.2f} ({:.2f}-{:.2f}) |'.format(
                     what, statistics.median(ours), statistics.median(aws), median, low, high))
+        growth(directory)
 
 
 if __name__ == '__main__':
