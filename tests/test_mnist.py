@@ -336,7 +336,8 @@ def test_nothing_is_left_by_a_failed_write(cache, only_test_missing, mirrors, mo
 
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
-    code = ('import sys; from local_mode import mnist;'
+    code = ('import signal, sys; from local_mode import mnist;'
+            'signal.signal(signal.SIGINT, signal.default_int_handler);'  # a shell's background jobs ignore it
             'mnist.MIRRORS = sys.argv[1:]; mnist.fill_cache()')
     process = subprocess.Popen(
         [sys.executable, '-c', code, f'{server.url}stalled/'], cwd=ROOT, stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-// Loops over float32 arrays for chainer_fast.py, each in one pass over memory.
+// Matrix products and loops over float32 arrays for chainer_fast.py, shared by a team of threads.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -18,7 +18,7 @@ struct array {  // the head of NumPy's PyArrayObject
     void *type, *data;
 };
 
-// A BLAS for one thread, and a team of threads that share a matrix product or a loop.
+// cblas_sgemm of a BLAS that uses one thread.
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void share(const void *arguments, long part, long parts);
@@ -26,6 +26,8 @@ enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112};
 
 static sgemm *gemm;
 static int threads;
+
+// The threads besides the caller's. They wait for round after round, in a spin at first.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;

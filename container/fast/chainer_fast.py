@@ -2,7 +2,8 @@
 
 Graph, links, optimizers and trainer stay Chainer's. Each function here takes the place of one of
 Chainer's: it does the common case (NumPy arrays, no hooks, no debug mode) and leaves all else to
-the original. The loops in chainer_fast.c go over memory once where NumPy goes several times.
+the original. chainer_fast.c has the matrix products of linear layers, and loops that go over memory
+once where NumPy goes several times, all shared by as many threads as BLAS would use.
 CHAINER_FAST=0 turns it off.
 """
 import collections.abc
