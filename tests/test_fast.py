@@ -223,6 +223,37 @@ def labels_that_are_ignored_or_wrong():
 
 
 @case
+def labels_to_ignore_that_are_no_small_int():
+    import chainer.functions as F
+    x, t = np.array([[1, 2, 3], [0, 5, -5]], np.float32), np.array([0, -1], np.int32)
+    results = [F.softmax_cross_entropy(x, t * 0, ignore_label=None).array]
+    return results + [F.softmax_cross_entropy(x, t, ignore_label=label).array for label in (-1.0, np.int64(-1))]
+
+
+@case
+def gradients_of_another_shape():
+    import chainer
+    import chainer.functions as F
+    x = chainer.Variable(-np.arange(-6, 0, dtype=np.float32).reshape(2, 3))
+    gy = chainer.Variable(np.arange(6, dtype=np.float32).reshape(2, 3)[:1])
+    chainer.backward([F.relu(x)], [gy])
+    return [x.grad]
+
+
+@case
+def parameters_that_are_read_only():
+    import chainer
+    link = chainer.Chain()
+    with link.init_scope():
+        link.p = chainer.Parameter(np.frombuffer(np.ones(3, np.float32).tobytes(), np.float32))
+    optimizer = chainer.optimizers.Adam().setup(link)
+    try:
+        optimizer.update(lambda: chainer.functions.sum(link.p * link.p))
+    except ValueError:
+        return [link.p.array]
+
+
+@case
 def nan_is_seen():
     import chainer.functions as F
     x = np.array([[np.nan, 1, np.inf, -1]], np.float32)
@@ -341,6 +372,18 @@ def test_fast_chainer_does_what_plain_chainer_does(results, name):
             np.testing.assert_array_equal(b, a)
 
 
+def test_what_is_set_is_left_and_the_cpus_are_shared(monkeypatch):
+    cpus = runpy.run_path(str(ROOT / 'container' / 'cpus.py'))
+    settings = cpus['blas_settings']
+    for name in settings() | settings(1000):
+        monkeypatch.delenv(name, raising=False)
+    assert settings()['OPENBLAS_NUM_THREADS'] == str(cpus['cpus']())
+    assert settings(1000)['OPENBLAS_NUM_THREADS'] == '1'
+    monkeypatch.setenv('OPENBLAS_NUM_THREADS', '3')
+    monkeypatch.setenv('OPENBLAS_THREAD_TIMEOUT', '')
+    assert 'OPENBLAS_NUM_THREADS' not in settings() and settings()['OPENBLAS_THREAD_TIMEOUT'] == '20'
+
+
 def test_openblas_is_told_of_intels_cpus_only():
     blas_core = runpy.run_path(str(ROOT / 'container' / 'cpus.py'))['blas_core']
     avx512 = 'avx2 fma avx512f avx512bw avx512dq avx512vl'
@@ -349,6 +392,7 @@ def test_openblas_is_told_of_intels_cpus_only():
         cpu = 'vendor_id\t: {}\nmodel\t\t: 207\nflags\t\t: fpu {}\nbugs\t\t: x\n\n'.format(vendor, flags)
         assert blas_core(cpu * 2) == core
     assert blas_core('processor\t: 0\nFeatures\t: fp asimd\n') is None
+    assert blas_core('vendor_id\t: GenuineIntel\n') is None
 
 
 def test_the_switch_and_what_is_replaced(tmp_path):
@@ -364,6 +408,27 @@ def test_the_switch_and_what_is_replaced(tmp_path):
 if __name__ == '__main__':
     import chainer
     import chainer_fast
-    assert (chainer.FunctionNode.apply is chainer_fast.apply) == (os.environ['CHAINER_FAST'] == '1')
+    used = set()
+
+    def note(name, function):
+        def noting(*args):
+            result = function(*args)
+            used.update([name] if result is not None else [])
+            return result
+        return noting
+
+    if os.environ['CHAINER_FAST'] == '1':
+        # More threads than cores, and than some arrays have cache lines.
+        chainer_fast.loops.set_up(chainer_fast.blas.scipy_cblas_sgemm64_, 5)
+        for table in chainer_fast.FORWARD, chainer_fast.BACKWARD:
+            for kind, function in table.items():
+                table[kind] = note(function.__name__, function)
+        loop = chainer_fast.loops.adam
+        chainer_fast.loops.adam = lambda *args: (used.add('adam'), loop(*args))
+    else:
+        assert not hasattr(chainer_fast, 'loops')
     np.savez(sys.argv[1], **{'{} {:03}'.format(name, i): array for name, function in CASES.items()
                              for i, array in enumerate(function())})
+    assert used == (set() if os.environ['CHAINER_FAST'] == '0' else {
+        'linear', 'linear_grad', 'relu', 'relu_grad', 'softmax_cross_entropy', 'softmax_cross_entropy_grad',
+        'accuracy', 'adam'})

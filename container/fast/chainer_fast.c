@@ -1,15 +1,18 @@
-// Matrix products and loops over float32 arrays for chainer_fast.py, shared by a team of threads.
+// Matrix products and loops over float32 arrays for chainer_fast.py; a team of threads shares what is large.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
-#ifdef __x86_64__
+#if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define PAUSE __builtin_ia32_pause()
 #else
 #define FOR_EACH_CPU
+#endif
+#ifdef __x86_64__
+#define PAUSE __builtin_ia32_pause()
+#else
 #define PAUSE sched_yield()
 #endif
 
@@ -27,7 +30,7 @@ enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112};
 static sgemm *gemm;
 static int threads;
 
-// The threads besides the caller's. They wait for round after round, in a spin at first.
+// The caller and its threads, which wait for round after round, in a spin at first.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;

@@ -3,7 +3,7 @@
 Graph, links, optimizers and trainer stay Chainer's. Each function here takes the place of one of
 Chainer's: it does the common case (NumPy arrays, no hooks, no debug mode) and leaves all else to
 the original. chainer_fast.c has the matrix products of linear layers, and loops that go over memory
-once where NumPy goes several times, all shared by as many threads as BLAS would use.
+once where NumPy goes several times; as many threads as BLAS would use share what is large.
 CHAINER_FAST=0 turns it off.
 """
 import collections.abc
@@ -25,27 +25,6 @@ from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.variable import Variable, VariableNode, _check_grad_type
 import numpy as np
-import scipy_openblas64
-
-loops = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'libchainer_fast.so'))
-ARRAY, POINTER, SIZE, INT, FLOAT = ctypes.py_object, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
-for function, *types in (
-        (loops.set_up, POINTER, INT),
-        (loops.adam, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, FLOAT, FLOAT, FLOAT, FLOAT),
-        (loops.linear, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, SIZE, SIZE),
-        (loops.linear_grad, ARRAY, ARRAY, ARRAY, ARRAY, ARRAY, ARRAY, SIZE, SIZE, SIZE, INT),
-        (loops.relu, ARRAY, ARRAY, SIZE),
-        (loops.relu_grad, ARRAY, ARRAY, ARRAY, SIZE),
-        (loops.softmax_cross_entropy, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, ctypes.POINTER(FLOAT)),
-        (loops.softmax_cross_entropy_grad, ARRAY, ARRAY, ARRAY, SIZE, SIZE, INT, FLOAT),
-        (loops.correct, ARRAY, ARRAY, SIZE, SIZE)):
-    function.argtypes, function.restype = types, None
-for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
-    function.restype = SIZE
-# Of 2026, where NumPy 1.26 has one of 2023. Our own threads share its work: its own scale worse.
-blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
-loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
-blas.scipy_openblas_set_num_threads64_(1)
 
 original = {}
 
@@ -53,9 +32,14 @@ original = {}
 def plain(*arrays):
     """Return whether all are what the loops take: contiguous float32 NumPy arrays."""
     for a in arrays:
-        if type(a) is not np.ndarray or a.dtype != np.float32 or not a.flags.c_contiguous:
+        if type(a) is not np.ndarray or a.dtype != np.float32 or not (a.flags.c_contiguous and a.flags.aligned):
             return False
     return True
+
+
+def is_int(n):
+    """Return whether n fits into C's int."""
+    return type(n) is int and -2 ** 31 <= n < 2 ** 31
 
 
 def wrap(array, requires_grad, creator=None):
@@ -123,7 +107,7 @@ def relu_grad(function, indexes, gys):
     """ReLU's backward pass, or None."""
     y, = function._retained_output_data
     gy, = gys
-    if not plain(y, gy):
+    if not plain(y, gy) or gy.shape != y.shape:
         return None
     gx = np.empty_like(y)
     loops.relu_grad(gx, y, gy, y.size)
@@ -134,10 +118,10 @@ def softmax_cross_entropy(function, arrays):
     """SoftmaxCrossEntropy's forward pass for int32 labels and the mean of the losses, or None."""
     x, t = arrays
     if (not plain(x) or x.ndim != 2 or not x.size or t.dtype != np.int32 or t.shape != x.shape[:1]
-            or not t.flags.c_contiguous or function.class_weight is not None or function.reduce != 'mean'
-            or not function.cache_score or not function.normalize):
+            or not t.flags.c_contiguous or not is_int(function.ignore_label)
+            or function.class_weight is not None or function.reduce != 'mean' or not function.cache_score or not function.normalize):
         return None
-    y, loss = np.empty_like(x), FLOAT()
+    y, loss = np.empty_like(x), ctypes.c_float()
     count = loops.softmax_cross_entropy(y, x, t, *x.shape, function.ignore_label, loss)
     if count < 0:  # a label that there is no score for
         return None
@@ -151,7 +135,8 @@ def softmax_cross_entropy_grad(function, indexes, gys):
     x, t = function.inputs[0]._data, function.inputs[1]._data
     y, gy = function.y, gys[0]
     if (not plain(x, y) or x.ndim != 2 or t.dtype != np.int32 or not t.flags.c_contiguous
-            or function.class_weight is not None or function.reduce != 'mean'):
+            or t.shape != x.shape[:1] or y.shape != x.shape or function.class_weight is not None
+            or function.reduce != 'mean' or not is_int(function.ignore_label)):
         return None
     gx = np.empty_like(y)
     if loops.softmax_cross_entropy_grad(gx, y, t, *y.shape, function.ignore_label, float(gy) * function._coeff) < 0:
@@ -287,7 +272,8 @@ def adam(self, param):
     """AdamRule.update for plain Adam; chainer.optimizers.Adam's options go to the original."""
     p, g, state, hp = param._data[0], param._grad, self._state, self.hyperparam
     if (type(self) is not AdamRule or not self.enabled or state is None
-            or not plain(p, g, state['m'], state['v']) or not p.shape == g.shape == state['m'].shape
+            or not plain(p, g, state['m'], state['v']) or not p.flags.writeable
+            or not p.shape == g.shape == state['m'].shape == state['v'].shape
             or self._hookable._pre_update_hooks or self._hookable._post_update_hooks or param._loss_scale is not None
             or hp.weight_decay_rate or hp.amsgrad or hp.adabound or hp.eps < 1e-30):
         return original['update'](self, param)
@@ -337,7 +323,33 @@ def concat_examples(batch, device=None, padding=None):
     return original['base_callable'](batch, device, padding)
 
 
+def load():
+    """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
+    import scipy_openblas64
+    loops = ctypes.CDLL(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'libchainer_fast.so'))
+    array, pointer, size, integer, real = ctypes.py_object, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+    for function, *types in (
+            (loops.set_up, pointer, integer),
+            (loops.adam, array, array, array, array, size, real, real, real, real),
+            (loops.linear, array, array, array, array, size, size, size),
+            (loops.linear_grad, array, array, array, array, array, array, size, size, size, integer),
+            (loops.relu, array, array, size),
+            (loops.relu_grad, array, array, array, size),
+            (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
+            (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
+            (loops.correct, array, array, size, size)):
+        function.argtypes, function.restype = types, None
+    for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
+        function.restype = size
+    # OpenBLAS of 2026; NumPy 1.26 brings one of 2023. The threads in chainer_fast.c scale better than its own.
+    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
+    loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
+    blas.scipy_openblas_set_num_threads64_(1)
+    return loops, blas
+
+
 if os.environ.get('CHAINER_FAST', '1') != '0':
+    loops, blas = load()
     for owner, name, fast in (
             (FunctionNode, 'apply', apply),
             (_backprop, '_backprop_to_all', backprop_to_all),
