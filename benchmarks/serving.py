@@ -24,6 +24,7 @@ import chainer
 import numpy as np
 
 import chainer_mnist_single_machine as script
+from benchmarks.training import machine
 from container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -168,6 +169,7 @@ def main(rounds=10):
     """Print one table: medians, and the ratio of ours and AWS's with its quartiles; then that of growth."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
+        print(machine(), flush=True)
         np.random.seed(0)
         chainer.serializers.save_npz(os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10)))
         shutil.copy(script.__file__, directory)

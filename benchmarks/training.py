@@ -12,6 +12,7 @@ import collections
 import json
 import os
 import pathlib
+import platform
 import re
 import statistics
 import subprocess
@@ -21,12 +22,21 @@ import time
 
 import numpy as np
 
-from container.cpus import blas_settings
+from container.cpus import blas_settings, cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 Size = collections.namedtuple('Size', 'batch units images', defaults=(128, 1000, 60000))
 GROWTH = [Size(), *[Size(batch=n) for n in (32, 500, 1000)], *[Size(units=n) for n in (250, 500, 2000, 4000)],
           *[Size(images=n) for n in (6000, 240000)]]
+
+
+def machine():
+    """Return one line: the CPU, its cores for this process, and the memory."""
+    info = pathlib.Path('/proc/cpuinfo').read_text()
+    fields = dict(re.findall(r'^(model name|cpu family|model)\s*: (.*)', info, re.MULTILINE))
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30
+    return '{} cores of {} (family {}, model {}), {:.0f} GB\n'.format(
+        cpus(), fields.get('model name', platform.machine()), fields.get('cpu family'), fields.get('model'), memory)
 
 
 def data(size):
@@ -184,9 +194,9 @@ def steps(rounds, directory):
     seconds, memory = take_turns(VARIANTS, Size(), rounds, directory)
     print('| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|')
     for name, values in seconds.items():
-        print('| {} | {:.1f} | {} | {} | {:.0f} |'.format(
-            name, statistics.median(values) * 1000, ratio(seconds[BOUND], values), ratio(seconds[TORCH], values), memory[name]),
-            flush=True)
+        print('| {} | {:.1f} | {} | {} | {} |'.format(
+            name, statistics.median(values) * 1000, ratio(seconds[BOUND], values), ratio(seconds[TORCH], values),
+            '' if 'alone' in name else round(memory[name])), flush=True)
 
 
 def growth(rounds, directory):
@@ -240,6 +250,7 @@ def main():
         return work(args.worker[0], Size(*map(int, args.worker[1:])))
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
+        print(machine(), flush=True)
         steps(args.rounds, directory)
         growth(max(2, args.rounds // 5), directory)
         jobs(args.seeds, directory)
