@@ -35,9 +35,10 @@ def on_starting(server):
 
 
 def post_worker_init(worker):
-    """Stop quickly, and spread connections: a worker takes one at a time, and leaves it to others for 1 to 4 ms if it has some.
+    """Stop quickly, and spread connections: a worker that has some leaves new ones to the others for 1 to 4 ms.
 
-    By itself the worker that wakes first takes all that wait, and another idles.
+    By itself the worker that wakes first takes all that wait, and another idles. Here it takes one at a
+    time, and more once it has many: each turn of its loop takes longer then.
     """
     loop = worker.loop
     create_server = loop.create_server
@@ -51,13 +52,14 @@ def post_worker_init(worker):
             if sock.fileno() < 0:  # closed meanwhile
                 return
             loop.add_reader(sock, wait)
-            try:
-                connection, _ = sock.accept()
-            except OSError:  # another worker has taken it
-                return
-            connection.setblocking(False)
-            tasks.add(task := loop.create_task(loop.connect_accepted_socket(protocol, connection)))
-            task.add_done_callback(tasks.discard)
+            for _ in range(1 + worker.nr_conns // 4):
+                try:
+                    connection, _ = sock.accept()
+                except OSError:  # another worker has taken it
+                    return
+                connection.setblocking(False)
+                tasks.add(task := loop.create_task(loop.connect_accepted_socket(protocol, connection)))
+                task.add_done_callback(tasks.discard)
 
         tasks = set()  # connections accepted, but not yet counted
         server = await create_server(protocol, sock=sock, **{**kwargs, 'start_serving': False})
