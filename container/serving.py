@@ -88,7 +88,10 @@ def decode_json(body):
 
 def decode_csv(body):
     """Return the float32 array, shape (rows, columns), in a CSV body without a header line."""
-    rows = [row for row in csv.reader(io.StringIO(body.decode('utf-8'))) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(body.decode('utf-8'))) if row]
+    except csv.Error as e:  # which is no ValueError
+        raise ValueError(e) from e
     if not rows:
         raise ValueError('there are no rows')
     return np.array(rows, dtype=np.float32)
