@@ -25,7 +25,8 @@ def blas_core(cpuinfo):
     """
     if 'GenuineIntel' not in cpuinfo:
         return None
-    flags = set(re.findall(r'^flags\s*:(.*)', cpuinfo + '\nflags:', re.MULTILINE)[0].split())
+    line = re.search(r'^flags\s*:(.*)', cpuinfo, re.MULTILINE)
+    flags = set(line[1].split()) if line else set()
     if flags >= {'avx512f', 'avx512bw', 'avx512dq', 'avx512vl'}:
         return 'SkylakeX'
     return 'Haswell' if flags >= {'avx2', 'fma'} else None

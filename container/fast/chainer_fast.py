@@ -85,11 +85,11 @@ def linear_grad(function, indexes, gys):
     if (not plain(x, W, gy) or x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1]
             or gy.shape != (len(x), len(W)) or not gy.size):
         return None
-    gradients = [np.empty_like(x) if i == 0 else np.empty_like(W) if i == 1 else np.empty(len(W), np.float32)
-                 for i in indexes]
-    gx, gW, gb = [gradients[indexes.index(i)] if i in indexes else gy for i in range(3)]
+    shapes = x.shape, W.shape, W.shape[:1]
+    gradients = {i: np.empty(shapes[i], np.float32) for i in indexes}
+    gx, gW, gb = [gradients.get(i, gy) for i in range(3)]
     loops.linear_grad(gx, gW, gb, x, W, gy, *x.shape, len(W), sum([1 << i for i in indexes]))
-    return gradients
+    return list(gradients.values())
 
 
 def relu(function, arrays):
