@@ -132,9 +132,11 @@ def memory(process):
 
 def ask(name, directory, images, connections):
     """Have wrk ask a server for a second, or two; return answers/s, p50 and p99 in ms, and the number of errors."""
-    pathlib.Path(directory, 'body').write_bytes(body(images))
-    lua = pathlib.Path(directory, 'wrk.lua')
-    lua.write_text(WRK.format(npy=NPY, body=os.path.join(directory, 'body')))
+    lua = pathlib.Path(directory, 'wrk-{}.lua'.format(images))
+    if not lua.exists():
+        sent = lua.with_suffix('.npy')
+        sent.write_bytes(body(images))
+        lua.write_text(WRK.format(npy=NPY, body=sent))
     done = subprocess.run(
         ['wrk', '-t1', '-c{}'.format(connections), '-d{}s'.format(2 if images > 1 else 1), '-s', str(lua),
          'http://127.0.0.1:{}/invocations'.format(PORTS[name])], capture_output=True, text=True, check=True)
