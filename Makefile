@@ -17,7 +17,7 @@ test:  ## set up, then run all tests
 
 test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
-	$(PYTHON) -m pytest tests -m 'not docker and not browser and not slow'
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests -m 'not docker and not browser and not slow'
 
 bench:  ## measure training and serving beside PyTorch and AWS's server, in some 13 minutes
 	@./setup.sh bench

@@ -34,32 +34,28 @@ def pytest_collection_modifyitems(items):
                                     for m, w in (('slow', 1), ('browser', 2), ('docker', 4))))
 
 
-@pytest.fixture(scope='session')
-def mnist(tmp_path_factory):
-    """Directories with the channels train (60,000) and test (10,000), as float32 (the notebook's are bytes)."""
+def write_mnist(root, train, test):
+    """Write the channels' files as float32 (the notebook's are bytes): so many images, from the first on."""
     import chainer
     import numpy as np
     from local_mode.mnist import fill_cache
     fill_cache()
-    root = tmp_path_factory.mktemp('mnist')
-    for name, dataset in zip(('train', 'test'), chainer.datasets.get_mnist()):
-        images, labels = chainer.dataset.concat_examples(dataset)
+    for name, dataset, count in zip(('train', 'test'), chainer.datasets.get_mnist(), (train, test)):
+        images, labels = chainer.dataset.concat_examples(dataset[:count])
         (root / name).mkdir()
         np.savez(root / name / name, images=images, labels=labels)
     return root
 
 
 @pytest.fixture(scope='session')
-def small_mnist(mnist, tmp_path_factory):
-    """The same with the first 2,000 training and 1,000 test images."""
-    import numpy as np
-    root = tmp_path_factory.mktemp('small_mnist')
-    for name, count in ('train', 2000), ('test', 1000):
-        with np.load(mnist / name / (name + '.npz')) as arrays:
-            (root / name).mkdir()
-            np.savez(root / name / name, images=arrays['images'][:count],
-                     labels=arrays['labels'][:count])
-    return root
+def mnist(tmp_path_factory):
+    """Directories with the channels train and test."""
+    return write_mnist(tmp_path_factory.mktemp('mnist'), 60000, 10000)
+
+
+@pytest.fixture(scope='session')
+def small_mnist(tmp_path_factory):
+    return write_mnist(tmp_path_factory.mktemp('small_mnist'), 2000, 1000)
 
 
 @pytest.fixture(scope='session')

@@ -146,6 +146,7 @@ def test_augmentation_changes_images_only(small_mnist):
     assert images.shape == plain.shape and 0 < abs(images - plain).mean() < .2
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_in_the_last_third(small_mnist, tmp_path, monkeypatch):
     rates = []
     update = script.chainer.optimizers.Adam.update
