@@ -61,10 +61,12 @@ def model_fn(model_dir):
     return model.predictor
 
 
-def load_channel(name, directory):
+def load_channel(name, directory, rank=0, size=1):
     """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
 
     images: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
+    rank, size: of several processes, each gets every size-th example. All get as many: where N is no
+    multiple of size, some of the first examples come twice.
     Exits with one sentence that says what is wrong.
     """
     if not directory:
@@ -91,6 +93,9 @@ def load_channel(name, directory):
     if labels.min() < 0 or labels.max() > 9:
         sys.exit("'labels' in {} must be 0 to 9, but range from {} to {}."
                  .format(path, labels.min(), labels.max()))
+    if size > 1:
+        mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
+        images, labels = images[mine], labels[mine]
     if images.dtype == np.uint8:
         images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
     return chainer.datasets.TupleDataset(images.astype(np.float32), labels.astype(np.int32))
@@ -132,55 +137,128 @@ def concat_distorted(batch, device=None):
     return chainer.dataset.to_device(device, distort(images)), chainer.dataset.to_device(device, labels)
 
 
+class Checkpoints(chainer.training.Extension):
+    """Saves the whole trainer after each epoch, and resumes from there when the job is started again.
+
+    SageMaker keeps /opt/ml/checkpoints on S3, so that a job survives its machine (managed spot training).
+    A file there is complete, or has another name. Of several processes each has its own. The last two
+    epochs stay, because processes that are killed may be an epoch apart.
+    """
+
+    trigger = 1, 'epoch'
+    priority = -100  # after all that reports
+
+    def __init__(self, directory, comm=None):
+        self.directory, self.comm = directory, comm
+        self.process = '_process_{}_of_{}.npz'.format(*(comm.rank, comm.size) if comm else (0, 1))
+
+    def path(self, epoch):
+        return os.path.join(self.directory, 'epoch_{}'.format(epoch) + self.process)
+
+    def __call__(self, trainer):
+        epoch = trainer.updater.epoch
+        temporary = self.path(epoch) + '.tmp'
+        serializers.save_npz(temporary, trainer, compression=False)
+        os.rename(temporary, self.path(epoch))
+        if os.path.exists(self.path(epoch - 2)):
+            os.remove(self.path(epoch - 2))
+
+    def resume(self, trainer):
+        """Load the newest epoch that every process has saved, if there is one."""
+        epochs = {int(name[len('epoch_'):-len(self.process)]) for name in os.listdir(self.directory)
+                  if name.startswith('epoch_') and name.endswith(self.process)}
+        if self.comm:
+            epochs = set.intersection(*self.comm.mpi_comm.allgather(epochs))
+        if epochs:
+            serializers.load_npz(self.path(max(epochs)), trainer)
+            if not self.comm or self.comm.rank == 0:
+                print('Resuming after epoch {} from {}'.format(max(epochs), self.directory), flush=True)
+
+    def serialize(self, serializer):
+        """Add to the trainer's state NumPy's, which shuffles and distorts."""
+        kind, keys, position, _, _ = np.random.get_state()
+        np.random.set_state((kind, serializer('keys', keys), serializer('position', position)))
+
+
 def train(args):
-    """Train on args.train, evaluate on args.test, write plots, log and model.npz."""
+    """Train on args.train, evaluate on args.test, write plots, log and model.npz.
+
+    Under mpirun each process trains on its share of every batch; the first one reports and saves.
+    """
     import matplotlib
     matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
     from chainer import training
     from chainer.training import extensions
 
-    train_data, test_data = load_channel('train', args.train), load_channel('test', args.test)
+    comm, rank, size = None, 0, 1
+    if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # Open MPI's mpirun has started several
+        import chainermn
+        comm = chainermn.create_communicator('pure_nccl' if args.num_gpus > 0 else 'naive')
+        rank, size = comm.rank, comm.size
+    if args.batch_size % size:
+        sys.exit('--batch-size {} cannot be shared by {} processes: make it a multiple of {}.'.format(
+            args.batch_size, size, size))
+    batch_size = args.batch_size // size
+
+    train_data = load_channel('train', args.train, rank, size)
+    test_data = load_channel('test', args.test, rank, size)
 
     random.seed(args.seed)
     np.random.seed(args.seed)
-    device = 0 if args.num_gpus > 0 else -1
+    device = -1 if args.num_gpus < 1 else comm.intra_rank if comm else 0
     model = L.Classifier(MLP(1000, 10))
     if device >= 0:
         chainer.backends.cuda.get_device_from_id(device).use()
         chainer.backends.cuda.cupy.random.seed(args.seed)
         model.to_gpu()
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate)
+    if comm:
+        optimizer = chainermn.create_multi_node_optimizer(optimizer, comm)
+        np.random.seed(args.seed + rank)  # each shuffles and distorts in its own way
     optimizer.setup(model)
+    if comm:
+        comm.bcast_data(model)
+        optimizer.is_changed(model)  # or its first update would do nothing but broadcast, after a resume too
 
-    train_iter = chainer.iterators.SerialIterator(train_data, args.batch_size)
-    # 1,000 divides the 10,000 test images: the Evaluator weighs a short last batch like a full one.
-    test_iter = chainer.iterators.SerialIterator(test_data, 1000, repeat=False, shuffle=False)
+    train_iter = chainer.iterators.SerialIterator(train_data, batch_size)
+    # Batches of nearly one size, at most 1,000: the Evaluator weighs a short last batch like a full one.
+    test_batches = -(-len(test_data) // 1000)
+    test_iter = chainer.iterators.SerialIterator(
+        test_data, -(-len(test_data) // test_batches), repeat=False, shuffle=False)
     updater = training.updaters.StandardUpdater(
         train_iter, optimizer, device=device,
         converter=concat_distorted if args.augment else chainer.dataset.concat_examples)
     trainer = training.Trainer(updater, (args.epochs, 'epoch'), out=args.output_data_dir)
-    trainer.extend(extensions.Evaluator(test_iter, model, device=device))
+    evaluator = extensions.Evaluator(test_iter, model, device=device)
+    trainer.extend(chainermn.create_multi_node_evaluator(evaluator, comm) if comm else evaluator)
     # Adam's steps shrink to nothing over the last third, else its noise costs half a per cent.
-    steps = -(-len(train_data) * args.epochs // args.batch_size)
+    steps = -(-len(train_data) * args.epochs // batch_size)
     trainer.extend(extensions.LinearShift('alpha', (args.learning_rate, 0), (2 * steps // 3, steps)))
-    trainer.extend(extensions.dump_graph('main/loss'))
-    trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'),
-                   trigger=(args.epochs, 'epoch'))
-    trainer.extend(extensions.LogReport())
-    trainer.extend(extensions.PlotReport(
-        ['main/loss', 'validation/main/loss'], 'epoch', file_name='loss.png'))
-    trainer.extend(extensions.PlotReport(
-        ['main/accuracy', 'validation/main/accuracy'], 'epoch', file_name='accuracy.png'))
-    trainer.extend(extensions.PrintReport(
-        ['epoch', 'main/loss', 'validation/main/loss',
-         'main/accuracy', 'validation/main/accuracy', 'elapsed_time']))
-    print('Training on {} images, testing on {}, {} epochs'.format(
-        len(train_data), len(test_data), args.epochs), flush=True)
+    if rank == 0:
+        trainer.extend(extensions.dump_graph('main/loss'))
+        trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'),
+                       trigger=(args.epochs, 'epoch'))
+        trainer.extend(extensions.LogReport())
+        trainer.extend(extensions.PlotReport(
+            ['main/loss', 'validation/main/loss'], 'epoch', file_name='loss.png'))
+        trainer.extend(extensions.PlotReport(
+            ['main/accuracy', 'validation/main/accuracy'], 'epoch', file_name='accuracy.png'))
+        trainer.extend(extensions.PrintReport(
+            ['epoch', 'main/loss', 'validation/main/loss',
+             'main/accuracy', 'validation/main/accuracy', 'elapsed_time']))
+        print('Training on {} images, testing on {}, {} epochs{}'.format(
+            len(train_data) * size, len(test_data) * size, args.epochs,
+            ', {} processes'.format(size) if comm else ''), flush=True)
+    if args.checkpoint_dir:
+        checkpoints = Checkpoints(args.checkpoint_dir, comm)
+        trainer.extend(checkpoints)
+        checkpoints.resume(trainer)
     trainer.run()
 
-    if device >= 0:
-        model.to_cpu()
-    serializers.save_npz(os.path.join(args.model_dir, 'model.npz'), model)
+    if rank == 0:
+        if device >= 0:
+            model.to_cpu()
+        serializers.save_npz(os.path.join(args.model_dir, 'model.npz'), model)
 
 
 def positive(kind):
@@ -215,6 +293,8 @@ def parse_args(argv=None):
     parser.add_argument('--model-dir', default=os.environ.get('SM_MODEL_DIR', '.'))
     parser.add_argument('--train', default=os.environ.get('SM_CHANNEL_TRAIN'))
     parser.add_argument('--test', default=os.environ.get('SM_CHANNEL_TEST'))
+    parser.add_argument('--checkpoint-dir', default='/opt/ml/checkpoints' if os.path.isdir('/opt/ml/checkpoints') else None,
+                        help="where to save after each epoch and to resume from; SageMaker's if it is there")
     parser.add_argument('--num-gpus', type=int, default=int(os.environ.get('SM_NUM_GPUS', 0)))
     args, rest = parser.parse_known_args(argv)
     # What SageMaker adds for itself is not meant for the script; a lone word is its value.

@@ -39,6 +39,3 @@ def blas_settings(processes=1):
                 'OPENBLAS_CORETYPE': blas_core(open('/proc/cpuinfo').read())}
     return {name: value for name, value in settings.items() if value and not os.environ.get(name)}
 
-
-if __name__ == '__main__':
-    print(*['{}={}'.format(*setting) for setting in blas_settings().items()])

@@ -7,19 +7,20 @@ case $1 in
     serve) owner=$(stat -c %u:%g /opt/ml/model) ;;
     *) exec "$@" ;;
 esac
+# pip installs a user's requirements here, matplotlib keeps its cache here, ssh its keys
+export HOME=/tmp/home
+mkdir -p -m 700 $HOME
+as_owner=
 if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
     # A directory to mount that was not there has been made by Docker, for root.
     [ "$1" = serve ] || chown "$owner" /opt/ml/model /opt/ml/output/data
-    exec setpriv --reuid="${owner%:*}" --regid="${owner#*:}" --clear-groups "$0" "$@"
+    chown "$owner" $HOME
+    # sshd, mpirun and getpass want a name for the user.
+    ! [ -w /etc/passwd ] || echo "sagemaker:x:$owner::$HOME:/bin/sh" >> /etc/passwd
+    as_owner="setpriv --reuid=${owner%:*} --regid=${owner#*:} --clear-groups"
 fi
-# pip installs a user's requirements here, matplotlib keeps its cache here
-HOME=$(mktemp -d)
-export HOME
+# shellcheck disable=SC2086  # no word where there is nothing to give up
 case $1 in
-    train)
-        # Before NumPy is loaded: how many CPUs, which ones, and weights on huge pages.
-        export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-        # shellcheck disable=SC2046  # one word for each setting
-        exec env $(python3 /opt/sagemaker-chainer/cpus.py) train ;;
-    serve) exec gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
+    train) exec $as_owner train ;;
+    serve) exec $as_owner gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
 esac

@@ -1,35 +1,129 @@
-"""What trains: runs the user's script through SageMaker's training toolkit.
+"""What trains: runs the user's script through SageMaker's training toolkit, under MPI where asked.
 
 sagemaker-training calls main() because SAGEMAKER_TRAINING_MODULE names it. On an error the toolkit
-writes /opt/ml/output/failure; without us that would not say what the script wrote to stderr.
+writes /opt/ml/output/failure; without us that would not say what the script wrote to stderr. And it
+knows of MPI, but not of the Chainer estimator's names for it.
 """
+import contextlib
+import hashlib
 import os
-import subprocess
-import tempfile
+import pathlib
+import select
+import threading
+import time
+import types
 
-from sagemaker_training import entry_point, environment, errors
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives import serialization
+from sagemaker_training import entry_point, environment, errors, mpi, params, runner
+
+from cpus import blas_settings
 
 TAIL = 16384  # bytes of stderr that the failure file keeps
 
 
+def mpi_options(env):
+    """Return the toolkit's options for MPI, or None where the script is to run as one process.
+
+    The Chainer estimator's use_mpi, num_processes, process_slots_per_host and additional_mpi_options
+    come as hyperparameters; without use_mpi several hosts mean MPI, as in AWS's image.
+    """
+    given = env.additional_framework_parameters
+    if not given.get('sagemaker_use_mpi', len(env.hosts) > 1):
+        return None
+    slots = given.get('sagemaker_process_slots_per_host') or max(1, env.num_gpus)
+    options = {params.MPI_PROCESSES_PER_HOST: int(slots),
+               params.MPI_NUM_PROCESSES: int(given.get('sagemaker_num_processes') or slots * len(env.hosts)),
+               params.MPI_CUSTOM_OPTIONS: given.get('sagemaker_additional_mpi_options') or ''}
+    if options[params.MPI_NUM_PROCESSES] > slots * len(env.hosts):
+        raise errors.ClientError(
+            'num_processes={} do not fit on {} host(s) with {} slot(s) each: set process_slots_per_host.'.format(
+                options[params.MPI_NUM_PROCESSES], len(env.hosts), slots))
+    return options
+
+
+def prepare_ssh():
+    """Let the hosts of this job, and nobody else, log in to each other, as mpirun does.
+
+    One key for clients and servers, made of what the hosts of a job have in common and no image holds:
+    local mode gives each job a secret, SageMaker an ARN (and a network of its own).
+    """
+    secret = os.environ.pop('SAGEMAKER_MPI_SECRET', None) or os.environ.get('TRAINING_JOB_ARN')
+    if not secret:
+        raise errors.ClientError('MPI needs a secret that the hosts share: set SAGEMAKER_MPI_SECRET.')
+    key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(secret.encode()).digest())
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    ssh = pathlib.Path.home() / '.ssh'
+    ssh.mkdir(mode=0o700)
+    for name, text in {
+            'id_ed25519': key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH,
+                                            serialization.NoEncryption()).decode(),
+            'authorized_keys': public + '\n',
+            'known_hosts': '* {}\n'.format(public),
+            # What mpirun starts here over ssh gets this container's environment.
+            'environment': ''.join('{}={}\n'.format(*pair) for pair in os.environ.items()
+                                   if '\n' not in pair[1])}.items():
+        (ssh / name).write_text(text)
+        (ssh / name).chmod(0o600)
+
+
+@contextlib.contextmanager
+def copied_stderr():
+    """Let this process and its children write to a pipe; yield a function that returns the last TAIL bytes of it.
+
+    All appears on the real stderr, too, as it comes.
+    """
+    tail, done = b'', threading.Event()
+    stderr, (source, sink) = os.dup(2), os.pipe()
+
+    def copy():
+        nonlocal tail
+        while True:
+            if select.select([source], [], [], 0.1)[0]:
+                data = os.read(source, 65536)
+                tail = (tail + data)[-TAIL:]
+                os.write(stderr, data)
+            elif done.is_set():  # the pipe does not end: sshd stays and keeps it open
+                return
+
+    def read():
+        done.set()
+        thread.join()
+        return tail.decode('utf-8', 'replace')
+
+    os.dup2(sink, 2)
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield read
+    finally:
+        os.dup2(stderr, 2)
+        read()
+
+
 def main():
-    """Run the entry point as a process; an error carries the end of its stderr.
+    """Run the entry point; an error carries the end of its stderr.
 
     The toolkit's own capture_error keeps only some lines (the name of an exception and what
     follows, but no traceback and no message of sys.exit), and cuts up the live log.
     """
     env = environment.Environment()
-    with tempfile.NamedTemporaryFile() as copy:
-        tee = subprocess.Popen(['tee', copy.name], stdin=subprocess.PIPE, stdout=2)
-        stderr = os.dup(2)
-        os.dup2(tee.stdin.fileno(), 2)
+    options = mpi_options(env)
+    os.environ.update(blas_settings(options[params.MPI_PROCESSES_PER_HOST] if options else 1))
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages
+    if options:
+        os.environ.pop('PYTHONUNBUFFERED')  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
+        os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
+        prepare_ssh()
+        # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
+        longest = 0.1 if env.is_master else 1
+        mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))
+    with copied_stderr() as read:
         try:
-            entry_point.run(env.module_dir, env.user_entry_point, env.to_cmd_args(),
-                            env.to_env_vars())
+            entry_point.run(env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars(),
+                            runner_type=runner.MPIRunnerType if options else runner.ProcessRunnerType,
+                            extra_opts=options)
         except errors.ExecuteUserScriptError as e:
-            os.dup2(stderr, 2)
-            tee.communicate()
-            e.output = copy.read()[-TAIL:].decode('utf-8', 'replace')
+            e.output = read()
             raise
-        finally:
-            os.dup2(stderr, 2)

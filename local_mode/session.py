@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -80,7 +81,7 @@ class SagemakerClient(sdk.LocalSagemakerClient):
     """Training jobs and endpoints in local containers."""
 
     def create_training_job(self, TrainingJobName, AlgorithmSpecification, OutputDataConfig,
-                            HyperParameters=None, **kwargs):
+                            ResourceConfig, HyperParameters=None, Environment=None, **kwargs):
         """Run a training job; RuntimeError with the script's traceback where it fails."""
         check(AlgorithmSpecification['TrainingImage'])
         session = self.sagemaker_session
@@ -89,16 +90,23 @@ class SagemakerClient(sdk.LocalSagemakerClient):
         if SUBMIT_DIRECTORY in HyperParameters:
             code = json.loads(HyperParameters[SUBMIT_DIRECTORY])
             HyperParameters[SUBMIT_DIRECTORY] = json.dumps(session.local_copy(code))
+        # What the hosts of a job log in to each other with, see container/training.py.
+        Environment = {**(Environment or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
+        hosts, container = ResourceConfig['InstanceCount'], session.config['local']['container_config']
+        if hosts > 1:  # each would take this machine's cores for its own
+            container['cpus'] = int(docker('info', '--format', '{{.NCPU}}')) / hosts
         try:
             super().create_training_job(
                 TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
-                OutputDataConfig=OutputDataConfig, HyperParameters=HyperParameters, **kwargs)
+                OutputDataConfig=OutputDataConfig, ResourceConfig=ResourceConfig, Environment=Environment,
+                HyperParameters=HyperParameters, **kwargs)
         except RuntimeError as e:
             output = '{}/{}/output/output.tar.gz'.format(
                 OutputDataConfig['S3OutputPath'].rstrip('/'), TrainingJobName)
             raise RuntimeError('Training job {} failed. {}'.format(
                 TrainingJobName, session.read_failure(output) or e)) from None
         finally:
+            container.pop('cpus', None)
             session.remove_stopped_containers()
             if OutputDataConfig['S3OutputPath'].startswith('s3://'):
                 # The SDK leaves the downloaded channels here, some 200 MB a job.

@@ -45,11 +45,11 @@ def inputs(session, small_mnist):
             for name in ('train', 'test')}
 
 
-def make_estimator(session, entry_point=script.__file__, **hyperparameters):
-    return Chainer(entry_point=str(entry_point), role='arn:aws:iam::123456789012:role/SageMakerRole',
-                   instance_count=1, instance_type='local', image_uri=IMAGE,
-                   sagemaker_session=session, output_path='s3://{}/my/model'.format(
-                       session.default_bucket()), hyperparameters=hyperparameters)
+def make_estimator(session, entry_point=script.__file__, options={}, **hyperparameters):
+    return Chainer(**{**dict(
+        entry_point=str(entry_point), role='arn:aws:iam::123456789012:role/SageMakerRole',
+        instance_count=1, instance_type='local', image_uri=IMAGE, sagemaker_session=session,
+        output_path='s3://{}/my/model'.format(session.default_bucket()), hyperparameters=hyperparameters), **options})
 
 
 @pytest.fixture(scope='module')
@@ -80,11 +80,18 @@ def answers(port, host='127.0.0.1'):
         return s.connect_ex((host, port)) == 0
 
 
-def test_training_brings_back_model_and_output(session, estimator, tmp_path):
-    assert estimator.model_data.endswith('/output/model.tar.gz')
-    output = estimator.model_data.rsplit('/', 1)[0] + '/output.tar.gz'
-    S3Downloader.download(output, str(tmp_path), sagemaker_session=session)
+@contextlib.contextmanager
+def output(estimator, tmp_path):
+    """The job's output.tar.gz, open, also that of a failed job."""
+    S3Downloader.download('{}/{}/output/output.tar.gz'.format(estimator.output_path, estimator._current_job_name),
+                          str(tmp_path), sagemaker_session=estimator.sagemaker_session)
     with tarfile.open(tmp_path / 'output.tar.gz') as tar:
+        yield tar
+
+
+def test_training_brings_back_model_and_output(estimator, tmp_path):
+    assert estimator.model_data.endswith('/output/model.tar.gz')
+    with output(estimator, tmp_path) as tar:
         assert {'success', 'data/accuracy.png', 'data/loss.png', 'data/cg.dot', 'data/log',
                 'data/snapshot_epoch_2'} <= set(tar.getnames())
         log = json.load(tar.extractfile('data/log'))
@@ -169,6 +176,60 @@ def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, i
         make_estimator(session, batchsize=128).fit(inputs)
     with pytest.raises(RuntimeError, match="no 'test' channel"):
         make_estimator(session, epochs=1).fit({'train': inputs['train']})
+
+
+@pytest.mark.parametrize('options', [
+    dict(instance_count=2),
+    dict(instance_count=2, use_mpi=True, num_processes=4, process_slots_per_host=2,
+         additional_mpi_options='-x GREETING=hello'),
+    dict(use_mpi=True, num_processes=2, process_slots_per_host=2)], ids=['two_hosts', 'two_processes_each', 'one_host'])
+def test_several_processes_train_as_one_does(session, inputs, estimator, tmp_path, capfd, options):
+    """On any number of hosts the same batches make the same number of steps, to the same accuracy."""
+    together = make_estimator(session, options=options, epochs=2, batch_size=100)
+    together.fit(inputs)
+    processes = options.get('num_processes', 2)
+    assert '2 epochs, {} processes'.format(processes) in capfd.readouterr().out
+    with output(together, tmp_path) as tar, output(estimator, tmp_path / 'alone') as alone:
+        log, one = (json.load(t.extractfile('data/log')) for t in (tar, alone))
+    assert log[-1]['iteration'] == one[-1]['iteration'] == 40
+    assert abs(log[-1]['validation/main/accuracy'] - one[-1]['validation/main/accuracy']) < 0.02
+    assert containers(session, 'exited', 'created') == []
+
+
+CRASHES = '''
+import os, sys, time
+import chainermn
+
+if __name__ == '__main__':
+    comm = chainermn.create_communicator('naive')
+    assert comm.size == 2
+    if comm.rank == 0:
+        with open(os.path.join(os.environ['SM_OUTPUT_DATA_DIR'], 'partial'), 'w') as f:
+            f.write('so far')
+    comm.mpi_comm.Barrier()
+    if comm.rank == int(sys.argv[sys.argv.index('--crash') + 1]):
+        raise ValueError('rank {} crashed'.format(comm.rank))
+    time.sleep(300)
+'''
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_crash_on_any_rank_ends_the_job(session, inputs, tmp_path, rank):
+    (tmp_path / 'crashes.py').write_text(CRASHES)
+    estimator = make_estimator(session, tmp_path / 'crashes.py', dict(instance_count=2), crash=rank)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r'(?s)failed.*1,{0}.*Traceback .*File "crashes.py", line 13'
+                                           '.*ValueError: rank {0} crashed'.format(rank)):
+        estimator.fit(inputs)
+    assert time.monotonic() - start < 60
+    assert containers(session) == []
+    with output(estimator, tmp_path) as tar:
+        assert tar.extractfile('data/partial').read() == b'so far'
+
+
+def test_more_processes_than_slots_are_refused(session, inputs):
+    with pytest.raises(RuntimeError, match='num_processes=3 do not fit on 2 host'):
+        make_estimator(session, options=dict(instance_count=2, num_processes=3)).fit(inputs)
 
 
 def test_a_model_that_does_not_load_is_reported_in_seconds(session, estimator, tmp_path):

@@ -2,9 +2,11 @@
 import json
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ import chainer_mnist_single_machine as script
 SCRIPT = pathlib.Path(script.__file__)
 
 
-def run(*args, python=sys.executable, cwd=None, **env):
+def run(*args, python=sys.executable, cwd=None, timeout=None, **env):
     """Run the script with SageMaker's variables and no others of its kind."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith('SM_')}
-    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True,
+    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True, timeout=timeout,
                           env={**clean, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -72,6 +74,33 @@ def test_the_same_seed_gives_the_same_result(trained, small_mnist, tmp_path):
     keys = 'main/loss', 'validation/main/loss', 'validation/main/accuracy'
     assert [log[0][k] for k in keys] == [first[0][k] for k in keys]
     assert [log[0][k] for k in keys] != [other[0][k] for k in keys]
+
+
+@pytest.mark.slow
+def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
+    """kill -9 at random moments, start again: the same weights to the bit, and the same log."""
+    options = '--epochs', 6, '--augment', 'True'
+    start = time.monotonic()
+    _, log = train(small_mnist, tmp_path / 'whole', *options)
+    seconds = time.monotonic() - start
+    rng, kills = random.Random(0), 0
+    (tmp_path / 'checkpoints').mkdir()
+    while True:
+        out = tmp_path / 'start {}'.format(kills)
+        try:
+            done, again = train(small_mnist, out, '--checkpoint-dir', tmp_path / 'checkpoints', *options,
+                                timeout=seconds * rng.uniform(0.3, 0.8))
+            break
+        except subprocess.TimeoutExpired:  # which kills
+            kills += 1
+            assert kills < 50 and not (out / 'model' / 'model.npz').exists()
+    assert kills and 'Resuming after epoch' in done.stdout
+    for line in log + again:
+        del line['elapsed_time']
+    assert again == log
+    with np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole, np.load(out / 'model' / 'model.npz') as resumed:
+        assert all(np.array_equal(whole[key], resumed[key]) for key in whole.files)
+    assert len(list((tmp_path / 'checkpoints').glob('*.npz'))) == 2  # of the last epochs
 
 
 @pytest.mark.parametrize('spelling', ['--batch-size', '--batch_size'])
@@ -275,6 +304,11 @@ def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, t
     _, log = train(small_mnist, tmp_path / 'out', python=aws_python)
     assert log[-1]['validation/main/accuracy'] > 0.75
     assert (tmp_path / 'out' / 'data' / 'accuracy.png').exists()
+    (tmp_path / 'checkpoints').mkdir()
+    for epochs, resuming in (1, False), (2, True):
+        done, _ = train(small_mnist, tmp_path / str(epochs), '--epochs', epochs, '--checkpoint-dir', tmp_path / 'checkpoints',
+                        python=aws_python)
+        assert ('Resuming after epoch 1' in done.stdout) is resuming
     # A model trained here is hosted there, and the other way round.
     load = ('import sys, chainer; import chainer_mnist_single_machine as s; '
             's.model_fn(sys.argv[1]); print(chainer.__version__)')

@@ -15,6 +15,7 @@
 #else
 #define PAUSE sched_yield()
 #endif
+#define SPINS 30000  // some 0.7 ms, longer than Python needs between two layers: waking a thread costs more
 
 struct array {  // the head of NumPy's PyArrayObject
     long references;
@@ -43,7 +44,7 @@ static struct {
 static void *member(void *part) {
     for (long round = 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
-            if (spins < 4000) {  // some 0.1 ms
+            if (spins < SPINS) {
                 PAUSE;
                 continue;
             }
@@ -94,7 +95,7 @@ static void together(share *work, const void *arguments, long operations) {
     pthread_mutex_unlock(&team.lock);
     work(arguments, 0, team.size);
     for (int spins = 0; atomic_load(&team.working); spins++)
-        if (spins < 4000) PAUSE;
+        if (spins < SPINS) PAUSE;
         else sched_yield();
     pthread_mutex_unlock(&team.busy);
 }

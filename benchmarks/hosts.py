@@ -1,0 +1,113 @@
+"""How training grows over processes, and what an MPI job costs in local mode.
+
+    .venv/bin/python -m benchmarks.hosts          # some 4 minutes on two cores; needs Docker and the image
+
+The script's step (MLP 784-1000-1000-10, Adam, 128 images in all) in 1, 2 and 4 processes of one container,
+which share this machine's cores; they take turns. Then the same job that does nothing, in one container
+and in two that find each other over ssh.
+"""
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROUNDS, STEPS = 7, 100
+
+
+def step(batch_size):
+    """What each process runs: print, as JSON, seconds a step and the part of them spent communicating."""
+    import chainer
+    import numpy as np
+    import chainermn
+    import chainer_mnist_single_machine as script
+    comm = chainermn.create_communicator('naive')
+    model = chainer.links.Classifier(script.MLP(1000, 10))
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm) if comm.size > 1 else (
+        chainer.optimizers.Adam())
+    optimizer.setup(model)
+    spent = 0
+
+    def timed(*args, mean=comm.multi_node_mean_grad):
+        nonlocal spent
+        start = time.perf_counter()
+        mean(*args)
+        spent += time.perf_counter() - start
+    comm.multi_node_mean_grad = timed
+    rng = np.random.default_rng(comm.rank)
+    data = chainer.datasets.TupleDataset(rng.random((60000 // comm.size, 784), np.float32),
+                                         rng.integers(0, 10, 60000 // comm.size, np.int32))
+    updater = chainer.training.updaters.StandardUpdater(
+        chainer.iterators.SerialIterator(data, batch_size // comm.size), optimizer)
+    for count in 20, STEPS:
+        spent, start = 0, time.perf_counter()
+        for _ in range(count):
+            updater.update()
+        comm.mpi_comm.Barrier()
+        seconds = time.perf_counter() - start
+    if comm.rank == 0:
+        print(json.dumps([seconds / STEPS, spent / seconds]))
+
+
+def run(processes, batch_size):
+    """Return seconds a step and the share of communication for so many processes in one container."""
+    settings = subprocess.run(
+        ['docker', 'run', '--rm', IMAGE, 'python', '-c',
+         'from cpus import blas_settings; print(*["{}={}".format(*s) for s in blas_settings(%d).items()])' % processes],
+        check=True, capture_output=True, text=True).stdout.split()
+    done = subprocess.run(
+        ['docker', 'run', '--rm', '-v', '{}:/code:ro'.format(ROOT), '-w', '/code',
+         *[arg for s in [*settings, 'GLIBC_TUNABLES=glibc.malloc.hugetlb=1'] for arg in ('-e', s)], IMAGE,
+         'mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-mca', 'btl_vader_single_copy_mechanism',
+         'none', '-n', str(processes), 'python', '-m', 'benchmarks.hosts', 'step', str(batch_size)],
+        check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    """Print the tables."""
+    from benchmarks.training import machine
+    print(machine())
+    print('| processes | images in all | ms a step | images/s, x one process | communication, with waiting |\n|---|---|---|---|---|')
+    for batch_size in 128, 1024:
+        results = {n: [] for n in (1, 2, 4)}
+        for _ in range(ROUNDS):
+            for n in results:
+                results[n].append(run(n, batch_size))
+        for n, rows in results.items():
+            ratios = [one[0] / row[0] for one, row in zip(results[1], rows)]
+            low, middle, high = statistics.quantiles(ratios)
+            print('| {} | {:,} | {:.1f} | {:.2f} ({:.2f}-{:.2f}) | {:.0%} |'.format(
+                n, batch_size, 1000 * statistics.median(row[0] for row in rows), middle, low, high,
+                statistics.median(row[1] for row in rows)), flush=True)
+
+    from local_mode.session import open_session
+    from sagemaker.chainer.estimator import Chainer
+    session = open_session(embedded=True)
+    seconds = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as directory:
+        (pathlib.Path(directory) / 'nothing.py').write_text('')
+        for _ in range(5):
+            for hosts in seconds:
+                estimator = Chainer(entry_point=directory + '/nothing.py', role='arn:aws:iam::123456789012:role/Role',
+                                    instance_count=hosts, instance_type='local', image_uri=IMAGE, sagemaker_session=session)
+                start = time.monotonic()
+                estimator.fit()
+                seconds[hosts].append(time.monotonic() - start)
+    session.close()
+    print('\n| a job that does nothing | seconds, median of 5 |\n|---|---|')
+    for hosts, values in seconds.items():
+        print('| {} | {:.1f} ({:.1f}-{:.1f}) |'.format(
+            'one container' if hosts == 1 else 'two containers, MPI', statistics.median(values), min(values), max(values)))
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['step']:
+        step(int(sys.argv[2]))
+    else:
+        from local_mode.docker import image_uri
+        IMAGE = image_uri('local')
+        main()
