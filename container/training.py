@@ -116,6 +116,7 @@ def main():
         os.environ.pop('PYTHONUNBUFFERED')  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
         os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
         prepare_ssh()
+        mpi._write_env_vars_to_file = lambda: None  # to /etc/environment, which is root's; ~/.ssh/environment has it
         # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
         longest = 0.1 if env.is_master else 1
         mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))

@@ -377,6 +377,40 @@ def test_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
         assert np.shape(json.loads(response.data)) == (1, 10)
 
 
+def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
+    """sshd and what it starts run as the owner, too; and a stranger's key does not open it."""
+    tmp_path.chmod(0o755)
+    network = docker('network', 'create', '--label', LABEL, 'by-hand-{}'.format(free_port())).strip()
+    names = []
+    try:
+        for host in 'algo-1', 'algo-2':
+            root = tmp_path / host
+            opt_ml(root, small_mnist, epochs='1', batch_size='100')
+            (root / 'input' / 'config' / 'resourceconfig.json').write_text(json.dumps(
+                {'current_host': host, 'hosts': ['algo-1', 'algo-2'], 'network_interface_name': 'eth0'}))
+            subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
+            names.append(docker('run', '--detach', '--label', LABEL + '=by-hand', '--network', network,
+                                '--network-alias', host, '--hostname', host, '-e', 'SAGEMAKER_MPI_SECRET=a secret',
+                                '-v', '{}:/opt/ml'.format(root), IMAGE, 'train').strip())
+        users, stranger, deadline = set(), None, time.monotonic() + 60
+        while 'true' in docker('inspect', '--format', '{{.State.Running}}', *names):
+            assert time.monotonic() < deadline, docker('logs', names[0])
+            with contextlib.suppress(RuntimeError):  # gone in the meantime
+                users |= {tuple(line.split()[1:]) for line in docker('top', names[1], '-eo', 'pid,uid,comm').splitlines()[1:]}
+            if stranger is None and ('12345', 'sshd') in users:
+                stranger = subprocess.run(['docker', 'run', '--rm', '--network', network, IMAGE, 'ssh', '-o', 'BatchMode=yes', '-o',
+                                           'StrictHostKeyChecking=no', 'sagemaker@algo-2', 'true'], capture_output=True, text=True)
+        assert docker('wait', *names).split() == ['0', '0'], docker('logs', names[0])
+        assert {uid for uid, name in users if name in ('sshd', 'orted', 'train', 'python3')} == {'12345'}
+        assert {'sshd', 'orted'} <= {name for _, name in users}
+        assert stranger.returncode and 'Permission denied (publickey)' in stranger.stderr
+        assert (tmp_path / 'algo-1' / 'model' / 'model.npz').stat().st_uid == 12345
+        assert ', 2 processes' in docker('logs', names[0])
+    finally:
+        docker('rm', '--force', *names)
+        docker('network', 'rm', network)
+
+
 def test_a_directory_that_docker_made_becomes_the_owners(small_mnist, tmp_path):
     """The SDK does not make the model's directory: Docker does, as root, when it mounts it."""
     root = tmp_path / 'ml'
