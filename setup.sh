@@ -100,7 +100,7 @@ docker_answers() {
 
 # Rebuilds when container/ has changed.
 build_image() {
-    image=sagemaker-chainer:7.8.1-cpu-py3
+    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py3
     base=debian:bookworm-slim
     source=$(find container -type f -not -name "*.pyc" | sort | xargs cat | cksum | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
@@ -114,8 +114,13 @@ build_image() {
             fi
         fi
         say "building $image"
-        docker build --build-arg BASE=$base --label source="$source" --tag $image container
+        docker build --build-arg BASE=$base --build-arg PROCESSOR="$processor" --label source="$source" --tag $image container
     fi
+}
+
+build_images() {
+    build_image cpu
+    if quietly nvidia-smi; then build_image gpu; fi
 }
 
 install_chromium() {
@@ -145,8 +150,8 @@ install_benchmarks() {
 
 make_venv
 case ${1:-} in
-    '') install_packages requirements.txt; start_docker; build_image ;;
-    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_image; install_node
+    '') install_packages requirements.txt; start_docker; build_images ;;
+    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_images; install_node
         install_compiler; install_chromium ;;
     fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
     bench) install_packages benchmarks/requirements.txt; install_compiler; install_benchmarks ;;

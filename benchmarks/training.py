@@ -105,6 +105,7 @@ def torch_steps(images, labels, size, compiled=False):
     """The same in PyTorch: fused Adam, no DataLoader, accuracy of each batch as Chainer has it."""
     import torch
     torch.set_num_threads(int(os.environ['OPENBLAS_NUM_THREADS']))
+    torch.set_flush_denormal(True)  # as in chainer_fast.c
     units = size.units
     model = torch.nn.Sequential(torch.nn.Linear(784, units), torch.nn.ReLU(), torch.nn.Linear(units, units),
                                 torch.nn.ReLU(), torch.nn.Linear(units, 10))

@@ -1,8 +1,9 @@
-"""Run the notebook top to bottom without a person: `python -m local_mode.run`.
+"""Run a notebook top to bottom without a person: `python -m local_mode.run [NOTEBOOK]`, by default the tutorial.
 
-Writes output/chainer_mnist_local_mode.ipynb and .html, also where a cell fails (exit status 1),
+Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1),
 and prints what the cells print, then how long each stage took.
 """
+import pathlib
 import re
 import sys
 import time
@@ -42,12 +43,12 @@ class Client(nbclient.NotebookClient):
         return super().output(outs, msg, display_id, cell_index)
 
 
-def main():
+def main(path=NOTEBOOK):
     """Execute, save, and report; return the exit status."""
     start = time.monotonic()
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     client = Client(notebook, timeout=None, kernel_name='python3',
-                    resources={'metadata': {'path': str(NOTEBOOK.parent)}})
+                    resources={'metadata': {'path': str(path.parent)}})
     try:
         client.execute()
         status = 0
@@ -55,7 +56,7 @@ def main():
         print(e, file=sys.stderr)
         status = 1
     finally:
-        output = ROOT / 'output' / NOTEBOOK.name
+        output = ROOT / 'output' / path.name
         output.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, output)
         html, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
@@ -71,4 +72,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(*map(pathlib.Path, sys.argv[1:])))

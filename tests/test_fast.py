@@ -4,6 +4,7 @@ Every case below runs in two processes, one with CHAINER_FAST=0, and what it ret
 """
 import os
 import pathlib
+import platform
 import runpy
 import subprocess
 import sys
@@ -404,6 +405,28 @@ def test_the_switch_and_what_is_replaced(tmp_path):
                               env={**os.environ, 'CHAINER_FAST': fast, 'PYTHONPATH': str(tmp_path)})
         assert done.stdout.strip() == kept
 
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='other CPUs keep subnormal numbers')
+def test_adams_averages_become_zero_and_not_subnormal(tmp_path):
+    """Those are a hundred times as slow; nobody else's arithmetic changes."""
+    subprocess.run([str(ROOT / 'container' / 'fast' / 'build.sh'), str(tmp_path)], check=True)
+    code = '''
+import chainer, chainer_fast, numpy as np
+link = chainer.links.Linear(1000, 1000)
+optimizer = chainer.optimizers.Adam().setup(link)
+for p in link.params():
+    p.grad = np.zeros_like(p.data)
+optimizer.update()
+for p in link.params():
+    p.update_rule.state['m'][:] = 1.2e-38
+    p.grad = np.zeros_like(p.data)
+optimizer.update()
+print([not p.update_rule.state['m'].any() for p in link.params()], np.float32(1.2e-38) / np.float32(2) > 0)
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                          env={**os.environ, 'CHAINER_FAST': '1', 'PYTHONPATH': str(tmp_path)})
+    assert done.stdout.strip() == '[True, True] True'
 
 if __name__ == '__main__':
     import chainer

@@ -87,8 +87,21 @@ def test_nothing_is_left(executed):
     assert docker('ps', '--quiet', '--filter', 'publish=8080') == ''
 
 
-def test_the_notebook_in_the_repository_holds_no_output():
-    notebook = nbformat.read(ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb', as_version=4)
+def test_two_hosts():
+    path = ROOT / 'notebooks' / 'chainer_mnist_two_hosts.ipynb'
+    done = subprocess.run([sys.executable, '-m', 'local_mode.run', path], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    notebook = nbformat.read(ROOT / 'output' / path.name, as_version=4)
+    log = text(notebook, '.fit(')
+    assert 'Training on 60000 images, testing on 10000, 3 epochs, 2 processes' in log
+    assert float(re.findall(r'3 +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)', log)[-1]) >= 0.98
+    assert docker('ps', '--all', '--quiet', '--filter', 'label=' + LABEL) == ''
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem)
+def test_the_notebook_in_the_repository_holds_no_output(path):
+    notebook = nbformat.read(path, as_version=4)
     assert not any(c.get('outputs') or c.get('execution_count') for c in notebook.cells)
 
 
@@ -98,7 +111,7 @@ def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path):
         nbformat.v4.new_code_cell('1 / 0'), nbformat.v4.new_code_cell('print("after")')])
     nbformat.write(notebook, tmp_path / 'broken.ipynb')
     code = ('import pathlib, sys; from local_mode import run; p = pathlib.Path(sys.argv[1]); '
-            'run.ROOT = p; run.NOTEBOOK = p / "broken.ipynb"; sys.exit(run.main())')
+            'run.ROOT = p; sys.exit(run.main(p / "broken.ipynb"))')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr

@@ -11,6 +11,7 @@
 #define FOR_EACH_CPU
 #endif
 #ifdef __x86_64__
+#include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
 #else
 #define PAUSE sched_yield()
@@ -41,6 +42,19 @@ static struct {
     const void *arguments;
 } team;
 
+// Numbers under 1.2e-38 are zero in here: CPUs take a hundred times as long for them, and Adam's averages of
+// gradients that have become zero (black pixels, units that no image activates) pass there.
+static void flushing(share *work, const void *arguments, long part, long parts) {
+#ifdef __x86_64__
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+    work(arguments, part, parts);
+    _mm_setcsr(before);
+#else
+    work(arguments, part, parts);
+#endif
+}
+
 static void *member(void *part) {
     for (long round = 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
@@ -54,7 +68,7 @@ static void *member(void *part) {
             team.asleep--;
             pthread_mutex_unlock(&team.lock);
         }
-        team.work(team.arguments, (long)part, team.size);
+        flushing(team.work, team.arguments, (long)part, team.size);
         atomic_fetch_sub(&team.working, 1);
     }
     return 0;
@@ -83,7 +97,7 @@ static void assemble(void) {
 // Does the work in as many parts as there are threads, or in one where that is quicker or the team is busy.
 static void together(share *work, const void *arguments, long operations) {
     if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
-        work(arguments, 0, 1);
+        flushing(work, arguments, 0, 1);
         return;
     }
     if (!team.size) assemble();
@@ -93,7 +107,7 @@ static void together(share *work, const void *arguments, long operations) {
     atomic_fetch_add(&team.round, 1);
     if (team.asleep) pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.lock);
-    work(arguments, 0, team.size);
+    flushing(work, arguments, 0, team.size);
     for (int spins = 0; atomic_load(&team.working); spins++)
         if (spins < SPINS) PAUSE;
         else sched_yield();
