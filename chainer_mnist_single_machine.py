@@ -150,6 +150,7 @@ class Checkpoints(chainer.training.Extension):
 
     def __init__(self, directory, comm=None):
         self.directory, self.comm = directory, comm
+        os.makedirs(directory, exist_ok=True)
         self.process = '_process_{}_of_{}.npz'.format(*(comm.rank, comm.size) if comm else (0, 1))
 
     def path(self, epoch):
@@ -249,6 +250,8 @@ def train(args):
         print('Training on {} images, testing on {}, {} epochs{}'.format(
             len(train_data) * size, len(test_data) * size, args.epochs,
             ', {} processes'.format(size) if comm else ''), flush=True)
+    if comm and len(set(comm.mpi_comm.allgather(bool(args.checkpoint_dir)))) > 1:
+        sys.exit('Mount /opt/ml/checkpoints on every host, or on none.')
     if args.checkpoint_dir:
         checkpoints = Checkpoints(args.checkpoint_dir, comm)
         trainer.extend(checkpoints)

@@ -120,7 +120,9 @@ build_image() {
 
 build_images() {
     build_image cpu
-    if quietly nvidia-smi; then build_image gpu; fi
+    if quietly nvidia-smi; then
+        build_image gpu || say "there is no image for the GPU: the CPU's will do"
+    fi
 }
 
 install_chromium() {

@@ -38,4 +38,3 @@ def blas_settings(processes=1):
                 'OPENBLAS_THREAD_TIMEOUT': '20',  # idle threads spin for 0.5 ms, not 120
                 'OPENBLAS_CORETYPE': blas_core(open('/proc/cpuinfo').read())}
     return {name: value for name, value in settings.items() if value and not os.environ.get(name)}
-

@@ -13,10 +13,12 @@ mkdir -p -m 700 $HOME
 as_owner=
 if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
     # A directory to mount that was not there has been made by Docker, for root.
-    [ "$1" = serve ] || chown "$owner" /opt/ml/model /opt/ml/output/data
+    for d in model output/data checkpoints; do
+        [ "$1" = serve ] || ! [ -d /opt/ml/$d ] || chown "$owner" /opt/ml/$d
+    done
     chown "$owner" $HOME
     # sshd, mpirun and getpass want a name for the user.
-    ! [ -w /etc/passwd ] || echo "sagemaker:x:$owner::$HOME:/bin/sh" >> /etc/passwd
+    grep -q ^sagemaker: /etc/passwd || sed -i "1i sagemaker:x:$owner::$HOME:/bin/sh" /etc/passwd || true
     as_owner="setpriv --reuid=${owner%:*} --regid=${owner#*:} --clear-groups"
 fi
 # shellcheck disable=SC2086  # no word where there is nothing to give up

@@ -13,6 +13,7 @@ import threading
 import time
 import types
 
+import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives import serialization
 from sagemaker_training import entry_point, environment, errors, mpi, params, runner
@@ -32,8 +33,8 @@ def mpi_options(env):
     if not given.get('sagemaker_use_mpi', len(env.hosts) > 1):
         return None
     slots = given.get('sagemaker_process_slots_per_host') or max(1, env.num_gpus)
-    options = {params.MPI_PROCESSES_PER_HOST: int(slots),
-               params.MPI_NUM_PROCESSES: int(given.get('sagemaker_num_processes') or slots * len(env.hosts)),
+    options = {params.MPI_PROCESSES_PER_HOST: slots,
+               params.MPI_NUM_PROCESSES: given.get('sagemaker_num_processes') or slots * len(env.hosts),
                params.MPI_CUSTOM_OPTIONS: given.get('sagemaker_additional_mpi_options') or ''}
     if options[params.MPI_NUM_PROCESSES] > slots * len(env.hosts):
         raise errors.ClientError(
@@ -43,10 +44,11 @@ def mpi_options(env):
 
 
 def prepare_ssh():
-    """Let the hosts of this job, and nobody else, log in to each other, as mpirun does.
+    """Let the hosts of this job log in to each other, as mpirun does.
 
-    One key for clients and servers, made of what the hosts of a job have in common and no image holds:
-    local mode gives each job a secret, SageMaker an ARN (and a network of its own).
+    One key for clients and servers, made of what the hosts of a job have in common and no image holds: the
+    secret that local mode gives each job, or on SageMaker the job's ARN. That is no secret within an account:
+    it does where nobody else reaches the job's network.
     """
     secret = os.environ.pop('SAGEMAKER_MPI_SECRET', None) or os.environ.get('TRAINING_JOB_ARN')
     if not secret:
@@ -55,7 +57,7 @@ def prepare_ssh():
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     ssh = pathlib.Path.home() / '.ssh'
-    ssh.mkdir(mode=0o700)
+    ssh.mkdir(mode=0o700, exist_ok=True)
     for name, text in {
             'id_ed25519': key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH,
                                             serialization.NoEncryption()).decode(),
@@ -66,6 +68,26 @@ def prepare_ssh():
                                    if '\n' not in pair[1])}.items():
         (ssh / name).write_text(text)
         (ssh / name).chmod(0o600)
+
+
+def mend_mpi(env):
+    """Take away what makes the toolkit's MPI slow, or fail for others than root."""
+    finished = pathlib.Path('{}.{}'.format(mpi.MPI_FINISHED_STATUS_FILE, env.master_hostname))
+    finished.unlink(missing_ok=True)  # of a container that has been started again
+
+    def orted():
+        """Wait for mpirun's daemon on this host; a short job may have ended before it is seen."""
+        while not finished.exists():
+            found = [p for p in psutil.process_iter(['name']) if p.info['name'] == 'orted']
+            if found:
+                return found
+            time.sleep(0.05)
+        return []
+    mpi._orted_process = orted
+    mpi._write_env_vars_to_file = lambda: None  # to /etc/environment, which is root's; ~/.ssh/environment has it
+    # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
+    longest = 0.1 if env.is_master else 1
+    mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))
 
 
 @contextlib.contextmanager
@@ -89,7 +111,7 @@ def copied_stderr():
 
     def read():
         done.set()
-        thread.join()
+        thread.join(1)  # a child of the script may live on and write
         return tail.decode('utf-8', 'replace')
 
     os.dup2(sink, 2)
@@ -110,16 +132,14 @@ def main():
     """
     env = environment.Environment()
     options = mpi_options(env)
-    os.environ.update(blas_settings(options[params.MPI_PROCESSES_PER_HOST] if options else 1))
+    processes = min(options[params.MPI_PROCESSES_PER_HOST], options[params.MPI_NUM_PROCESSES]) if options else 1
+    os.environ.update(blas_settings(processes))
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages
     if options:
-        os.environ.pop('PYTHONUNBUFFERED')  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
+        os.environ.pop('PYTHONUNBUFFERED', None)  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
         os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
         prepare_ssh()
-        mpi._write_env_vars_to_file = lambda: None  # to /etc/environment, which is root's; ~/.ssh/environment has it
-        # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
-        longest = 0.1 if env.is_master else 1
-        mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))
+        mend_mpi(env)
     with copied_stderr() as read:
         try:
             entry_point.run(env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars(),

@@ -92,9 +92,12 @@ class SagemakerClient(sdk.LocalSagemakerClient):
             HyperParameters[SUBMIT_DIRECTORY] = json.dumps(session.local_copy(code))
         # What the hosts of a job log in to each other with, see container/training.py.
         Environment = {**(Environment or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
-        hosts, container = ResourceConfig['InstanceCount'], session.config['local']['container_config']
+        hosts, config = ResourceConfig['InstanceCount'], session.config
         if hosts > 1:  # each would take this machine's cores for its own
-            container['cpus'] = int(docker('info', '--format', '{{.NCPU}}')) / hosts
+            cores = int(docker('info', '--format', '{{.NCPU}}'))
+            local = config.get('local', {})
+            session.config = {**config, 'local': {**local, 'container_config': {
+                **local.get('container_config', {}), 'cpus': cores / hosts}}}
         try:
             super().create_training_job(
                 TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
@@ -106,7 +109,7 @@ class SagemakerClient(sdk.LocalSagemakerClient):
             raise RuntimeError('Training job {} failed. {}'.format(
                 TrainingJobName, session.read_failure(output) or e)) from None
         finally:
-            container.pop('cpus', None)
+            session.config = config
             session.remove_stopped_containers()
             if OutputDataConfig['S3OutputPath'].startswith('s3://'):
                 # The SDK leaves the downloaded channels here, some 200 MB a job.

@@ -406,7 +406,6 @@ def test_the_switch_and_what_is_replaced(tmp_path):
         assert done.stdout.strip() == kept
 
 
-
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='other CPUs keep subnormal numbers')
 def test_adams_averages_become_zero_and_not_subnormal(tmp_path):
     """Those are a hundred times as slow; nobody else's arithmetic changes."""
@@ -419,14 +418,16 @@ for p in link.params():
     p.grad = np.zeros_like(p.data)
 optimizer.update()
 for p in link.params():
-    p.update_rule.state['m'][:] = 1.2e-38
+    for average in 'm', 'v':
+        p.update_rule.state[average][:] = 1e-39
     p.grad = np.zeros_like(p.data)
 optimizer.update()
-print([not p.update_rule.state['m'].any() for p in link.params()], np.float32(1.2e-38) / np.float32(2) > 0)
+print([not p.update_rule.state[average].any() for p in link.params() for average in 'mv'], np.float32(1.2e-38) / np.float32(2) > 0)
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           env={**os.environ, 'CHAINER_FAST': '1', 'PYTHONPATH': str(tmp_path)})
-    assert done.stdout.strip() == '[True, True] True'
+    assert done.stdout.strip() == '[True, True, True, True] True'
+
 
 if __name__ == '__main__':
     import chainer

@@ -1,4 +1,5 @@
 """The heart: the script trained and hosted in the real container, through the SDK."""
+import ast
 import contextlib
 import json
 import pathlib
@@ -180,8 +181,7 @@ def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, i
 
 @pytest.mark.parametrize('options', [
     dict(instance_count=2),
-    dict(instance_count=2, use_mpi=True, num_processes=4, process_slots_per_host=2,
-         additional_mpi_options='-x GREETING=hello'),
+    dict(instance_count=2, use_mpi=True, num_processes=4, process_slots_per_host=2),
     dict(use_mpi=True, num_processes=2, process_slots_per_host=2)], ids=['two_hosts', 'two_processes_each', 'one_host'])
 def test_several_processes_train_as_one_does(session, inputs, estimator, tmp_path, capfd, options):
     """On any number of hosts the same batches make the same number of steps, to the same accuracy."""
@@ -194,6 +194,25 @@ def test_several_processes_train_as_one_does(session, inputs, estimator, tmp_pat
     assert log[-1]['iteration'] == one[-1]['iteration'] == 40
     assert abs(log[-1]['validation/main/accuracy'] - one[-1]['validation/main/accuracy']) < 0.02
     assert containers(session, 'exited', 'created') == []
+
+
+WHO = '''
+import os, socket
+from mpi4py.MPI import COMM_WORLD as comm
+
+if __name__ == '__main__':
+    print('WHO', comm.gather((socket.gethostbyname(socket.gethostname()), os.environ['GREETING'], os.environ['MINE'])))
+'''
+
+
+def test_each_host_gets_its_slots_the_mpi_options_and_the_environment(session, inputs, tmp_path, capfd):
+    (tmp_path / 'who.py').write_text(WHO)
+    make_estimator(session, tmp_path / 'who.py', dict(
+        instance_count=2, process_slots_per_host=2, additional_mpi_options='-x GREETING=hello',
+        environment={'MINE': 'my own'})).fit(inputs)
+    ranks = ast.literal_eval(re.search(r'WHO (\[\(.*)', capfd.readouterr().out)[1].strip())
+    assert [rank[1:] for rank in ranks] == 4 * [('hello', 'my own')]
+    assert ranks[0] == ranks[1] != ranks[2] == ranks[3]
 
 
 CRASHES = '''
@@ -222,7 +241,7 @@ def test_a_crash_on_any_rank_ends_the_job(session, inputs, tmp_path, rank):
                                            '.*ValueError: rank {0} crashed'.format(rank)):
         estimator.fit(inputs)
     assert time.monotonic() - start < 60
-    assert containers(session) == []
+    assert containers(session, 'exited', 'created') == []
     with output(estimator, tmp_path) as tar:
         assert tar.extractfile('data/partial').read() == b'so far'
 
@@ -378,7 +397,7 @@ def test_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
 
 
 def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
-    """sshd and what it starts run as the owner, too; and a stranger's key does not open it."""
+    """sshd and what it starts run as the owner, too; and the key of another job does not open it."""
     tmp_path.chmod(0o755)
     network = docker('network', 'create', '--label', LABEL, 'by-hand-{}'.format(free_port())).strip()
     names = []
@@ -388,27 +407,69 @@ def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
             opt_ml(root, small_mnist, epochs='1', batch_size='100')
             (root / 'input' / 'config' / 'resourceconfig.json').write_text(json.dumps(
                 {'current_host': host, 'hosts': ['algo-1', 'algo-2'], 'network_interface_name': 'eth0'}))
+            (root / 'code' / PROGRAM).write_text(
+                'import time, pathlib\nwhile not pathlib.Path("/opt/ml/output/go").exists(): time.sleep(0.1)\n'
+                + open(script.__file__).read())
             subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
             names.append(docker('run', '--detach', '--label', LABEL + '=by-hand', '--network', network,
                                 '--network-alias', host, '--hostname', host, '-e', 'SAGEMAKER_MPI_SECRET=a secret',
                                 '-v', '{}:/opt/ml'.format(root), IMAGE, 'train').strip())
-        users, stranger, deadline = set(), None, time.monotonic() + 60
+        login = ('import os, training; os.makedirs("/tmp/home", exist_ok=True); training.prepare_ssh(); '
+                 'os.execvp("ssh", "ssh -o BatchMode=yes sagemaker@algo-2 echo inside".split())')
+        users, answers, deadline = set(), {}, time.monotonic() + 60
         while 'true' in docker('inspect', '--format', '{{.State.Running}}', *names):
             assert time.monotonic() < deadline, docker('logs', names[0])
             with contextlib.suppress(RuntimeError):  # gone in the meantime
                 users |= {tuple(line.split()[1:]) for line in docker('top', names[1], '-eo', 'pid,uid,comm').splitlines()[1:]}
-            if stranger is None and ('12345', 'sshd') in users:
-                stranger = subprocess.run(['docker', 'run', '--rm', '--network', network, IMAGE, 'ssh', '-o', 'BatchMode=yes', '-o',
-                                           'StrictHostKeyChecking=no', 'sagemaker@algo-2', 'true'], capture_output=True, text=True)
+            if not answers and ('12345', 'orted') in users:
+                for secret in 'a secret', 'another secret':
+                    answers[secret] = subprocess.run(
+                        ['docker', 'run', '--rm', '--network', network, '-e', 'SAGEMAKER_MPI_SECRET=' + secret, IMAGE,
+                         'python', '-c', login], capture_output=True, text=True)
+                for host in 'algo-1', 'algo-2':
+                    (tmp_path / host / 'output' / 'go').touch()
         assert docker('wait', *names).split() == ['0', '0'], docker('logs', names[0])
         assert {uid for uid, name in users if name in ('sshd', 'orted', 'train', 'python3')} == {'12345'}
         assert {'sshd', 'orted'} <= {name for _, name in users}
-        assert stranger.returncode and 'Permission denied (publickey)' in stranger.stderr
+        assert answers['a secret'].stdout == 'inside\n', answers['a secret'].stderr
+        assert answers['another secret'].stdout == '' and 'Host key verification failed' in answers['another secret'].stderr
         assert (tmp_path / 'algo-1' / 'model' / 'model.npz').stat().st_uid == 12345
         assert ', 2 processes' in docker('logs', names[0])
     finally:
         docker('rm', '--force', *names)
         docker('network', 'rm', network)
+
+
+def test_two_processes_resume_where_they_were_killed(small_mnist, tmp_path):
+    """By hand in one container; to the same weights as two that were not."""
+    def run(name, kill_after=None):
+        """Run until the end, or until this epoch's checkpoints are there; return what was printed."""
+        root = tmp_path / name
+        if not root.exists():
+            opt_ml(root, small_mnist, epochs='4', batch_size='100', sagemaker_use_mpi='true',
+                   sagemaker_process_slots_per_host='2')
+            subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
+        tmp_path.chmod(0o755)
+        container = docker('run', '--detach', '--label', LABEL + '=by-hand', '--hostname', 'algo-1', '-e',
+                           'SAGEMAKER_MPI_SECRET=a secret', '-v', '{}:/opt/ml'.format(root),
+                           '-v', '{}:/opt/ml/checkpoints'.format(tmp_path / ('checkpoints of ' + name)), IMAGE, 'train').strip()
+        try:
+            deadline = time.monotonic() + 90
+            while 'true' in docker('inspect', '--format', '{{.State.Running}}', container):
+                assert time.monotonic() < deadline, docker('logs', container)
+                if kill_after and (tmp_path / ('checkpoints of ' + name) / kill_after).exists():
+                    docker('kill', container)
+                time.sleep(0.02)
+            return docker('logs', container)
+        finally:
+            docker('rm', '--force', container)
+    run('whole')
+    run('killed', kill_after='epoch_2_process_1_of_2.npz')
+    assert not (tmp_path / 'killed' / 'model' / 'model.npz').exists()
+    assert re.search(r'Resuming after epoch \d', run('killed'))
+    with np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole, np.load(
+            tmp_path / 'killed' / 'model' / 'model.npz') as killed:
+        assert all(np.array_equal(whole[key], killed[key]) for key in whole.files)
 
 
 def test_a_directory_that_docker_made_becomes_the_owners(small_mnist, tmp_path):

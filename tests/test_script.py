@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,19 +17,23 @@ import chainer_mnist_single_machine as script
 SCRIPT = pathlib.Path(script.__file__)
 
 
-def run(*args, python=sys.executable, cwd=None, timeout=None, **env):
+def run(*args, python=sys.executable, cwd=None, **env):
     """Run the script with SageMaker's variables and no others of its kind."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith('SM_')}
-    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True, timeout=timeout,
+    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True,
                           env={**clean, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def variables(data, out):
+    """What SageMaker sets for a data directory and one for all output, which this makes."""
+    (out / 'model').mkdir(parents=True)
+    return dict(SM_CHANNEL_TRAIN=str(data / 'train'), SM_CHANNEL_TEST=str(data / 'test'),
+                SM_OUTPUT_DATA_DIR=str(out / 'data'), SM_MODEL_DIR=str(out / 'model'), SM_NUM_GPUS='0')
 
 
 def train(data, out, *args, **kwargs):
     """Train on a data directory; return (finished process, log of LogReport)."""
-    (out / 'model').mkdir(parents=True)
-    done = run('--epochs', 1, '--batch-size', 100, *args, SM_CHANNEL_TRAIN=str(data / 'train'),
-               SM_CHANNEL_TEST=str(data / 'test'), SM_OUTPUT_DATA_DIR=str(out / 'data'),
-               SM_MODEL_DIR=str(out / 'model'), SM_NUM_GPUS='0', **kwargs)
+    done = run('--epochs', 1, '--batch-size', 100, *args, **variables(data, out), **kwargs)
     assert done.returncode == 0, done.stderr
     return done, json.loads((out / 'data' / 'log').read_text())
 
@@ -79,22 +84,23 @@ def test_the_same_seed_gives_the_same_result(trained, small_mnist, tmp_path):
 @pytest.mark.slow
 def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
     """kill -9 at random moments, start again: the same weights to the bit, and the same log."""
-    options = '--epochs', 6, '--augment', 'True'
-    start = time.monotonic()
+    options = '--epochs', '6', '--augment', 'True'
     _, log = train(small_mnist, tmp_path / 'whole', *options)
-    seconds = time.monotonic() - start
-    rng, kills = random.Random(0), 0
-    (tmp_path / 'checkpoints').mkdir()
-    while True:
-        out = tmp_path / 'start {}'.format(kills)
-        try:
-            done, again = train(small_mnist, out, '--checkpoint-dir', tmp_path / 'checkpoints', *options,
-                                timeout=seconds * rng.uniform(0.3, 0.8))
-            break
-        except subprocess.TimeoutExpired:  # which kills
-            kills += 1
-            assert kills < 50 and not (out / 'model' / 'model.npz').exists()
-    assert kills and 'Resuming after epoch' in done.stdout
+    options += '--checkpoint-dir', tmp_path / 'checkpoints'
+    rng = random.Random(0)
+    for epoch in 1, 2, 4, 5:
+        out = tmp_path / 'killed in epoch {}'.format(epoch + 1)
+        process = subprocess.Popen([sys.executable, SCRIPT, '--batch-size', '100', *options], stdout=subprocess.DEVNULL,
+                                   env={**os.environ, **variables(small_mnist, out)})
+        while not list((tmp_path / 'checkpoints').glob('epoch_{}_*.npz'.format(epoch))):
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL and not (out / 'model' / 'model.npz').exists()
+    out = tmp_path / 'end'
+    done, again = train(small_mnist, out, *options)
+    assert 'Resuming after epoch 5' in done.stdout
     for line in log + again:
         del line['elapsed_time']
     assert again == log

@@ -13,10 +13,11 @@
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
+#define SPINS 30000  // some 0.7 ms, longer than Python needs between two layers: waking a thread costs more
 #else
 #define PAUSE sched_yield()
+#define SPINS 1000
 #endif
-#define SPINS 30000  // some 0.7 ms, longer than Python needs between two layers: waking a thread costs more
 
 struct array {  // the head of NumPy's PyArrayObject
     long references;
