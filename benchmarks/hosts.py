@@ -15,7 +15,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ROUNDS, STEPS = 7, 100
+ROUNDS, STEPS = 5, 60
 
 
 def step(batch_size):

@@ -101,11 +101,11 @@ def chainer_steps(images, labels, size):
     return run
 
 
-def torch_steps(images, labels, size, compiled=False):
+def torch_steps(images, labels, size, compiled=False, flush=True):
     """The same in PyTorch: fused Adam, no DataLoader, accuracy of each batch as Chainer has it."""
     import torch
     torch.set_num_threads(int(os.environ['OPENBLAS_NUM_THREADS']))
-    torch.set_flush_denormal(True)  # as in chainer_fast.c
+    torch.set_flush_denormal(flush)  # as chainer_fast.c does
     units = size.units
     model = torch.nn.Sequential(torch.nn.Linear(784, units), torch.nn.ReLU(), torch.nn.Linear(units, units),
                                 torch.nn.ReLU(), torch.nn.Linear(units, 10))
@@ -135,6 +135,7 @@ VARIANTS = {
     OURS: (chainer_steps, '1'),
     PLAIN: (chainer_steps, '0'),
     TORCH: (torch_steps, '1'),
+    'PyTorch, eager, subnormals kept': (lambda *arrays: torch_steps(*arrays, flush=False), '1'),
     'PyTorch, torch.compile': (lambda *arrays: torch_steps(*arrays, compiled=True), '1')}
 
 
