@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 
+from container.cpus import blas_settings
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROUNDS, STEPS = 5, 60
 
@@ -54,13 +56,10 @@ def step(batch_size):
 
 def run(processes, batch_size):
     """Return seconds a step and the share of communication for so many processes in one container."""
-    settings = subprocess.run(
-        ['docker', 'run', '--rm', IMAGE, 'python', '-c',
-         'from cpus import blas_settings; print(*["{}={}".format(*s) for s in blas_settings(%d).items()])' % processes],
-        check=True, capture_output=True, text=True).stdout.split()
+    settings = {**blas_settings(processes), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as training.py's
     done = subprocess.run(
         ['docker', 'run', '--rm', '-v', '{}:/code:ro'.format(ROOT), '-w', '/code',
-         *[arg for s in [*settings, 'GLIBC_TUNABLES=glibc.malloc.hugetlb=1'] for arg in ('-e', s)], IMAGE,
+         *[arg for setting in settings.items() for arg in ('-e', '='.join(setting))], IMAGE,
          'mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-mca', 'btl_vader_single_copy_mechanism',
          'none', '-n', str(processes), 'python', '-m', 'benchmarks.hosts', 'step', str(batch_size)],
         check=True, capture_output=True, text=True)
