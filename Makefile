@@ -13,7 +13,15 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 
 test:  ## set up, then run all tests
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest tests --ignore tests/test_gpu.py --ignore tests/test_faults.py
+
+test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be tested without
+	@./setup.sh tests gpu
+	$(PYTHON) -m pytest tests/test_gpu.py
+
+test-faults:  ## break what can break, at random, and count what happens, in some 10 minutes
+	@./setup.sh tests
+	$(PYTHON) -m pytest tests/test_faults.py
 
 test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
@@ -34,4 +42,4 @@ clean:  ## stop and remove containers, networks and temporary files that the pro
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test test-fast bench setup image clean
+.PHONY: help run lab test test-gpu test-faults test-fast bench setup image clean

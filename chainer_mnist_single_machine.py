@@ -14,8 +14,10 @@ import argparse
 import os
 import random
 import sys
+import tempfile
 
 import chainer
+from chainer.backends import cuda
 import chainer.functions as F
 import chainer.links as L
 from chainer import serializers
@@ -61,12 +63,13 @@ def model_fn(model_dir):
     return model.predictor
 
 
-def load_channel(name, directory, rank=0, size=1):
+def load_channel(name, directory, rank=0, size=1, xp=np):
     """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
 
     images: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
     rank, size: of several processes, each gets every size-th example. All get as many: where N is no
     multiple of size, some of the first examples come twice.
+    xp: where the arrays shall be: numpy, or cupy for the current GPU's memory.
     Exits with one sentence that says what is wrong.
     """
     if not directory:
@@ -98,7 +101,7 @@ def load_channel(name, directory, rank=0, size=1):
         images, labels = images[mine], labels[mine]
     if images.dtype == np.uint8:
         images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
-    return chainer.datasets.TupleDataset(images.astype(np.float32), labels.astype(np.int32))
+    return chainer.datasets.TupleDataset(xp.asarray(images, np.float32), xp.asarray(labels, np.int32))
 
 
 def resample(images, x, y):
@@ -106,10 +109,11 @@ def resample(images, x, y):
 
     x, y: float32, (N, 784), columns and rows from 0 to 27; beyond the edge it is the edge's.
     """
-    x, y = np.clip(x, 0, 26.999), np.clip(y, 0, 26.999)
+    xp = cuda.get_array_module(images)
+    x, y = xp.clip(x, 0, 26.999), xp.clip(y, 0, 26.999)
     column, row = x.astype(np.int32), y.astype(np.int32)
     x, y = x - column.astype(np.float32), y - row.astype(np.float32)
-    at = row * 28 + column + np.arange(len(images), dtype=np.int32)[:, None] * 784
+    at = row * 28 + column + xp.arange(len(images), dtype=np.int32)[:, None] * 784
     pixels = images.ravel()
     top, bottom = pixels[at], pixels[at + 28]
     top += x * (pixels[at + 1] - top)
@@ -118,31 +122,47 @@ def resample(images, x, y):
 
 
 def distort(images):
-    """Return images, float32 (N, 784), each bent, turned, slanted, scaled and shifted a little."""
-    rows, columns = np.mgrid[:28, :28].reshape(2, 784).astype(np.float32) - np.float32(13.5)
-    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = np.random.uniform(
-        -1, 1, (10, len(images), 1)).astype(np.float32)
+    """Return images, float32 (N, 784), each bent, turned, slanted, scaled and shifted a little.
+
+    They may be on a GPU; the random numbers are NumPy's in any case.
+    """
+    xp = cuda.get_array_module(images)
+    rows, columns = xp.asarray(np.mgrid[:28, :28].reshape(2, 784), np.float32) - np.float32(13.5)
+    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = xp.asarray(np.random.uniform(
+        -1, 1, (10, len(images), 1)), np.float32)
     pi = np.float32(np.pi)
-    x = columns + 1.5 * bend_x * np.sin(rows * pi / 14 + wave_x * pi)
-    y = rows + 1.5 * bend_y * np.sin(columns * pi / 14 + wave_y * pi)
+    x = columns + 1.5 * bend_x * xp.sin(rows * pi / 14 + wave_x * pi)
+    y = rows + 1.5 * bend_y * xp.sin(columns * pi / 14 + wave_y * pi)
     x = x + 0.2 * slant * y
-    cos, sin = np.cos(turn * pi / 15), np.sin(turn * pi / 15)  # up to 12 degrees
-    return resample(images, 13.5 + right + np.exp(0.12 * width) * (cos * x - sin * y),
-                    13.5 + down + np.exp(0.12 * height) * (sin * x + cos * y))
+    cos, sin = xp.cos(turn * pi / 15), xp.sin(turn * pi / 15)  # up to 12 degrees
+    return resample(images, 13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y),
+                    13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y))
 
 
 def concat_distorted(batch, device=None):
     """chainer.dataset.concat_examples for a batch of (image, label), with the images distorted."""
-    images, labels = chainer.dataset.concat_examples(batch)
-    return chainer.dataset.to_device(device, distort(images)), chainer.dataset.to_device(device, labels)
+    images, labels = chainer.dataset.concat_examples(batch, device)
+    return distort(images), labels
+
+
+def save(path, target, **options):
+    """serializers.save_npz, but a file of that name is always whole, whenever the process is killed."""
+    temporary = path + '.tmp'
+    try:
+        serializers.save_npz(temporary, target, **options)
+        os.rename(temporary, path)
+    except BaseException:  # a full disk, say
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
 
 
 class Checkpoints(chainer.training.Extension):
     """Saves the whole trainer after each epoch, and resumes from there when the job is started again.
 
     SageMaker keeps /opt/ml/checkpoints on S3, so that a job survives its machine (managed spot training).
-    A file there is complete, or has another name. Of several processes each has its own. The last two
-    epochs stay, because processes that are killed may be an epoch apart.
+    Of several processes each has its own file. The last two epochs stay, because processes that are
+    killed may be an epoch apart.
     """
 
     trigger = 1, 'epoch'
@@ -150,7 +170,6 @@ class Checkpoints(chainer.training.Extension):
 
     def __init__(self, directory, comm=None):
         self.directory, self.comm = directory, comm
-        os.makedirs(directory, exist_ok=True)
         self.process = '_process_{}_of_{}.npz'.format(*(comm.rank, comm.size) if comm else (0, 1))
 
     def path(self, epoch):
@@ -158,9 +177,7 @@ class Checkpoints(chainer.training.Extension):
 
     def __call__(self, trainer):
         epoch = trainer.updater.epoch
-        temporary = self.path(epoch) + '.tmp'
-        serializers.save_npz(temporary, trainer, compression=False)
-        os.rename(temporary, self.path(epoch))
+        save(self.path(epoch), trainer, compression=False)
         if os.path.exists(self.path(epoch - 2)):
             os.remove(self.path(epoch - 2))
 
@@ -191,6 +208,13 @@ def train(args):
     from chainer import training
     from chainer.training import extensions
 
+    for directory in filter(None, (args.model_dir, args.output_data_dir, args.checkpoint_dir)):
+        try:  # now, not after an hour of training
+            os.makedirs(directory, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError as e:
+            sys.exit('Cannot write to {}: {}.'.format(directory, e.strerror))
+
     comm, rank, size = None, 0, 1
     if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # Open MPI's mpirun has started several
         import chainermn
@@ -201,16 +225,19 @@ def train(args):
             args.batch_size, size, size))
     batch_size = args.batch_size // size
 
-    train_data = load_channel('train', args.train, rank, size)
-    test_data = load_channel('test', args.test, rank, size)
+    device = -1 if args.num_gpus < 1 else comm.intra_rank if comm else 0
+    if device >= 0:
+        cuda.get_device_from_id(device).use()
+        cuda.cupy.random.seed(args.seed)
+    # All of MNIST fits into a GPU, so that batches need not travel there.
+    xp = cuda.cupy if device >= 0 else np
+    train_data = load_channel('train', args.train, rank, size, xp)
+    test_data = load_channel('test', args.test, rank, size, xp)
 
     random.seed(args.seed)
     np.random.seed(args.seed)
-    device = -1 if args.num_gpus < 1 else comm.intra_rank if comm else 0
     model = L.Classifier(MLP(1000, 10))
     if device >= 0:
-        chainer.backends.cuda.get_device_from_id(device).use()
-        chainer.backends.cuda.cupy.random.seed(args.seed)
         model.to_gpu()
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate)
     if comm:
@@ -261,7 +288,7 @@ def train(args):
     if rank == 0:
         if device >= 0:
             model.to_cpu()
-        serializers.save_npz(os.path.join(args.model_dir, 'model.npz'), model)
+        save(os.path.join(args.model_dir, 'model.npz'), model)
 
 
 def positive(kind):

@@ -2,7 +2,7 @@
 # Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
 # engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
 #   ./setup.sh         all of that
-#   ./setup.sh tests   ... and what the tests need besides
+#   ./setup.sh tests   ... and what the tests need besides; `tests gpu`: and the GPU image, without a GPU, too
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
 #   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
 set -euo pipefail
@@ -120,7 +120,9 @@ build_image() {
 
 build_images() {
     build_image cpu
-    if quietly nvidia-smi; then
+    if [ "${2:-}" = gpu ]; then
+        build_image gpu
+    elif quietly nvidia-smi; then
         build_image gpu || say "there is no image for the GPU: the CPU's will do"
     fi
 }
@@ -153,7 +155,7 @@ install_benchmarks() {
 make_venv
 case ${1:-} in
     '') install_packages requirements.txt; start_docker; build_images ;;
-    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_images; install_node
+    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_images "$@"; install_node
         install_compiler; install_chromium ;;
     fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
     bench) install_packages benchmarks/requirements.txt; install_compiler; install_benchmarks ;;

@@ -25,7 +25,8 @@ import chainer
 import numpy as np
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, MethodNotAllowed,
-                                 NotAcceptable, NotFound, RequestEntityTooLarge, UnsupportedMediaType)
+                                 NotAcceptable, NotFound, RequestEntityTooLarge, ServiceUnavailable,
+                                 UnsupportedMediaType)
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.wrappers import Response
 
@@ -33,6 +34,10 @@ NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
 # SageMaker passes on bodies of up to 25 MB; batch transform sets a limit of its own.
 MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
+
+# What a worker takes in at a time before it sheds load with 503.
+MAX_REQUESTS = 256
+MAX_BYTES = 16 * MAX_PAYLOAD_IN_MB * 2 ** 20
 
 QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
 
@@ -84,6 +89,8 @@ def decode_json(body):
         raise ValueError('the lists are nested too deeply') from None
     except TypeError:
         raise ValueError('expected (nested) lists of numbers') from None
+    except OverflowError:  # an integer of some 300 digits
+        raise ValueError('a number is too large for float32') from None
 
 
 def decode_csv(body):
@@ -179,10 +186,11 @@ def default_output_fn(prediction, accept):
     return ENCODERS[accept](np.asarray(prediction)), accept
 
 
-async def read_body(receive, length):
+async def read_body(receive, length, keep):
     """Return the request's body; RequestEntityTooLarge (413) if it is over the limit.
 
-    length: what the client announces, 0 if it does not. None if the client went away.
+    length: what the client announces, 0 if it does not. keep: False to read it away and return b''. None if
+    the client went away.
     """
     limit = MAX_PAYLOAD_IN_MB * 2 ** 20
     chunks, size = [], 0
@@ -191,7 +199,7 @@ async def read_body(receive, length):
         if message['type'] == 'http.disconnect':
             return None
         size += len(message.get('body', b''))
-        if max(size, length) <= limit:
+        if keep and max(size, length) <= limit:
             chunks.append(message.get('body', b''))
         # Most clients look for an answer only when all is sent, so take in twice as much before one.
         if not message.get('more_body') or size > 2 * limit:
@@ -292,10 +300,21 @@ def create_app():
         if scope['path'] == '/ping':
             return 200, b'', []
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
-        body = await read_body(receive, int(headers.get('content-length', 0)))
-        if body is None:
-            return None
-        return await predict_one(body, headers)
+        length = int(headers.get('content-length', 0))
+        taken = min(length or MAX_BYTES, MAX_PAYLOAD_IN_MB * 2 ** 20)  # what it may take in memory
+        busy = app.in_flight > MAX_REQUESTS or app.bytes + taken > MAX_BYTES
+        if busy:
+            taken = 0
+        app.bytes += taken
+        try:
+            body = await read_body(receive, length, keep=not busy)
+            if body is None:
+                return None
+            if busy:
+                raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
+            return await predict_one(body, headers)
+        finally:
+            app.bytes -= taken
 
     async def app(scope, receive, send):
         app.in_flight += 1
@@ -323,4 +342,5 @@ def create_app():
         await send({'type': 'http.response.body', 'body': body})
 
     app.in_flight = 0  # requests; gunicorn.conf.py stops a worker once there are none
+    app.bytes = 0  # that their bodies take, or may
     return app

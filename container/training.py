@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import select
+import signal
 import threading
 import time
 import types
@@ -140,6 +141,16 @@ def main():
         os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
         prepare_ssh()
         mend_mpi(env)
+    stopped = []
+
+    def stop(*_):
+        """Let the script decide what SIGTERM means, as it would without us."""
+        stopped.append(True)
+        for child in psutil.Process().children():
+            child.terminate()
+        if not env.is_master:  # the script is not a child here, and mpirun is the first host's
+            raise errors.ClientError('Stopped by SIGTERM.')
+    signal.signal(signal.SIGTERM, stop)
     with copied_stderr() as read:
         try:
             entry_point.run(env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars(),
@@ -147,4 +158,8 @@ def main():
                             extra_opts=options)
         except errors.ExecuteUserScriptError as e:
             e.output = read()
+            if stopped:
+                e.output += 'Stopped by SIGTERM.'
+            elif e.return_code in ('-9', '137'):  # mpirun's is the latter
+                e.output += 'Killed by SIGKILL, most likely because there was not enough memory.'
             raise

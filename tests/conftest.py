@@ -21,6 +21,7 @@ os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.dev
 def pytest_configure(config):
     config.addinivalue_line('markers', 'docker: needs a Docker engine and our image')
     config.addinivalue_line('markers', 'browser: needs Chromium')
+    config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU that Docker can use')
     config.addinivalue_line('markers', 'slow: takes longer than a fast test may')
     config.option.strict_markers = True
     # Chainer's own, which nobody will mend
@@ -29,7 +30,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Fast tests first."""
+    """Fast tests first; without a GPU, none that needs one."""
+    if not shutil.which('nvidia-smi'):
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='there is no NVIDIA GPU'))
     items.sort(key=lambda item: sum(bool(item.get_closest_marker(m)) * w
                                     for m, w in (('slow', 1), ('browser', 2), ('docker', 4))))
 

@@ -1,5 +1,6 @@
 """The pad in JupyterLab, Jupyter Notebook 7 and the classic notebook, with the real endpoint behind it."""
 import asyncio
+import concurrent.futures
 import http.server
 import io
 import json
@@ -205,7 +206,8 @@ def test_no_new_connection_to_a_kernel_stays_silent(server):
         for _ in range(150):
             await asyncio.wait_for(connect_and_ask(server.url + 'api/kernels/' + kernel, server.token), 20)
     try:
-        asyncio.run(connect())
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # Playwright has this one's loop
+            thread.submit(lambda: asyncio.run(connect())).result()
     finally:
         server.request('api/kernels/' + kernel, 'DELETE')
 

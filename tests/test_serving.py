@@ -265,6 +265,7 @@ def test_a_pickle_never_runs(url, tmp_path):
                         lambda x: st.lists(x, max_size=4)).map(lambda x: json.dumps(x).encode())),
        content_type=st.sampled_from(list(DECODE)))
 @example(body=b'\r\0', content_type='text/csv')  # csv.Error is no ValueError
+@example(body=b'[1' + b'0' * 400 + b']', content_type='application/json')  # nor is OverflowError
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_generated_bodies_never_get_5xx(url, body, content_type):
     response = post(url, body, content_type)

@@ -14,6 +14,7 @@ import weakref
 
 import chainer
 from chainer import _backprop, optimizer
+from chainer.backends import cuda
 from chainer.dataset import convert
 from chainer.datasets import TupleDataset
 from chainer.function_node import FunctionNode
@@ -304,9 +305,9 @@ class Batch(collections.abc.Sequence):
 
 
 def next_batch(self):
-    """SerialIterator.__next__ for a TupleDataset of arrays."""
+    """SerialIterator.__next__ for a TupleDataset of arrays, a GPU's among them."""
     dataset = self.dataset
-    if type(dataset) is not TupleDataset or not all([type(a) is np.ndarray for a in dataset._datasets]):
+    if type(dataset) is not TupleDataset or not all([type(a) in (np.ndarray, cuda.ndarray) for a in dataset._datasets]):
         return original['__next__'](self)
     self._previous_epoch_detail = self.epoch_detail
     self._state, indices = _statemachine.iterator_statemachine(
@@ -316,10 +317,18 @@ def next_batch(self):
     return Batch(dataset._datasets, indices)
 
 
+def gather(array, indices):
+    """Return array[indices], on the GPU where the array is."""
+    if type(array) is np.ndarray:
+        return array[indices]
+    with cuda.get_device_from_array(array):
+        return array[cuda.cupy.asarray(indices)]
+
+
 def concat_examples(batch, device=None, padding=None):
     """chainer.dataset.concat_examples: one gather for each array of a Batch."""
     if type(batch) is Batch and len(batch):
-        return tuple([convert.to_device(device, array[batch.indices]) for array in batch.arrays])
+        return tuple([convert.to_device(device, gather(array, batch.indices)) for array in batch.arrays])
     return original['base_callable'](batch, device, padding)
 
 
