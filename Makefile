@@ -35,6 +35,26 @@ bench:  ## measure training and serving beside PyTorch and AWS's server, in some
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh
 
+lock:  ## pin what the requirements need, with hashes, anew (*.lock)
+	@test -x $(PYTHON) || ./setup.sh
+	$(PYTHON) -m pip install --quiet uv==0.13.9
+	@for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
+		case $$f in container/*) python=3.11;; *) python=3.10;; esac; \
+		case $$f in tests/*) with="--constraint requirements.lock";; *-gpu) with=container/requirements.txt;; *) with=;; esac; \
+		echo "$$f.lock"; .venv/bin/uv pip compile --quiet --upgrade --universal --python-version $$python --generate-hashes \
+			--build-constraints .venv/constraints.txt --no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
+	done
+
+audit:  ## known vulnerabilities of what is locked (asks pypi.org)
+	$(PYTHON) -m pip install --quiet pip-audit==2.10.1
+	@for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
+		echo "$$f.lock"; .venv/bin/pip-audit --disable-pip --requirement $$f.lock || true; done
+
+sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
+	@./setup.sh
+	@mkdir -p output
+	docker run --rm --interactive --entrypoint python sagemaker-chainer:7.8.1-cpu-py3 - < container/sbom.py > output/sbom.json
+
 clean:  ## stop and remove containers, networks and temporary files that the project left
 	@! command -v docker >/dev/null || ! docker info >/dev/null 2>&1 || { \
 		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
@@ -42,4 +62,4 @@ clean:  ## stop and remove containers, networks and temporary files that the pro
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test test-gpu test-faults test-fast bench setup image clean
+.PHONY: help run lab test test-gpu test-faults test-fast bench setup image lock audit sbom clean

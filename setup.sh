@@ -60,6 +60,7 @@ install_packages() {
         installed=$venv/installed-${requirements//\//-}
         if ! cmp -s "$requirements" "$installed"; then
             say "installing the packages of $requirements"
+            # A lock (`make lock`) has hashes, and pip then takes nothing without.
             $python -m pip install --quiet --requirement "$requirements"
             cp "$requirements" "$installed"
         fi
@@ -154,10 +155,10 @@ install_benchmarks() {
 
 make_venv
 case ${1:-} in
-    '') install_packages requirements.txt; start_docker; build_images ;;
-    tests) install_packages requirements.txt tests/requirements.txt; start_docker; build_images "$@"; install_node
+    '') install_packages requirements.lock; start_docker; build_images ;;
+    tests) install_packages requirements.lock tests/requirements.lock; start_docker; build_images "$@"; install_node
         install_compiler; install_chromium ;;
-    fast) install_packages requirements.txt tests/requirements.txt; install_node; install_compiler ;;
+    fast) install_packages requirements.lock tests/requirements.lock; install_node; install_compiler ;;
     bench) install_packages benchmarks/requirements.txt; install_compiler; install_benchmarks ;;
     *) fail "unknown argument $1" ;;
 esac

@@ -1,6 +1,7 @@
 """How `serve` runs serving.py: as many single-model workers as SageMaker or the CPU quota say."""
 import os
 import signal
+import site
 
 from cpus import blas_settings, cpus
 
@@ -31,6 +32,7 @@ def on_starting(server):
     if os.path.exists(os.path.join(directory, 'requirements.txt')):
         from sagemaker_training import modules
         modules.install_requirements(directory)
+        site.addsitedir(site.getusersitepackages())  # where pip installs for others than root; it is new
     os.environ['SAGEMAKER_SUBMIT_DIRECTORY'] = directory
 
 

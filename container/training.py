@@ -148,8 +148,8 @@ def main():
         stopped.append(True)
         for child in psutil.Process().children():
             child.terminate()
-        if not env.is_master:  # the script is not a child here, and mpirun is the first host's
-            raise errors.ClientError('Stopped by SIGTERM.')
+        if not env.is_master:  # only the first host says why
+            os._exit(128 + signal.SIGTERM)
     signal.signal(signal.SIGTERM, stop)
     with copied_stderr() as read:
         try:

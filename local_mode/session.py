@@ -68,10 +68,11 @@ sagemaker.local.image._HostingContainer = HostingContainer
 
 
 class ServingContainer(sagemaker.local.image._SageMakerContainer):
-    """A serving container that only this machine reaches."""
+    """A serving container that only this machine reaches, and that can write to /tmp only."""
 
     def _create_docker_host(self, *args, **kwargs):
         host = super()._create_docker_host(*args, **kwargs)
+        host.update(read_only=True, tmpfs=['/tmp:exec'])  # a user's requirements are installed there
         if 'ports' in host and sdk.get_docker_host() == 'localhost':
             host['ports'] = ['127.0.0.1:' + port for port in host['ports']]
         return host

@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 # Tests use the embedded AWS, whatever credentials this machine has.
 for name in [name for name in os.environ if name.startswith('AWS_') and name != 'AWS_CA_BUNDLE']:
     del os.environ[name]
-os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-                  AWS_EC2_METADATA_DISABLED='true')
+os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED='true',
+                  AWS_ENDPOINT_URL='http://127.0.0.1:9')  # where nothing answers: no call can leave
 
 
 def pytest_configure(config):

@@ -1,7 +1,10 @@
 """The session and what it asks of this machine, without Docker."""
 import os
+import pathlib
 import socket
 import stat
+import subprocess
+import sys
 import tarfile
 
 import botocore.exceptions
@@ -166,3 +169,25 @@ def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
         client = session_module.RuntimeClient({'local': {'serving_port': silent.getsockname()[1]}})
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
             client.invoke_endpoint(b'[]', 'mine')
+
+
+def test_nothing_is_sent_to_aws_with_credentials_present(tmp_path):
+    """A script with an account's credentials asks for the embedded AWS; whatever else it calls would arrive here."""
+    with socket.socket() as aws:
+        aws.bind(('127.0.0.1', 0))
+        aws.listen()
+        code = '''
+from local_mode.session import open_session
+session = open_session(embedded=True)
+print(session.account_id())
+uri = session.upload_data('README.md', key_prefix='a')
+assert session.read_s3_file(uri.split('/')[2], 'a/README.md').startswith('# MNIST')
+session.close()
+'''
+        done = subprocess.run([sys.executable, '-c', code], cwd=pathlib.Path(__file__).parent.parent, text=True, capture_output=True, env={
+            **os.environ, 'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE', 'AWS_SECRET_ACCESS_KEY': 'secret', 'AWS_DEFAULT_REGION': 'eu-central-1',
+            'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(aws.getsockname()[1])})
+        assert done.returncode == 0 and '123456789012' in done.stdout, done.stderr
+        aws.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            aws.accept()

@@ -1,0 +1,22 @@
+"""Print what this image holds, Python's and Debian's packages, as CycloneDX 1.6 (`make sbom`)."""
+import importlib.metadata
+import json
+import re
+import subprocess
+
+
+def components():
+    """Yield (name, version, purl) of every package."""
+    for package in importlib.metadata.distributions():
+        name = re.sub(r'[-_.]+', '-', package.metadata['Name']).lower()
+        yield name, package.version, 'pkg:pypi/{}@{}'.format(name, package.version)
+    for line in subprocess.check_output(
+            ['dpkg-query', '--show', '--showformat', r'${Package} ${Version} ${Architecture}\n'], text=True).splitlines():
+        name, version, architecture = line.split()
+        yield name, version, 'pkg:deb/debian/{}@{}?arch={}&distro=bookworm'.format(name, version.replace(':', '%3A'), architecture)
+
+
+print(json.dumps({
+    'bomFormat': 'CycloneDX', 'specVersion': '1.6', 'version': 1, 'components': [
+        {'type': 'library', 'bom-ref': purl, 'name': name, 'version': version, 'purl': purl}
+        for name, version, purl in sorted(set(components()))]}, indent=1))
