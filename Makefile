@@ -11,7 +11,7 @@ run: setup  ## set up, then run the notebook top to bottom; results in output/
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
 
-test:  ## set up, then run all tests
+test:  ## set up, then run all tests but the two below
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests --ignore tests/test_gpu.py --ignore tests/test_faults.py
 
@@ -19,7 +19,7 @@ test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be
 	@./setup.sh tests gpu
 	$(PYTHON) -m pytest tests/test_gpu.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 10 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 8 minutes
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests/test_faults.py
 
@@ -46,14 +46,15 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock)
 	done
 
 audit:  ## known vulnerabilities of what is locked (asks pypi.org)
-	$(PYTHON) -m pip install --quiet pip-audit==2.10.1
-	@for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
-		echo "$$f.lock"; .venv/bin/pip-audit --disable-pip --requirement $$f.lock || true; done
+	@$(PYTHON) -m pip install --quiet uv==0.13.9
+	@failed=0; for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
+		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f.lock || failed=1; done; exit $$failed
 
 sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	@./setup.sh
 	@mkdir -p output
-	docker run --rm --interactive --entrypoint python sagemaker-chainer:7.8.1-cpu-py3 - < container/sbom.py > output/sbom.json
+	docker run --rm --interactive --entrypoint python sagemaker-chainer:7.8.1-cpu-py3 - < container/sbom.py > output/sbom.tmp
+	@mv output/sbom.tmp output/sbom.json
 
 clean:  ## stop and remove containers, networks and temporary files that the project left
 	@! command -v docker >/dev/null || ! docker info >/dev/null 2>&1 || { \

@@ -2,7 +2,7 @@
 # `train` and `serve` as SageMaker calls them; anything else runs as it is.
 # As root (the default) it first becomes the owner of the mounted directory, so that files
 # written there belong to whoever started the container. On SageMaker that owner is root;
-# then `serve` becomes nobody.
+# then `serve` gives it up for the workers only, as it installs a user's requirements.
 case $1 in
     train) owner=$(stat -c %u:%g /opt/ml/output) ;;
     serve) owner=$(stat -c %u:%g /opt/ml/model) ;;
@@ -12,26 +12,28 @@ esac
 export HOME=/tmp/home
 mkdir -p -m 700 $HOME
 run='setpriv --no-new-privs'
-if [ "$(id -u)" = 0 ]; then
-    if [ "$1" = serve ] && [ "${owner%:*}" = 0 ]; then
-        owner=65534:65534 # serving needs no root, if everyone may read what is served
-        [ -z "$($run --reuid=65534 --regid=65534 --clear-groups find /opt/ml/model /opt/ml/code ! -readable -print -quit 2>&1)" ] || owner=0:0
+workers=
+nobody='--reuid=65534 --regid=65534 --clear-groups'
+if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
+    chown "$owner" $HOME
+    run="$run --reuid=${owner%:*} --regid=${owner#*:} --clear-groups"
+    if [ "$1" = train ]; then
+        # A directory to mount that was not there has been made by Docker, for root.
+        for d in model output/data checkpoints; do
+            ! [ -d /opt/ml/$d ] || chown "$owner" /opt/ml/$d
+        done
+        # sshd, mpirun and getpass want a name for the user.
+        grep -q ^sagemaker: /etc/passwd || sed -i "1i sagemaker:x:$owner::$HOME:/bin/sh" /etc/passwd || true
     fi
-    if [ "${owner%:*}" != 0 ]; then
-        chown "$owner" $HOME
-        run="$run --reuid=${owner%:*} --regid=${owner#*:} --clear-groups"
-        if [ "$1" = train ]; then
-            # A directory to mount that was not there has been made by Docker, for root.
-            for d in model output/data checkpoints; do
-                ! [ -d /opt/ml/$d ] || chown "$owner" /opt/ml/$d
-            done
-            # sshd, mpirun and getpass want a name for the user.
-            grep -q ^sagemaker: /etc/passwd || sed -i "1i sagemaker:x:$owner::$HOME:/bin/sh" /etc/passwd || true
-        fi
-    fi
+fi
+# shellcheck disable=SC2086
+if [ "$(id -u)" = 0 ] && [ "${owner%:*}" = 0 ] && [ "$1" = serve ] &&
+    [ -z "$(setpriv $nobody find /opt/ml/model /opt/ml/code ! -readable -print -quit 2>&1)" ]; then
+    chown 65534:65534 $HOME
+    workers='--user 65534 --group 65534'
 fi
 # shellcheck disable=SC2086  # several words
 case $1 in
     train) exec $run train ;;
-    serve) exec $run gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py ;;
+    serve) exec $run gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py $workers ;;
 esac

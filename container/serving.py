@@ -35,9 +35,10 @@ NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
 MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
-# What a worker takes in at a time before it sheds load with 503.
+# The requests, and the bytes of bodies, that a worker takes in at a time; to more it answers 503.
 MAX_REQUESTS = 256
 MAX_BYTES = 16 * MAX_PAYLOAD_IN_MB * 2 ** 20
+BUSY = 'The endpoint has more requests than it can take: try again later.'
 
 QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
 
@@ -186,26 +187,32 @@ def default_output_fn(prediction, accept):
     return ENCODERS[accept](np.asarray(prediction)), accept
 
 
-async def read_body(receive, length, keep):
+async def read_body(receive, length, take):
     """Return the request's body; RequestEntityTooLarge (413) if it is over the limit.
 
-    length: what the client announces, 0 if it does not. keep: False to read it away and return b''. None if
-    the client went away.
+    length: what the client announces, 0 if it does not. take(n): whether there is room for n more bytes; else
+    ServiceUnavailable (503). None if the client went away.
     """
     limit = MAX_PAYLOAD_IN_MB * 2 ** 20
-    chunks, size = [], 0
+    chunks, size, room = [], 0, True
     while True:
         message = await receive()
         if message['type'] == 'http.disconnect':
             return None
-        size += len(message.get('body', b''))
-        if keep and max(size, length) <= limit:
-            chunks.append(message.get('body', b''))
+        chunk = message.get('body', b'')
+        size += len(chunk)
+        room = room and take(len(chunk))
+        if room and max(size, length) <= limit:
+            chunks.append(chunk)
+        else:
+            chunks.clear()
         # Most clients look for an answer only when all is sent, so take in twice as much before one.
         if not message.get('more_body') or size > 2 * limit:
             break
     if max(size, length) > limit:
         raise RequestEntityTooLarge('The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB))
+    if not room:
+        raise ServiceUnavailable(BUSY)
     return b''.join(chunks)
 
 
@@ -300,19 +307,29 @@ def create_app():
         if scope['path'] == '/ping':
             return 200, b'', []
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
-        length = int(headers.get('content-length', 0))
-        taken = min(length or MAX_BYTES, MAX_PAYLOAD_IN_MB * 2 ** 20)  # what it may take in memory
-        busy = app.in_flight > MAX_REQUESTS or app.bytes + taken > MAX_BYTES
-        if busy:
-            taken = 0
-        app.bytes += taken
+        taken = 0
+
+        def take(n):
+            nonlocal taken
+            if app.bytes + n > MAX_BYTES:
+                app.bytes -= taken
+                taken = 0
+                return False
+            app.bytes += n
+            taken += n
+            return True
+
         try:
-            body = await read_body(receive, length, keep=not busy)
+            body = await read_body(receive, int(headers.get('content-length', 0)), take)
             if body is None:
                 return None
-            if busy:
-                raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
-            return await predict_one(body, headers)
+            if app.waiting >= MAX_REQUESTS:
+                raise ServiceUnavailable(BUSY)
+            app.waiting += 1
+            try:
+                return await predict_one(body, headers)
+            finally:
+                app.waiting -= 1
         finally:
             app.bytes -= taken
 
@@ -342,5 +359,5 @@ def create_app():
         await send({'type': 'http.response.body', 'body': body})
 
     app.in_flight = 0  # requests; gunicorn.conf.py stops a worker once there are none
-    app.bytes = 0  # that their bodies take, or may
+    app.waiting = app.bytes = 0  # requests that have been read, and what the bodies of all take
     return app

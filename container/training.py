@@ -146,10 +146,14 @@ def main():
     def stop(*_):
         """Let the script decide what SIGTERM means, as it would without us."""
         stopped.append(True)
-        for child in psutil.Process().children():
-            child.terminate()
-        if not env.is_master:  # only the first host says why
-            os._exit(128 + signal.SIGTERM)
+        program = os.path.splitext(env.user_entry_point)[0]
+        scripts = [p for p in psutil.Process().children() if program in ' '.join(p.cmdline())]
+        for script in scripts:
+            script.terminate()
+        if options and not env.is_master:  # mpirun passes it on from the first host, which also says why
+            threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
+        elif not scripts:
+            raise errors.ClientError('Stopped by SIGTERM.')
     signal.signal(signal.SIGTERM, stop)
     with copied_stderr() as read:
         try:

@@ -68,11 +68,24 @@ sagemaker.local.image._HostingContainer = HostingContainer
 
 
 class ServingContainer(sagemaker.local.image._SageMakerContainer):
-    """A serving container that only this machine reaches, and that can write to /tmp only."""
+    """A serving container that only this machine reaches, and that can write to /tmp only.
+
+    Where the user's requirements are to be installed it can write to its own file system, too.
+    """
+
+    requirements = False
+
+    def _prepare_serving_volumes(self, model_location):
+        volumes = super()._prepare_serving_volumes(model_location)
+        for volume in volumes:
+            if volume.host_dir.startswith(self.sagemaker_session.directory):
+                os.chmod(volume.host_dir, 0o755)  # for workers that are not root; nobody gets here from outside
+        return volumes
 
     def _create_docker_host(self, *args, **kwargs):
         host = super()._create_docker_host(*args, **kwargs)
-        host.update(read_only=True, tmpfs=['/tmp:exec'])  # a user's requirements are installed there
+        if not self.requirements:
+            host.update(read_only=True, tmpfs=['/tmp'])
         if 'ports' in host and sdk.get_docker_host() == 'localhost':
             host['ports'] = ['127.0.0.1:' + port for port in host['ports']]
         return host
@@ -130,6 +143,8 @@ class SagemakerClient(sdk.LocalSagemakerClient):
             environment[key] = session.local_copy(environment[key])
         endpoint.container = ServingContainer(
             variant['InstanceType'], variant['InitialInstanceCount'], model['Image'], session)
+        endpoint.container.requirements = os.path.exists(os.path.join(
+            environment.get(key, '').replace('file://', ''), 'requirements.txt'))
         endpoint.container.serve(model['ModelDataUrl'], environment)
         self._endpoints[EndpointName] = endpoint
         try:
@@ -234,6 +249,7 @@ class Session(sdk.LocalSession):
         if not code.startswith('s3://'):
             return code
         directory = tempfile.mkdtemp(dir=self.directory)
+        os.chmod(directory, 0o755)  # as above, for the workers
         S3Downloader.download(code, directory, sagemaker_session=self)
         archive = os.path.join(directory, os.path.basename(code))
         with tarfile.open(archive) as tar:

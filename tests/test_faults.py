@@ -63,13 +63,11 @@ class Endpoint:
         return response.status, response.read()
 
     def processes(self):
-        """{pid in the container: memory in MB, its share (PSS)} of the server's processes."""
-        return {int(pid): int(kilobytes) / 1024 for pid, kilobytes in (line.split() for line in docker(
-            'exec', self.name, 'sh', '-c', "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
+        """{pid in the container: memory in MB, its share (PSS)} of the workers."""
+        found = {int(pid): int(kilobytes) / 1024 for pid, kilobytes in (line.split() for line in docker(
+            'exec', '--user', str(os.getuid() or 65534), self.name, 'sh', '-c', "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
             "echo $p $(grep -s ^Pss: $p/smaps_rollup | tr -dc 0-9); done; true").splitlines() if len(line.split()) == 2)}
-
-    def memory(self):
-        return sum(self.processes().values())
+        return found
 
 
 @pytest.fixture(scope='module')
@@ -254,7 +252,7 @@ def test_bad_requests(served, report):
                '    {:22} {}'.format(kind, '  '.join('{}: {}'.format(s or 'closed', n) for s, n in sorted(by.items())))
                for kind, by in sorted(counts.items())))
     assert not wrong, (len(wrong), {case[:3]: case[3] for case in wrong})
-    assert before.keys() == after.keys()  # no worker died
+    assert len(before) >= 2 and before.keys() == after.keys()  # no worker died
     assert sum(after.values()) < 1.1 * sum(before.values())
     assert docker('exec', served.name, 'sh', '-c', 'ls -d /tmp/canary 2>/dev/null || true') == ''
 
@@ -289,8 +287,8 @@ def test_oversize_endless_and_slow_requests(served, report):
     time.sleep(1)
     after = served.processes()
     report('endless, oversize and slow bodies: answers {}; memory {:.0f} -> {:.0f} MB', statuses, sum(before.values()), sum(after.values()))
-    assert set(statuses) <= {413, 0}
-    assert before.keys() == after.keys()
+    assert 413 in statuses and set(statuses) <= {413, 0}  # 0: closed while the client was sending
+    assert len(before) >= 2 and before.keys() == after.keys()
     assert sum(after.values()) < 1.1 * sum(before.values()) + 60  # a freed body may stay in a heap
 
 
@@ -340,7 +338,7 @@ def test_two_minutes_of_load(served, report):
            len(load.answered), len(load.errors), 1000 * np.percentile([s for _, s in load.answered], 99),
            sum(before.values()), sum(after.values()))
     assert not load.errors and len(load.answered) > 10000
-    assert before.keys() == after.keys() and sum(after.values()) < 1.1 * sum(before.values())
+    assert len(before) >= 2 and before.keys() == after.keys() and sum(after.values()) < 1.1 * sum(before.values())
 
 
 def test_killed_workers_under_load(model, report):
@@ -354,7 +352,7 @@ def test_killed_workers_under_load(model, report):
                 pids = served.processes()
                 docker('exec', served.name, 'kill', '-9', str(max(pids)))
                 deadline = time.monotonic() + 20
-                while len(served.processes()) < len(pids) or max(served.processes()) == max(pids):
+                while len(now := served.processes()) < len(pids) or max(now) == max(pids):
                     assert time.monotonic() < deadline
                     time.sleep(.1)
             killed = time.monotonic()
@@ -427,7 +425,7 @@ def test_beyond_capacity_it_sheds(tmp_path, report):
                max(s for status, _, s in answers if status == 503), sum(before.values()), sum(after.values()))
         assert set(counts) == {200, 503} and counts[200] >= 256
         assert all(echoed == (status == 200) for status, echoed, _ in answers)
-        assert before.keys() == after.keys()
+        assert len(before) >= 2 and before.keys() == after.keys()
         assert served.post(served.connect(), b'hello')[0] == 200
 
 
@@ -473,16 +471,20 @@ def test_jobs_killed_at_random(small_mnist, tmp_path, report):
     seconds = time.monotonic() - start
     with np.load(tmp_path / 'whole' / 'model.npz') as arrays:
         expected = dict(arrays)
-    kills, jobs, checked, resumed = 0, 0, 0, 0
+    kills, jobs, checked, resumed, writing = 0, 0, 0, 0, 0
     while kills < 40:
         jobs += 1
         out, checkpoints = tmp_path / 'job {}'.format(jobs), tmp_path / 'checkpoints {}'.format(jobs)
         while True:
             process = subprocess.Popen(train_command(small_mnist, out, '--epochs', 3, '--checkpoint-dir', checkpoints),
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            # Most moments between the start of training and the end, or where a file is being written.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(.3, 1.1) * seconds if rng.random() < .7 else rng.uniform(0, seconds))
+            until = time.monotonic() + rng.uniform(0, 1.1) * seconds
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(.002)
+            if rng.random() < .5:  # the next time that a file is being written
+                while process.poll() is None and not [*checkpoints.glob('*.tmp'), *out.glob('*.tmp')]:
+                    time.sleep(.0005)
+                writing += process.poll() is None
             if process.poll() is None and kills < 40:
                 process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
                 kills += 1
@@ -496,8 +498,9 @@ def test_jobs_killed_at_random(small_mnist, tmp_path, report):
             assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
         with np.load(out / 'model.npz') as arrays:
             assert all(np.array_equal(expected[name], arrays[name]) for name in arrays.files)
-    report('jobs killed at random (seed {}): {} kills in {} jobs, {} starts resumed, {} files checked: all whole; '
-           'the same weights at the end, to the bit', SEED, kills, jobs, resumed, checked)
+    report('jobs killed at random (seed {}): {} kills, {} of them while a file was being written, in {} jobs; {} starts resumed, '
+           '{} files checked: all whole; the same weights at the end, to the bit', SEED, kills, writing, jobs, resumed, checked)
+    assert resumed > 5 and writing > 5 and checked > 40
 
 
 @pytest.fixture
@@ -523,14 +526,16 @@ def job(small_mnist, tmp_path):
     return run
 
 
-def test_a_full_disk(job):
-    code, failure, _ = job('--tmpfs', '/opt/ml/model:size=3m')  # the model takes 7 MB
-    assert code == 1 and 'No space left on device' in failure and not (job.root / 'model' / 'model.npz').exists()
-
-
-def test_a_disk_that_fills_with_checkpoints(job, tmp_path):
-    code, failure, _ = job('--tmpfs', '/opt/ml/checkpoints:size=30m')  # the first epoch's fits, the second's does not
-    assert code == 1 and 'No space left on device' in failure
+@pytest.mark.parametrize('directory, size, left', [
+    ('model', '3m', '[]'),  # it takes 7 MB
+    ('checkpoints', '30m', "['epoch_1_process_0_of_1.npz']")])  # the second epoch's does not fit
+def test_a_full_disk(job, directory, size, left):
+    """What was written before stays, half a file does not."""
+    path = job.root / 'code' / PROGRAM
+    path.write_text('import atexit, os\natexit.register(lambda: print("left", os.listdir("/opt/ml/{}")))\n'.format(directory)
+                    + path.read_text().split('"""', 2)[2])
+    code, failure, log = job('--tmpfs', '/opt/ml/{}:size={}'.format(directory, size))
+    assert code == 1 and 'No space left on device' in failure and 'left ' + left in log
 
 
 @pytest.mark.parametrize('directory', ['model', 'output/data', 'checkpoints'])
@@ -577,7 +582,7 @@ def test_the_sdk_says_that_a_container_was_killed(session, small_mnist):  # noqa
             time.sleep(.1)
         time.sleep(2)
         docker('kill', *found)
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.raises(RuntimeError, match='failed.*137'):
         make_estimator(session, epochs=300).fit(inputs)

@@ -126,6 +126,15 @@ def test_the_endpoint_answers_on_this_machine_only(session, predictor):
     assert '127.0.0.1:{}->8080'.format(session.serving_port) in binding and '0.0.0.0' not in binding
 
 
+def test_the_endpoint_has_few_privileges(session, predictor):
+    """No root for workers, no new privileges, nothing to write to but /tmp."""
+    name, = containers(session)
+    workers = [line.split() for line in docker('top', name, '-eo', 'pid,uid,cmd').splitlines()[2:] if 'gunicorn' in line]
+    assert len(workers) >= 2 and '0' not in {uid for _, uid, *_ in workers[1:]}
+    assert docker('inspect', '--format', '{{.HostConfig.ReadonlyRootfs}}', name).strip() == 'true'
+    assert 'NoNewPrivs:\t1' in docker('exec', name, 'sh', '-c', 'cat /proc/[0-9]*/status').split('Name:\tgunicorn')[1]
+
+
 def test_a_request_without_an_endpoint_is_explained(session, predictor, monkeypatch):
     monkeypatch.setattr(session.sagemaker_runtime_client, 'serving_port', free_port())
     with pytest.raises(ConnectionError, match='Nothing answers on port'):

@@ -244,6 +244,25 @@ class Canary:
         return (open, (self.path, 'w'))
 
 
+def test_bodies_beyond_the_memory_get_503(code, model):
+    """16 times the limit of one body is taken in; what needs no memory is answered, and later all is."""
+    with serving(code, 'chainer_mnist_single_machine.py', model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
+        host, port = urllib3.util.parse_url(url).host, urllib3.util.parse_url(url).port
+        clients = [socket.create_connection((host, port), timeout=30) for _ in range(20)]
+        for client in clients:
+            client.sendall(b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 1000000\r\n\r\n'
+                           + b'1' * 999999)
+        time.sleep(1)
+        assert http.request('GET', url + '/ping').status == 200
+        statuses = []
+        for client in clients:
+            client.sendall(b'1')
+            statuses.append(int(client.recv(4096).split()[1]))
+            client.close()
+        assert set(statuses) == {400, 503} and 1 <= statuses.count(503) <= 5, statuses
+        assert post(url, json.dumps([0.0] * 784), JSON).status == 200
+
+
 def test_a_pickle_never_runs(url, tmp_path):
     canary = str(tmp_path / 'canary')
     bodies = [pickle.dumps(Canary(canary)),

@@ -1,9 +1,9 @@
 """What is installed is what is locked, each file with its hash; and the SBOM names it all."""
-import importlib.metadata
 import json
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 from packaging.requirements import Requirement
@@ -37,7 +37,8 @@ def test_locks_hold_the_pins_and_hashes(lock):
 
 def test_what_is_installed_here_is_what_is_locked():
     both = {**pins('requirements.lock'), **pins('tests/requirements.lock')}
-    installed = {canonicalize_name(d.metadata['Name']): d.version for d in importlib.metadata.distributions()}
+    listed = subprocess.check_output([sys.executable, '-m', 'pip', 'list', '--format', 'json'])
+    installed = {canonicalize_name(package['name']): package['version'] for package in json.loads(listed)}
     assert {name: installed.get(name) for name in both} == both
 
 
