@@ -63,11 +63,10 @@ class Endpoint:
         return response.status, response.read()
 
     def processes(self):
-        """{pid in the container: memory in MB, its share (PSS)} of the workers."""
-        found = {int(pid): int(kilobytes) / 1024 for pid, kilobytes in (line.split() for line in docker(
-            'exec', '--user', str(os.getuid() or 65534), self.name, 'sh', '-c', "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
-            "echo $p $(grep -s ^Pss: $p/smaps_rollup | tr -dc 0-9); done; true").splitlines() if len(line.split()) == 2)}
-        return found
+        """{pid in the container: memory in MB, its own (RssAnon)} of the server's processes."""
+        return {int(pid): int(kilobytes) / 1024 for pid, kilobytes in (line.split() for line in docker(
+            'exec', self.name, 'sh', '-c', "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
+            "echo $p $(grep -s ^RssAnon: $p/status | tr -dc 0-9); done; true").splitlines() if len(line.split()) == 2)}
 
 
 @pytest.fixture(scope='module')
