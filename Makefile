@@ -1,6 +1,7 @@
 # `make` or `make help` lists the commands.
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
+LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,7 +39,7 @@ setup image:  ## set up only; `image` is part of it
 lock:  ## pin what the requirements need, with hashes, anew (*.lock)
 	@test -x $(PYTHON) || ./setup.sh
 	$(PYTHON) -m pip install --quiet uv==0.13.9
-	@for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
+	@for f in $(LOCKED); do \
 		case $$f in container/*) python=3.11;; *) python=3.10;; esac; \
 		case $$f in tests/*) with="--constraint requirements.lock";; *-gpu) with=container/requirements.txt;; *) with=;; esac; \
 		echo "$$f.lock"; .venv/bin/uv pip compile --quiet --upgrade --universal --python-version $$python --generate-hashes \
@@ -47,13 +48,13 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock)
 
 audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@$(PYTHON) -m pip install --quiet uv==0.13.9
-	@failed=0; for f in requirements tests/requirements container/requirements container/requirements-gpu; do \
+	@failed=0; for f in $(LOCKED); do \
 		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f.lock || failed=1; done; exit $$failed
 
 sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	@./setup.sh
 	@mkdir -p output
-	docker run --rm --interactive --entrypoint python sagemaker-chainer:7.8.1-cpu-py3 - < container/sbom.py > output/sbom.tmp
+	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py3 python - < container/sbom.py > output/sbom.tmp
 	@mv output/sbom.tmp output/sbom.json
 
 clean:  ## stop and remove containers, networks and temporary files that the project left

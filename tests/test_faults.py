@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import struct
@@ -24,10 +25,10 @@ import pytest
 import chainer_mnist_single_machine as script
 from local_mode.docker import docker
 from test_local_mode import IMAGE, LABEL, PROGRAM, free_port, make_estimator, opt_ml, serve, session  # noqa: F401
+from test_serving import NPY, Canary, npy
 
 pytestmark = pytest.mark.docker
 SEED = int(os.environ.get('FAULTS_SEED', 0))
-NPY = 'application/x-npy'
 REQUESTS, LOAD_SECONDS, CLIENTS = 20000, 120, 64
 
 
@@ -38,12 +39,6 @@ def report(capsys):
         with capsys.disabled():
             print('\n' + text.format(*values), flush=True)
     return report
-
-
-def npy(array, **options):
-    stream = io.BytesIO()
-    np.save(stream, array, **options)
-    return stream.getvalue()
 
 
 # The endpoint
@@ -94,13 +89,6 @@ def served(model):
         yield served
 
 
-class Canary:
-    """Its pickle, if it is loaded, makes a directory in the container."""
-
-    def __reduce__(self):
-        return os.mkdir, ('/tmp/canary',)
-
-
 def bad_body(rng):
     """(kind, body, Content-Type, Accept) of a bad request, or of one that may be good by chance."""
     def some(n):
@@ -134,8 +122,8 @@ def bad_body(rng):
             descr, rng.choice(['True', 'False', '1', 'None']), shape, ' ' * rng.choice([0, 30, 9000, 70000 // 2])),
             rng.choice([1, 1, 2, 3, 9]), rng.choice([None, None, 0, 65535])) + some(4000)
     elif kind == 'pickle':
-        body = rng.choice([npy(np.array([Canary()], object), allow_pickle=True), pickle.dumps(Canary()),
-                           header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + pickle.dumps(Canary())])
+        body = rng.choice([npy(np.array([Canary('/tmp/canary')], object), allow_pickle=True), pickle.dumps(Canary('/tmp/canary')),
+                           header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + pickle.dumps(Canary('/tmp/canary'))])
         content_type = rng.choice([NPY, NPY, 'application/python-pickle', 'application/json'])
     elif kind == 'NaN or infinity':
         array = np.ones((2, 784), rng.choice(['<f4', '<f8']))
@@ -446,7 +434,6 @@ def test_a_bad_model_stops_the_container_with_the_reason(model, tmp_path, kind, 
                            '-v', '{}:/opt/ml/code/{}:ro'.format(script.__file__, PROGRAM), '-e', 'SAGEMAKER_PROGRAM=' + PROGRAM,
                            IMAGE, 'serve'], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and time.monotonic() - start < 10
-    import re
     assert re.search(reason, done.stdout + done.stderr), done.stdout + done.stderr
 
 

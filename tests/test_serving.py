@@ -236,14 +236,6 @@ def test_too_large_a_body_gets_413(code, model):
                 assert post(url, npy(np.zeros((300, 784), np.float32))).status == 200
 
 
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, 'w'))
-
-
 def test_bodies_beyond_the_memory_get_503(code, model):
     """16 times the limit of one body is taken in; what needs no memory is answered, and later all is."""
     with serving(code, 'chainer_mnist_single_machine.py', model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
@@ -261,6 +253,14 @@ def test_bodies_beyond_the_memory_get_503(code, model):
             client.close()
         assert set(statuses) == {400, 503} and 1 <= statuses.count(503) <= 5, statuses
         assert post(url, json.dumps([0.0] * 784), JSON).status == 200
+
+
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, 'w'))
 
 
 def test_a_pickle_never_runs(url, tmp_path):
@@ -388,7 +388,7 @@ def test_a_stop_finishes_what_runs_and_does_not_wait_for_idle_connections(tmp_pa
             process.send_signal(signal.SIGTERM)
             assert response.result().status == 200
             process.wait(timeout=20)
-        assert 1 < time.monotonic() - began < 4
+        assert 1 < time.monotonic() - began < 3.5
     finally:
         http.clear()
         process.kill()
