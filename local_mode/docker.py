@@ -1,4 +1,5 @@
 """What this machine's Docker can do, and what of ours runs there."""
+import contextlib
 import os
 import shutil
 import subprocess
@@ -76,8 +77,11 @@ def gpu_available():
 
 
 def remove_containers(session, *filters):
-    """Remove this session's containers, running or not, that match Docker's ps filters."""
-    args = [arg for f in ('label={}={}'.format(LABEL, session),) + filters for arg in ('--filter', f)]
-    containers = docker('ps', '--all', '--quiet', *args).split()
+    """Remove this session's containers, running or not, that match Docker's ps filters, and networks they were in."""
+    label = 'label={}={}'.format(LABEL, session)
+    containers = docker('ps', '--all', '--quiet', *[arg for f in (label, *filters) for arg in ('--filter', f)]).split()
     if containers:
         docker('rm', '--force', *containers)
+    for network in docker('network', 'ls', '--quiet', '--filter', label).split():  # `prune` fails while another prunes
+        with contextlib.suppress(RuntimeError):  # in use, by an endpoint
+            docker('network', 'rm', network)

@@ -29,8 +29,10 @@ import botocore.exceptions
 import sagemaker.local.image
 import sagemaker.local.local_session as sdk
 import urllib3
+import yaml
 from sagemaker.local.entities import _LocalEndpoint
 from sagemaker.s3 import S3Downloader
+from sagemaker.session_settings import SessionSettings
 
 from local_mode import aws
 from local_mode.docker import LABEL, check, docker, remove_containers
@@ -67,7 +69,26 @@ class HostingContainer(sagemaker.local.image._HostingContainer):
 sagemaker.local.image._HostingContainer = HostingContainer
 
 
-class ServingContainer(sagemaker.local.image._SageMakerContainer):
+class Container(sagemaker.local.image._SageMakerContainer):
+    """A job's or an endpoint's containers, in a network of their own that bears the session's label.
+
+    The SDK's is one for all of this machine's SDKs, and has no label by which to remove it.
+    """
+
+    def _generate_compose_file(self, *args, **kwargs):
+        content = super()._generate_compose_file(*args, **kwargs)
+        if 'networks' in content:
+            content['networks']['sagemaker-local'] = {'labels': {LABEL: self.sagemaker_session.name}}
+            path = os.path.join(self.container_root, sagemaker.local.image.DOCKER_COMPOSE_FILENAME)
+            with open(path, 'w') as f:
+                yaml.dump(content, f)
+        return content
+
+
+sdk._SageMakerContainer = Container
+
+
+class ServingContainer(Container):
     """A serving container that only this machine reaches, and that can write to /tmp only.
 
     Where the user's requirements are to be installed it can write to its own file system, too.
@@ -206,6 +227,7 @@ class Session(sdk.LocalSession):
         self.sagemaker_runtime_client = RuntimeClient(self.config)
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
+        self.settings = SessionSettings(local_download_dir=self.directory)  # where the SDK packs the script
         self.set_serving_port(serving_port)
         self.stop_aws = None
         atexit.register(self.close)

@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as d:
     model_data = session.upload_data(d + '/model.tar.gz', key_prefix='model')
 model = ChainerModel(model_data, 'arn:aws:iam::123456789012:role/r', script.__file__,
                      image_uri=image_uri('local'), sagemaker_session=session)
-model.deploy(initial_instance_count=1, instance_type='local')
+predictor = model.deploy(initial_instance_count=1, instance_type='local')
 print('deployed', flush=True)
 '''
 
@@ -51,8 +51,10 @@ def port():
 
 
 def ours():
-    containers = docker('ps', '--all', '--format', '{{.Names}}', '--filter', 'label=' + LABEL).split()
-    return containers, sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*'))
+    """What there is of this project: names of containers, ids of networks, temporary directories."""
+    label = '--filter', 'label=' + LABEL
+    return (docker('ps', '--all', '--format', '{{.Names}}', *label).split(), docker('network', 'ls', '--quiet', *label).split(),
+            sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')))
 
 
 @pytest.mark.parametrize('end', ['', 'raise SystemExit(3)', 'raise ValueError("oops")'])
@@ -74,17 +76,16 @@ def test_a_killed_notebook_leaves_what_deploy_names_and_make_clean_removes(port)
                 break
         process.send_signal(signal.SIGKILL)
         process.wait()
-        containers, directories = ours()
-        assert len(containers) == 1 and len(directories) == 1  # or this test shows nothing
+        containers, networks, directories = ours()
+        assert len(containers) == len(networks) == len(directories) == 1  # or this test shows nothing
         session = open_session(embedded=True, serving_port=port)
         with pytest.raises(RuntimeError, match='docker rm -f ' + containers[0]):
             session.check_serving_port()
         session.close()
         subprocess.run(['make', 'clean'], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        assert ours() == ([], [])
+        assert ours() == ([], [], [])
         with socket.socket() as s:
             assert s.connect_ex(('127.0.0.1', port)) != 0
-        assert 'sagemaker-local' not in docker('network', 'ls', '--format', '{{.Name}}').split()
         assert docker('ps', '--quiet', '--no-trunc', '--filter', 'id=' + stranger).strip() == stranger
     finally:
         docker('rm', '--force', stranger)

@@ -1,7 +1,9 @@
 """The heart: the script trained and hosted in the real container, through the SDK."""
 import ast
 import contextlib
+import io
 import json
+import logging
 import pathlib
 import re
 import socket
@@ -14,6 +16,8 @@ import pytest
 import urllib3
 
 import chainer_mnist_single_machine as script
+from local_mode import aws
+from local_mode import session as session_module
 from local_mode.docker import LABEL, docker, image_uri
 from local_mode.session import open_session
 import botocore.exceptions
@@ -133,6 +137,35 @@ def test_the_endpoint_has_few_privileges(session, predictor):
     assert len(workers) >= 2 and '0' not in {uid for _, uid, *_ in workers[1:]}
     assert docker('inspect', '--format', '{{.HostConfig.ReadonlyRootfs}}', name).strip() == 'true'
     assert 'NoNewPrivs:\t1' in docker('exec', name, 'sh', '-c', 'cat /proc/[0-9]*/status').split('Name:\tgunicorn')[1]
+
+
+def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path, capfd, caplog):
+    """Those of an account, which the SDK hands to containers, and what the hosts of a job share."""
+    account, stop = aws.start()
+    monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
+    monkeypatch.setattr(session_module.secrets, 'token_hex', lambda: 'what the hosts share')
+    caplog.set_level(logging.INFO)
+    (tmp_path / 'script.py').write_text(
+        'import os, sys\nfor name in "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN":\n'
+        '    assert os.environ[name]\nopen(os.environ["SM_MODEL_DIR"] + "/model", "w").write("a model")\n'
+        'sys.exit("failed at last")')
+    session = open_session()
+    try:
+        estimator = make_estimator(session, tmp_path / 'script.py', dict(instance_count=2, container_log_level=logging.DEBUG))
+        with pytest.raises(RuntimeError, match='failed at last') as error:
+            estimator.fit()
+        bucket = account.resource('s3').Bucket(session.default_bucket())
+        kept = [file.get()['Body'].read() for file in bucket.objects.all()]
+        kept = [tar.extractfile(member).read() for data in kept for tar in [tarfile.open(fileobj=io.BytesIO(data))] for member in tar if member.isfile()]
+        out, err = capfd.readouterr()
+        texts = [str(error.value), out, err, caplog.text, *(data.decode('latin-1') for data in kept)]
+        assert 'a model' in texts and 'SM_MODEL_DIR' in out and 'docker compose file' in caplog.text  # or this shows nothing
+        credentials = account.get_credentials()
+        for secret in credentials.secret_key, credentials.token, 'what the hosts share':
+            assert not [text for text in texts if secret in text]
+    finally:
+        session.close()
+        stop()
 
 
 def test_a_request_without_an_endpoint_is_explained(session, predictor, monkeypatch):
