@@ -2,6 +2,9 @@
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
 LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
+# What an audit found, with an answer. PYSEC-2025-49: setuptools before 78.1.1 lets the page that easy_install
+# downloads from choose where a file goes. Only the notebook's environment has that one, and pip does not use it.
+AUDITED = PYSEC-2025-49
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +39,7 @@ bench:  ## measure training and serving beside PyTorch and AWS's server, in some
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh
 
-lock:  ## pin what the requirements need, with hashes, anew (*.lock)
+lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the image's base, by its digest
 	@test -x $(PYTHON) || ./setup.sh
 	$(PYTHON) -m pip install --quiet uv==0.13.9
 	@for f in $(LOCKED); do \
@@ -45,11 +48,15 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock)
 		echo "$$f.lock"; .venv/bin/uv pip compile --quiet --upgrade --universal --python-version $$python --generate-hashes \
 			--build-constraints .venv/constraints.txt --no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
 	done
+	@echo container/Dockerfile; base=$$(sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' container/Dockerfile); \
+		docker pull --quiet $$base >/dev/null || { echo "The base of the image stays as it is."; exit 0; }; \
+		digest=$$(docker image inspect --format '{{index .RepoDigests 0}}' $$base); \
+		sed "s|^ARG BASE=.*|ARG BASE=$$base@$${digest#*@}|" container/Dockerfile > .venv/Dockerfile && cp .venv/Dockerfile container/Dockerfile
 
 audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@$(PYTHON) -m pip install --quiet uv==0.13.9
 	@failed=0; for f in $(LOCKED); do \
-		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f.lock || failed=1; done; exit $$failed
+		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip $(addprefix --ignore-vuln ,$(AUDITED)) --requirement $$f.lock || failed=1; done; exit $$failed
 
 sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	@./setup.sh

@@ -102,13 +102,14 @@ docker_answers() {
 # Rebuilds when container/ has changed.
 build_image() {
     local processor=$1 image=sagemaker-chainer:7.8.1-$1-py3
-    base=debian:bookworm-slim
+    base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
     source=$(find container -type f -not -name "*.pyc" | sort | xargs cat | cksum | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
         if ! quietly docker image inspect $base && ! quietly docker pull $base; then
+            local pinned=$base
             base=sagemaker-chainer-base:bookworm
             if ! quietly docker image inspect $base; then
-                say "no container registry can be reached: making the base from Debian's packages"
+                say "cannot pull $pinned: making the base from Debian's packages"
                 command -v debootstrap >/dev/null || { has_apt && install debootstrap; } ||
                     fail "Without a registry the base image needs debootstrap, which Debian and Ubuntu have."
                 as_root container/bootstrap-base.sh | docker import --change 'CMD ["bash"]' - $base >/dev/null

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -24,6 +25,7 @@ import pytest
 
 import chainer_mnist_single_machine as script
 from local_mode.docker import docker
+from sagemaker.chainer.model import ChainerModel
 from test_local_mode import IMAGE, LABEL, PROGRAM, free_port, make_estimator, opt_ml, serve, session  # noqa: F401
 from test_serving import NPY, Canary, npy
 
@@ -419,8 +421,7 @@ def test_beyond_capacity_it_sheds(tmp_path, report):
 @pytest.mark.parametrize('kind, reason', [
     ('missing', 'No such file'), ('truncated', 'not a zip file|EOF|truncated'), ('foreign', 'KeyError|is not a file in the archive'),
     ('NaN', 'NaN or infinity')])
-def test_a_bad_model_stops_the_container_with_the_reason(model, tmp_path, kind, reason):
-    tmp_path.chmod(0o755)
+def test_a_bad_model_stops_the_container_and_deploy_says_why(model, session, tmp_path, kind, reason):  # noqa: F811
     if kind == 'truncated':
         data = (model / 'model.npz').read_bytes()
         (tmp_path / 'model.npz').write_bytes(data[:len(data) // 2])
@@ -429,12 +430,16 @@ def test_a_bad_model_stops_the_container_with_the_reason(model, tmp_path, kind, 
     elif kind == 'NaN':
         with np.load(model / 'model.npz') as arrays:
             np.savez(tmp_path / 'model.npz', **{name: np.full_like(arrays[name], np.nan) for name in arrays})
+    (tmp_path / 'README').write_text('There may be more in it.')
+    with tarfile.open(tmp_path / 'model.tar.gz', 'w:gz') as tar:
+        for path in [*tmp_path.glob('model.npz'), tmp_path / 'README']:
+            tar.add(path, path.name)
+    bad = ChainerModel(session.upload_data(str(tmp_path / 'model.tar.gz'), key_prefix='bad/' + kind), 'arn:aws:iam::123456789012:role/r',
+                       script.__file__, image_uri=IMAGE, sagemaker_session=session)
     start = time.monotonic()
-    done = subprocess.run(['docker', 'run', '--rm', '--label', LABEL + '=by-hand', '-v', '{}:/opt/ml/model:ro'.format(tmp_path),
-                           '-v', '{}:/opt/ml/code/{}:ro'.format(script.__file__, PROGRAM), '-e', 'SAGEMAKER_PROGRAM=' + PROGRAM,
-                           IMAGE, 'serve'], capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0 and time.monotonic() - start < 10
-    assert re.search(reason, done.stdout + done.stderr), done.stdout + done.stderr
+    with pytest.raises(RuntimeError, match='(?s)The endpoint stopped.*(' + reason + ')'):
+        bad.deploy(initial_instance_count=1, instance_type='local')
+    assert time.monotonic() - start < 20
 
 
 # Training

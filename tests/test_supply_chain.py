@@ -35,6 +35,13 @@ def test_locks_hold_the_pins_and_hashes(lock):
     assert len(requirements) > 30 and all('--hash=sha256:' in requirement for requirement in requirements)
 
 
+def test_the_base_is_pinned_by_its_digest_and_setup_takes_that():
+    base = re.search('^ARG BASE=(.*)', (ROOT / 'container' / 'Dockerfile').read_text(), re.MULTILINE)[1]
+    assert re.fullmatch(r'debian:bookworm-slim@sha256:[0-9a-f]{64}', base)
+    line, = [line for line in (ROOT / 'setup.sh').read_text().splitlines() if line.strip().startswith('base=$(')]
+    assert subprocess.check_output(['bash', '-c', line + '; printf %s "$base"'], cwd=ROOT, text=True) == base
+
+
 def test_what_is_installed_here_is_what_is_locked():
     both = {**pins('requirements.lock'), **pins('tests/requirements.lock')}
     listed = subprocess.check_output([sys.executable, '-m', 'pip', 'list', '--format', 'json'])
