@@ -16,7 +16,7 @@ import nbclient
 import nbformat
 import pytest
 
-from local_mode.docker import docker
+from local_mode.docker import LABEL, docker
 from test_faults import SEED, report  # noqa: F401
 from test_leftovers import DEPLOY, ROOT, ours
 from test_local_mode import IMAGE, free_port
@@ -144,6 +144,47 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
         network = docker('inspect', '--format', '{{range .NetworkSettings.Networks}}{{.NetworkID}}{{end}}', stranger).strip()
         docker('rm', '--force', stranger)
         docker('network', 'rm', network, unused)
+
+
+FIT = """
+from sagemaker.chainer.estimator import Chainer
+Chainer(sys.argv[2], role='arn:aws:iam::123456789012:role/r', instance_count=1, instance_type='local',
+        image_uri=image_uri('local'), sagemaker_session=session).fit()
+"""
+WRITES = """
+import os, time
+for name in 'SM_MODEL_DIR', 'SM_OUTPUT_DATA_DIR':
+    open(os.environ[name] + '/written', 'w').close()
+print('both are written')
+time.sleep(300)
+"""
+
+
+def test_nothing_of_roots_is_left_to_another_user(tmp_path):
+    """Killed with an endpoint and in the middle of a job: every file is the user's, and `make clean` can remove it."""
+    user, as_user = os.getuid(), []
+    if user == 0:  # be somebody else, who may use Docker and read our Python
+        user = 12345
+        as_user = ['setpriv', '--reuid=12345', '--regid=12345', '--groups={}'.format(os.stat('/var/run/docker.sock').st_gid),
+                   '--inh-caps=+dac_read_search', '--ambient-caps=+dac_read_search']
+    home = tmp_path / 'home'
+    home.mkdir()
+    os.chown(home, user, -1)
+    (tmp_path / 'writes.py').write_text(WRITES)
+    environment = {**os.environ, 'TMPDIR': str(home), 'HOME': str(home), 'USER': 'somebody'}
+    with subprocess.Popen([*as_user, sys.executable, '-c', DEPLOY + FIT, str(free_port()), str(tmp_path / 'writes.py')], cwd=ROOT, text=True,
+                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        log = []
+        for line in process.stdout:
+            log.append(line)
+            if 'both are written' in line:
+                break
+        process.kill()
+    paths = list(home.rglob('*'))
+    assert {path.stat().st_uid for path in paths} == {user}, ''.join(log)
+    assert len([path for path in paths if path.name == 'written']) == 2, ''.join(log)
+    subprocess.run([*as_user, 'make', 'clean'], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert ours()[:2] == ([], []) and not list(home.glob(LABEL + '-*'))
 
 
 class Island:
