@@ -2,9 +2,10 @@
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
 LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
-# What an audit found, with an answer. PYSEC-2025-49: setuptools before 78.1.1 lets the page that easy_install
-# downloads from choose where a file goes. Only the notebook's environment has that one, and pip does not use it.
-AUDITED = PYSEC-2025-49
+# What an audit finds, with answers: all in the notebook's setuptools, which Chainer keeps from being newer.
+# PYSEC-2025-49: the page that easy_install downloads from may choose where a file goes. Nothing runs easy_install.
+# PYSEC-2026-3447: on a Mac an sdist may hold files that MANIFEST.in excludes. Nothing here makes an sdist.
+AUDITED = PYSEC-2025-49 PYSEC-2026-3447
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12

@@ -144,7 +144,7 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
     monkeypatch.setattr(session_module.secrets, 'token_hex', lambda: 'what the hosts share')
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, 'sagemaker.local')
     (tmp_path / 'script.py').write_text(
         'import os, sys\nfor name in "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN":\n'
         '    assert os.environ[name]\nopen(os.environ["SM_MODEL_DIR"] + "/model", "w").write("a model")\n'
