@@ -24,7 +24,7 @@ test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be
 	@./setup.sh tests gpu
 	$(PYTHON) -m pytest tests/test_gpu.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 8 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests/test_faults.py tests/test_faults_machine.py
 

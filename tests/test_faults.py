@@ -25,9 +25,8 @@ import pytest
 
 import chainer_mnist_single_machine as script
 from local_mode.docker import docker
-from sagemaker.chainer.model import ChainerModel
-from test_local_mode import IMAGE, LABEL, PROGRAM, free_port, make_estimator, opt_ml, serve, session  # noqa: F401
-from test_serving import NPY, Canary, npy
+from test_local_mode import IMAGE, LABEL, PROGRAM, ChainerModel, make_estimator, opt_ml, serve, session  # noqa: F401
+from test_serving import NPY, Canary, free_port, npy
 
 pytestmark = pytest.mark.docker
 SEED = int(os.environ.get('FAULTS_SEED', 0))

@@ -19,7 +19,8 @@ import pytest
 from local_mode.docker import LABEL, docker
 from test_faults import SEED, report  # noqa: F401
 from test_leftovers import DEPLOY, ROOT, ours
-from test_local_mode import IMAGE, free_port
+from test_local_mode import IMAGE
+from test_serving import free_port
 
 pytestmark = pytest.mark.docker
 

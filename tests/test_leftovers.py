@@ -13,6 +13,7 @@ import pytest
 import chainer_mnist_single_machine as script
 from local_mode.docker import LABEL, docker, image_uri
 from local_mode.session import open_session
+from test_serving import free_port
 
 pytestmark = pytest.mark.docker
 ROOT = pathlib.Path(script.__file__).parent
@@ -45,9 +46,7 @@ def deploy(port, then=''):
 
 @pytest.fixture
 def port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+    return free_port()
 
 
 def ours():

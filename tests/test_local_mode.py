@@ -24,16 +24,11 @@ import botocore.exceptions
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 from sagemaker.s3 import S3Downloader
+from test_serving import free_port
 
 pytestmark = pytest.mark.docker
 IMAGE = image_uri('local')
 PROGRAM = 'chainer_mnist_single_machine.py'
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
@@ -155,8 +150,11 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path
         with pytest.raises(RuntimeError, match='failed at last') as error:
             estimator.fit()
         bucket = account.resource('s3').Bucket(session.default_bucket())
-        kept = [file.get()['Body'].read() for file in bucket.objects.all()]
-        kept = [tar.extractfile(member).read() for data in kept for tar in [tarfile.open(fileobj=io.BytesIO(data))] for member in tar if member.isfile()]
+        kept = []
+        for file in bucket.objects.all():
+            if estimator._current_job_name in file.key:
+                with tarfile.open(fileobj=io.BytesIO(file.get()['Body'].read())) as tar:
+                    kept += [tar.extractfile(member).read() for member in tar if member.isfile()]
         out, err = capfd.readouterr()
         texts = [str(error.value), out, err, caplog.text, *(data.decode('latin-1') for data in kept)]
         assert 'a model' in texts and 'SM_MODEL_DIR' in out and 'docker compose file' in caplog.text  # or this shows nothing

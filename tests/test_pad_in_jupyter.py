@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -29,6 +28,7 @@ from benchmarks.drawings import STYLES
 from local_mode.docker import image_uri
 from local_mode.session import open_session
 from pad import BLANK, FOOT, ONE, ROOT, draw, says, wait_for
+from test_serving import free_port
 
 pytestmark = pytest.mark.browser
 
@@ -222,9 +222,7 @@ def endpoint(training):
     assert process.wait() == 0
     with tarfile.open(directory / 'model.tar.gz', 'w:gz') as tar:
         tar.add(directory / 'model.npz', 'model.npz')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
+    port = free_port()
     session = open_session(embedded=True, serving_port=port)
     try:
         model_data = session.upload_data(str(directory / 'model.tar.gz'), key_prefix='model')
