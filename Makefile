@@ -50,9 +50,10 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 			--build-constraints .venv/constraints.txt --no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
 	done
 	@echo container/Dockerfile; base=$$(sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' container/Dockerfile); \
-		docker pull --quiet $$base >/dev/null || { echo "The base of the image stays as it is."; exit 0; }; \
-		digest=$$(docker image inspect --format '{{index .RepoDigests 0}}' $$base); \
-		sed "s|^ARG BASE=.*|ARG BASE=$$base@$${digest#*@}|" container/Dockerfile > .venv/Dockerfile && cp .venv/Dockerfile container/Dockerfile
+		digest=$$(docker pull $$base | sed -n 's/^Digest: //p'); \
+		if [ -n "$$digest" ]; then \
+			sed "s|^ARG BASE=.*|ARG BASE=$$base@$$digest|" container/Dockerfile > .venv/Dockerfile && cp .venv/Dockerfile container/Dockerfile; \
+		else echo "The base of the image stays as it is."; fi
 
 audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@$(PYTHON) -m pip install --quiet uv==0.13.9
