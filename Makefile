@@ -67,6 +67,7 @@ sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	@mv output/sbom.tmp output/sbom.json
 
 clean:  ## stop and remove containers, networks and temporary files that the project left
+	@pkill -KILL -f '$(LABEL)-.*[/]docker-compose.yaml' 2>/dev/null || true  # it may be about to start a container
 	@if docker info >/dev/null 2>&1; then \
 		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
 		docker network ls --quiet --filter label=$(LABEL) | xargs -r docker network rm >/dev/null; \
