@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import random
-import re
 import signal
 import socket
 import struct
