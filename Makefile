@@ -2,8 +2,8 @@
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
 LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
-# What an audit finds, with answers: all in the notebook's setuptools, which Chainer keeps from being newer.
-# PYSEC-2025-49: the page that easy_install downloads from may choose where a file goes. Nothing runs easy_install.
+# What an audit finds, with answers: all in setuptools, which Chainer keeps from being newer.
+# PYSEC-2025-49 (notebook only): the page that easy_install downloads from may choose where a file goes. Nothing runs it.
 # PYSEC-2026-3447: on a Mac an sdist may hold files that MANIFEST.in excludes. Nothing here makes an sdist.
 AUDITED = PYSEC-2025-49 PYSEC-2026-3447
 
@@ -66,11 +66,11 @@ sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py3 python - < container/sbom.py > output/sbom.tmp
 	@mv output/sbom.tmp output/sbom.json
 
-clean:  ## stop and remove containers, networks and temporary files that the project left
+clean:  ## remove the project's containers, networks and temporary files, those of running notebooks, too
 	@pkill -KILL -f '$(LABEL)-.*[/]docker-compose.yaml' 2>/dev/null || true  # it may be about to start a container
 	@if docker info >/dev/null 2>&1; then \
 		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
-		docker network ls --quiet --filter label=$(LABEL) | xargs -r docker network rm >/dev/null; \
+		docker network ls --quiet --filter label=$(LABEL) | xargs -r docker network rm >/dev/null || echo "clean: a network is in use"; \
 	elif command -v docker >/dev/null; then \
 		echo "clean: Docker does not answer: start it and run this again, if it may have containers of ours"; \
 	fi

@@ -26,11 +26,11 @@ logging.getLogger('sagemaker.config').setLevel(logging.WARNING)  # or importing 
 
 import boto3
 import botocore.exceptions
+import sagemaker.local.entities
 import sagemaker.local.image
 import sagemaker.local.local_session as sdk
 import urllib3
 import yaml
-from sagemaker.local.entities import _LocalEndpoint
 from sagemaker.s3 import S3Downloader
 from sagemaker.session_settings import SessionSettings
 
@@ -85,7 +85,7 @@ class Container(sagemaker.local.image._SageMakerContainer):
         return content
 
 
-sdk._SageMakerContainer = Container
+sdk._SageMakerContainer = sagemaker.local.entities._SageMakerContainer = Container
 
 
 class ServingContainer(Container):
@@ -145,16 +145,16 @@ class SagemakerClient(sdk.LocalSagemakerClient):
                 TrainingJobName, session.read_failure(output) or e)) from None
         finally:
             session.config = config
-            session.remove_stopped_containers()
             if OutputDataConfig['S3OutputPath'].startswith('s3://'):
                 # The SDK leaves the downloaded channels here, some 200 MB a job.
                 for name in set(os.listdir(session.directory)) - before:
                     shutil.rmtree(os.path.join(session.directory, name), ignore_errors=True)
+            session.remove_stopped_containers()
 
     def create_endpoint(self, EndpointName, EndpointConfigName, Tags=None):
         """Start an endpoint and return once it answers; RuntimeError with its log if it stops."""
         session = self.sagemaker_session
-        endpoint = _LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
+        endpoint = sagemaker.local.entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
         model, variant = endpoint.primary_container, endpoint.production_variant
         check(model['Image'])
         session.check_serving_port()
@@ -177,8 +177,12 @@ class SagemakerClient(sdk.LocalSagemakerClient):
 
     def delete_endpoint(self, EndpointName):
         """Stop an endpoint and remove its container."""
-        super().delete_endpoint(EndpointName)
-        self._endpoints.pop(EndpointName, None)
+        try:
+            super().delete_endpoint(EndpointName)
+        except FileNotFoundError:
+            pass  # `make clean` has been here
+        finally:
+            self._endpoints.pop(EndpointName, None)
         self.sagemaker_session.remove_stopped_containers()
 
 
@@ -246,10 +250,7 @@ class Session(sdk.LocalSession):
             if endpoint.local_session is self:
                 self.sagemaker_client.delete_endpoint(name)
         if shutil.which('docker'):
-            try:
-                remove_containers(self.name)
-            except RuntimeError as e:
-                print('Could not remove the containers of this session: {}'.format(e))
+            self.remove_containers()
         if self.stop_aws:
             self.stop_aws()
             self.stop_aws = None
@@ -260,8 +261,14 @@ class Session(sdk.LocalSession):
         return self.sagemaker_client.describe_endpoint(endpoint)
 
     def remove_stopped_containers(self):
-        """Remove what finished jobs and deleted endpoints of this session left in Docker."""
-        remove_containers(self.name, 'status=exited', 'status=created', 'status=dead')
+        """Remove what finished jobs and deleted endpoints of this session left in Docker; print why, where it cannot."""
+        self.remove_containers('status=exited', 'status=created', 'status=dead')
+
+    def remove_containers(self, *filters):
+        try:
+            remove_containers(self.name, *filters)
+        except RuntimeError as e:  # which must not hide why a job failed, nor end close()
+            print('Could not remove containers of this session: {}'.format(e))
 
     def local_copy(self, code):
         """Unpack the user's code from S3, as SageMaker does; return it as a file:// directory.
@@ -335,7 +342,9 @@ def open_session(embedded=None, serving_port=8080):
         embedded = boto3.Session().get_credentials() is None
     if embedded:
         boto_session, stop = aws.start()
-        # No usage is reported from an AWS that is not there, and its credentials do not expire.
+        # No usage is reported from an AWS that is not there, and its credentials do not expire: nobody need
+        # ask EC2's metadata service, which is another machine's, for better ones.
+        os.environ['USE_SHORT_LIVED_CREDENTIALS'] = '1'
         for name in 'sagemaker.telemetry', 'sagemaker.local':
             logging.getLogger(name).setLevel(logging.ERROR)
         session = Session(boto_session, serving_port, {

@@ -43,7 +43,7 @@ def nothing_of_ours():
 def tutorial(directory, **replacements):
     """Write the tutorial, shortened and with these replacements, as notebook.ipynb; return it."""
     notebook = nbformat.read(ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb', as_version=4)
-    for old, new in {**SHORT, **replacements}.items():
+    for old, new in {**SHORT, "Path('output/single_machine_mnist')": "Path('{}/kept')".format(directory), **replacements}.items():
         cell, = [cell for cell in notebook.cells if old in cell.source]
         cell.source = cell.source.replace(old, new)
     nbformat.write(notebook, directory / 'notebook.ipynb')
@@ -60,7 +60,11 @@ def test_two_notebooks_at_once(tmp_path):
                                '    instance_count=1': '    instance_count=2'})
         processes.append(subprocess.Popen([sys.executable, '-c', RUN, str(directory)], cwd=ROOT, text=True,
                                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    outs = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        outs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, out in zip(processes, outs):
         assert process.returncode == 0 and '2 processes' in out, out[-6000:]
     assert ours() == ([], [], [])
@@ -75,12 +79,18 @@ class Victim(nbclient.NotebookClient):
 
     async def async_execute_cell(self, cell, cell_index, **kwargs):
         start = time.monotonic()
+        timer = threading.Timer(self.after or 0, os.kill, (self.km.provisioner.pid, signal.SIGKILL))
         if cell_index == self.cell:
-            threading.Timer(self.after, os.kill, (self.km.provisioner.pid, signal.SIGKILL)).start()
+            timer.start()
         try:
-            return await super().async_execute_cell(cell, cell_index, **kwargs)
+            await super().async_execute_cell(cell, cell_index, **kwargs)
+            if cell_index == self.cell:  # quicker than it was
+                timer.cancel()
+                os.kill(self.km.provisioner.pid, signal.SIGKILL)
+                raise nbclient.exceptions.DeadKernelError
         finally:
             self.seconds[cell_index] = time.monotonic() - start
+        return cell
 
 
 def processes_with(variable):
@@ -106,12 +116,16 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
 
     def run(cell=None, after=None):
         copy = nbformat.from_dict(notebook)
-        copy.cells[1].source = copy.cells[1].source.replace('open_session()', 'open_session(embedded=True, serving_port={})'.format(free_port()))
+        port = free_port()
+        for part in copy.cells:
+            part.source = part.source.replace('/kept', '/kept-{}'.format(port)).replace(
+                'open_session()', 'open_session(embedded=True, serving_port={})'.format(port))
         client = Victim(copy, kernel_name='python3', cell=cell, after=after, resources={'metadata': {'path': str(tmp_path / 'elsewhere')}})
-        try:
+        if cell is None:
             client.execute()
-        except nbclient.exceptions.DeadKernelError:
-            assert cell is not None
+        else:
+            with pytest.raises(nbclient.exceptions.DeadKernelError):
+                client.execute()
         return client
 
     def left():
@@ -126,6 +140,7 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
         found = {'containers': 0, 'networks': 0, 'processes': 0, 'temporary files': 0}
         cells = [(cell, rng.uniform(0, .9) * seconds) for cell, seconds in whole.items() if notebook.cells[cell].cell_type == 'code']
         rng.shuffle(cells)
+        assert len(cells) % 2 == 0
         for pair in zip(cells[::2], cells[1::2]):
             with concurrent.futures.ThreadPoolExecutor(2) as threads:
                 list(threads.map(lambda victim: run(*victim), pair))
@@ -224,9 +239,11 @@ class Island:
         return json.loads(self.run('ip', '-json', '-statistics', 'link', 'show', 'out').stdout)[0]['stats64']['tx']['packets']
 
     def close(self):
-        if self.engine:
-            self.stop()
-        self.holder.kill()
+        try:
+            if self.engine:
+                self.stop()
+        finally:
+            self.holder.kill()
         self.holder.wait()
         shutil.rmtree(self.directory)
 
@@ -250,7 +267,7 @@ def test_with_credentials_nothing_leaves_this_machine_and_they_are_not_shown(isl
     tutorial(tmp_path, **{'open_session()': 'open_session(embedded=True)', 'container_log_level=logging.WARNING': 'container_log_level=logging.DEBUG'})
     secrets = {'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE', 'AWS_SECRET_ACCESS_KEY': 'wJalrXUtnFEMI/K7MDENG', 'AWS_SESSION_TOKEN': 'FwoGZXIvYXdzEXAMPLE'}
     environment = {**island.environment, **secrets, 'AWS_DEFAULT_REGION': 'eu-central-1'}
-    del environment['AWS_ENDPOINT_URL']  # what keeps other tests here
+    del environment['AWS_ENDPOINT_URL'], environment['AWS_EC2_METADATA_DISABLED']  # what keeps other tests here
     before = island.packets()
     done = island.run(sys.executable, '-c', RUN, str(tmp_path), cwd=ROOT, env=environment, check=False, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -296,9 +313,10 @@ input()
 
 def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
     """What fails meanwhile says why; afterwards all goes on, and nothing is left."""
+    (tmp_path / 'tmp').mkdir()
     (tmp_path / 'long.py').write_text('import time\nprint("training")\ntime.sleep(300)')
     with subprocess.Popen([*island.enter, sys.executable, '-c', DEPLOY + ENGINE, '8080', str(tmp_path / 'long.py')], cwd=ROOT, text=True,
-                          env=island.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+                          env={**island.environment, 'TMPDIR': str(tmp_path / 'tmp')}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         def expect(*parts):
             log = []
             for line in process.stdout:
@@ -326,11 +344,13 @@ def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
         expect('training')
         start = time.monotonic()
         island.stop()
-        expect('fit RuntimeError')
+        expect('fit RuntimeError Training job')
         assert time.monotonic() - start < 30
-        island.start()
-        go_on()
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+        go_on()  # to its end, without an engine
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and 'Could not remove containers' in out, out
+    assert not list((tmp_path / 'tmp').iterdir())
+    island.start()
+    island.run('make', 'clean', cwd=ROOT)
     monkeypatch.setenv('DOCKER_HOST', island.environment['DOCKER_HOST'])
     assert ours()[:2] == ([], [])
