@@ -8,7 +8,7 @@ LOCKED = requirements tests/requirements container/requirements container/requir
 AUDITED = PYSEC-2025-49 PYSEC-2026-3447
 
 help:  ## list these commands
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
 run: setup  ## set up, then run the notebook top to bottom; results in output/
 	$(PYTHON) -m local_mode.run

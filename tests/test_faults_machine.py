@@ -131,10 +131,10 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
     def left():
         return *ours()[:2], processes_with('KILLED_BY_A_TEST=' + str(tmp_path)), os.listdir(tmp_path / 'tmp')
 
-    stranger = docker('run', '--detach', '--network', docker('network', 'create', 'strangers-{}'.format(free_port())).strip(),
-                      '--entrypoint', 'sleep', IMAGE, '3600').strip()
+    stranger = docker('network', 'create', 'stranger-{}'.format(free_port())).strip()
     unused = docker('network', 'create', 'sagemaker-local-{}'.format(free_port())).strip()
     try:
+        docker('run', '--detach', '--name', stranger, '--network', stranger, '--entrypoint', 'sleep', IMAGE, '3600')
         whole = run().seconds
         assert left() == ([], [], [], [])
         found = {'containers': 0, 'networks': 0, 'processes': 0, 'temporary files': 0}
@@ -154,12 +154,11 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
         report('kernels killed in each of {} cells, two at a time (seed {}): left of {} pairs: {}; after make clean: nothing',
                len(cells), SEED, len(cells) // 2, ', '.join('{} {} times'.format(*item) for item in found.items()))
         assert all(found.values())  # or this shows nothing
-        assert docker('ps', '--quiet', '--no-trunc', '--filter', 'id=' + stranger).strip() == stranger
+        assert docker('ps', '--quiet', '--filter', 'name=' + stranger).strip()
         assert docker('network', 'ls', '--quiet', '--no-trunc', '--filter', 'id=' + unused).strip() == unused
     finally:
-        network = docker('inspect', '--format', '{{range .NetworkSettings.Networks}}{{.NetworkID}}{{end}}', stranger).strip()
         docker('rm', '--force', stranger)
-        docker('network', 'rm', network, unused)
+        docker('network', 'rm', stranger, unused)
 
 
 FIT = """
@@ -213,9 +212,13 @@ class Island:
         self.enter = ['nsenter', '--net=/proc/{}/ns/net'.format(self.holder.pid)]
         self.engine = None
         self.environment = {**os.environ, 'DOCKER_HOST': 'unix://{}/socket'.format(self.directory)}
+
+    def connect(self):
+        """Give it a way out, to nowhere."""
         for command in ('sysctl -qw net.ipv6.conf.default.disable_ipv6=1', 'ip link set lo up', 'ip link add out type veth peer name world',
                         'ip address add 192.0.2.1/24 dev out', 'ip link set out up', 'ip link set world up', 'ip route add default dev out'):
             subprocess.run([*self.enter, *command.split()], check=True)
+
     def start(self):
         """Start the engine, or start it again."""
         with (self.directory / 'log').open('ab') as log:
@@ -232,7 +235,7 @@ class Island:
         self.engine.wait(30)
 
     def run(self, *command, **options):
-        return subprocess.run([*self.enter, *command], **{**dict(env=self.environment, check=True, capture_output=True), **options})
+        return subprocess.run([*self.enter, *command], **{**dict(env=self.environment, check=True, capture_output=True, timeout=300), **options})
 
     def packets(self):
         """How many packets have been sent to the world."""
@@ -254,6 +257,7 @@ def island():
         pytest.skip('a network and an engine of its own need root')
     island = Island()
     try:
+        island.connect()
         island.start()
         with subprocess.Popen(['docker', 'save', IMAGE], stdout=subprocess.PIPE) as saved:
             island.run('docker', 'load', stdin=saved.stdout)
@@ -280,6 +284,7 @@ def test_with_credentials_nothing_leaves_this_machine_and_they_are_not_shown(isl
 
 
 ENGINE = """
+import faulthandler
 import numpy as np
 from sagemaker.chainer.estimator import Chainer
 
@@ -296,6 +301,7 @@ def deploy():
     global predictor
     predictor = model.deploy(initial_instance_count=1, instance_type='local')
 
+faulthandler.dump_traceback_later(240, exit=True)  # rather than hang
 say('predict', predict)
 input()
 say('predict', predict)
@@ -314,7 +320,7 @@ input()
 def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
     """What fails meanwhile says why; afterwards all goes on, and nothing is left."""
     (tmp_path / 'tmp').mkdir()
-    (tmp_path / 'long.py').write_text('import time\nprint("training")\ntime.sleep(300)')
+    (tmp_path / 'long.py').write_text('import time\nprint("the script runs")\ntime.sleep(300)')
     with subprocess.Popen([*island.enter, sys.executable, '-c', DEPLOY + ENGINE, '8080', str(tmp_path / 'long.py')], cwd=ROOT, text=True,
                           env={**island.environment, 'TMPDIR': str(tmp_path / 'tmp')}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         def expect(*parts):
@@ -341,7 +347,7 @@ def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
         expect('predict ConnectionError Nothing answers on port 8080')
         expect('deploy returned')
         expect('predict returned (1, 10)')
-        expect('training')
+        expect('the script runs')
         start = time.monotonic()
         island.stop()
         expect('fit RuntimeError Training job')
