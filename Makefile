@@ -2,10 +2,6 @@
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
 LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
-# What an audit finds, with answers: all in setuptools, which Chainer keeps from being newer.
-# PYSEC-2025-49 (notebook only): the page that easy_install downloads from may choose where a file goes. Nothing runs it.
-# PYSEC-2026-3447: on a Mac an sdist may hold files that MANIFEST.in excludes. Nothing here makes an sdist.
-AUDITED = PYSEC-2025-49 PYSEC-2026-3447
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -44,10 +40,14 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 	@test -x $(PYTHON) || ./setup.sh
 	$(PYTHON) -m pip install --quiet uv==0.13.9
 	@for f in $(LOCKED); do \
-		case $$f in container/*) python=3.11;; *) python=3.10;; esac; \
-		case $$f in tests/*) with="--constraint requirements.lock";; *-gpu) with=container/requirements.txt;; *) with=;; esac; \
+		case $$f in container/*) python=3.13;; *) python=3.11;; esac; \
+		case $$f in \
+			requirements) with=container/chainer/pyproject.toml;; \
+			tests/*) with="container/chainer_fast/pyproject.toml --constraint requirements.lock";; \
+			container/*) with="container/requirements.txt container/chainer/pyproject.toml container/chainer_fast/pyproject.toml";; \
+		esac; \
 		echo "$$f.lock"; .venv/bin/uv pip compile --quiet --upgrade --universal --python-version $$python --generate-hashes \
-			--build-constraints .venv/constraints.txt --no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
+			--no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
 	done
 	@echo container/Dockerfile; base=$$(sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' container/Dockerfile); \
 		digest=$$(docker pull $$base | sed -n 's/^Digest: //p'); \
@@ -58,12 +58,12 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@$(PYTHON) -m pip install --quiet uv==0.13.9
 	@failed=0; for f in $(LOCKED); do \
-		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip $(addprefix --ignore-vuln ,$(AUDITED)) --requirement $$f.lock || failed=1; done; exit $$failed
+		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f.lock || failed=1; done; exit $$failed
 
 sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 	@./setup.sh
 	@mkdir -p output
-	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py3 python - < container/sbom.py > output/sbom.tmp
+	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py313 python - < container/sbom.py > output/sbom.tmp
 	@mv output/sbom.tmp output/sbom.json
 
 clean:  ## remove the project's containers, networks and temporary files, those of running notebooks, too

@@ -31,12 +31,11 @@ venv=.venv
 [ "${1:-}" != bench ] || venv=.venv-bench
 python=$venv/bin/python
 
-# Chainer needs Python 3.11 or older, the pinned packages 3.10 or newer.
 make_venv() {
-    if quietly $python -c ''; then return; fi
+    local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+    if quietly $python -c "$version_check"; then return; fi
     rm -rf $venv
-    local version_check='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))'
-    for candidate in python3.11 python3.10 python3; do
+    for candidate in python3 python3.13 python3.12 python3.11 python3.14; do
         quietly $candidate -c "$version_check" || continue
         say "creating $venv with $($candidate --version)"
         # Debian packs the part of venv that brings pip separately.
@@ -45,17 +44,13 @@ make_venv() {
         $candidate -m venv $venv
         return
     done
-    command -v uv >/dev/null || fail "Chainer needs Python 3.10 or 3.11, and there is neither. Install" \
-        "one, or uv (https://docs.astral.sh/uv/), which fetches one, and run this again."
-    uv venv --seed --python 3.11 $venv
+    command -v uv >/dev/null || fail "There is no Python from 3.11 to 3.14. Install one," \
+        "or uv (https://docs.astral.sh/uv/), which fetches one, and run this again."
+    uv venv --seed --python 3.13 $venv
 }
 
 install_packages() {
-    # Chainer is an sdist and wants a setuptools that still has pkg_resources; new pips and old ones
-    # each look at one of these for what a build may use.
-    constraints=$PWD/$venv/constraints.txt
-    export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
-    echo 'setuptools<74' > "$constraints"
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
     for requirements in "$@"; do
         installed=$venv/installed-${requirements//\//-}
         if ! cmp -s "$requirements" "$installed"; then
@@ -65,6 +60,22 @@ install_packages() {
             cp "$requirements" "$installed"
         fi
     done
+}
+
+# Our own packages, built anew when they have changed.
+install_sources() {
+    for directory in "$@"; do
+        installed=$venv/installed-${directory//\//-}
+        if [ "$(checksum "$directory")" != "$(cat "$installed" 2>/dev/null)" ]; then
+            say "building $directory"
+            $python -m pip install --quiet --no-deps --force-reinstall "./$directory"
+            checksum "$directory" > "$installed"
+        fi
+    done
+}
+
+checksum() {
+    find "$1" \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat | cksum
 }
 
 start_docker() {
@@ -101,13 +112,13 @@ docker_answers() {
 
 # Rebuilds when container/ has changed.
 build_image() {
-    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py3
+    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313
     base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
-    source=$(find container -type f -not -name "*.pyc" | sort | xargs cat | cksum | cut -d' ' -f1)
+    source=$(checksum container | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
         if ! quietly docker image inspect $base && ! quietly docker pull $base; then
             local pinned=$base
-            base=sagemaker-chainer-base:bookworm
+            base=sagemaker-chainer-base:trixie
             if ! quietly docker image inspect $base; then
                 say "cannot pull $pinned: making the base from Debian's packages"
                 command -v debootstrap >/dev/null || { has_apt && install debootstrap; } ||
@@ -129,6 +140,12 @@ build_images() {
     fi
 }
 
+install_test_packages() {
+    install_packages requirements.lock tests/requirements.lock
+    install_compiler
+    install_sources container/chainer container/chainer_fast
+}
+
 install_chromium() {
     command -v chromium >/dev/null || { has_apt && install chromium; } ||
         fail "The browser tests need a 'chromium' on the PATH."
@@ -141,7 +158,7 @@ install_node() {
 
 install_compiler() {
     command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
-        fail "The tests of container/fast need a C compiler."
+        fail "container/chainer_fast needs a C compiler."
 }
 
 # Java for AWS's server, wrk asks the servers, torch.compile needs g++.
@@ -149,18 +166,17 @@ install_benchmarks() {
     for tool in java:default-jre-headless wrk:wrk g++:g++; do
         command -v ${tool%:*} >/dev/null || { has_apt && install ${tool#*:}; } || fail "The benchmarks need ${tool%:*}."
     done
-    # Its setuptools is too new for Chainer, which needs no more of it than torch does; CPU only.
     quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
         --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 }
 
 make_venv
 case ${1:-} in
-    '') install_packages requirements.lock; start_docker; build_images ;;
-    tests) install_packages requirements.lock tests/requirements.lock; start_docker; build_images "$@"; install_node
-        install_compiler; install_chromium ;;
-    fast) install_packages requirements.lock tests/requirements.lock; install_node; install_compiler ;;
-    bench) install_packages benchmarks/requirements.txt; install_compiler; install_benchmarks ;;
+    '') install_packages requirements.lock; install_sources container/chainer; start_docker; build_images ;;
+    tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
+    fast) install_test_packages; install_node ;;
+    bench) install_compiler; install_packages benchmarks/requirements.txt; install_sources container/chainer container/chainer_fast
+        install_benchmarks ;;
     *) fail "unknown argument $1" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it

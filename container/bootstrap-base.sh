@@ -1,15 +1,15 @@
 #!/bin/sh
-# Writes a base like debian:bookworm-slim to stdout as a tar, from the Debian mirror alone. Needs root.
+# Writes a base like debian:trixie-slim to stdout as a tar, from the Debian mirror alone. Needs root.
 set -eu
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 mkdir "$directory/base"
-debootstrap --variant=minbase bookworm "$directory/base" http://deb.debian.org/debian >&2
+debootstrap --variant=minbase trixie "$directory/base" http://deb.debian.org/debian >&2
 cd "$directory/base"
 cat > etc/apt/sources.list <<EOF
-deb http://deb.debian.org/debian bookworm main
-deb http://deb.debian.org/debian bookworm-updates main
-deb http://deb.debian.org/debian-security bookworm-security main
+deb http://deb.debian.org/debian trixie main
+deb http://deb.debian.org/debian trixie-updates main
+deb http://deb.debian.org/debian-security trixie-security main
 EOF
 rm -rf usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* \
     var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/*

@@ -13,7 +13,7 @@ def components():
     for line in subprocess.check_output(
             ['dpkg-query', '--show', '--showformat', r'${Package} ${Version} ${Architecture}\n'], text=True).splitlines():
         name, version, architecture = line.split()
-        yield name, version, 'pkg:deb/debian/{}@{}?arch={}&distro=bookworm'.format(name, version.replace(':', '%3A'), architecture)
+        yield name, version, 'pkg:deb/debian/{}@{}?arch={}&distro=trixie'.format(name, version.replace(':', '%3A'), architecture)
 
 
 print(json.dumps({

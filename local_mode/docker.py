@@ -25,7 +25,7 @@ def docker(*args):
 def image_uri(instance_type):
     """Return the name of our image for 'local', 'local_gpu' or an ml.* instance type."""
     gpu = instance_type == 'local_gpu' or instance_type.startswith(('ml.g', 'ml.p'))
-    return 'sagemaker-chainer:{}-{}-py3'.format(VERSION, 'gpu' if gpu else 'cpu')
+    return 'sagemaker-chainer:{}-{}-py313'.format(VERSION, 'gpu' if gpu else 'cpu')
 
 
 def has_image(name):

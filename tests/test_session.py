@@ -134,7 +134,7 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
     path('nvidia-smi', 'exit 0')
     path('docker', 'case $1 in images) exit 0;; esac')
     assert not docker.gpu_available()
-    assert 'there is no image sagemaker-chainer:7.8.1-gpu-py3' in capsys.readouterr().out
+    assert 'there is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
     path('docker', 'case $1 in images) echo id;; run) echo "no such driver" >&2; exit 1;; esac')
     assert not docker.gpu_available()
     assert 'NVIDIA Container Toolkit' in capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
 @pytest.mark.parametrize('instance_type, processor', [
     ('local', 'cpu'), ('local_gpu', 'gpu'), ('ml.m5.xlarge', 'cpu'), ('ml.g5.xlarge', 'gpu')])
 def test_the_image_fits_the_instance_type(instance_type, processor):
-    assert docker.image_uri(instance_type) == 'sagemaker-chainer:7.8.1-{}-py3'.format(processor)
+    assert docker.image_uri(instance_type) == 'sagemaker-chainer:7.8.1-{}-py313'.format(processor)
 
 
 def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
