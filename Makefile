@@ -14,7 +14,7 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 
 test:  ## set up, then run all tests but the two below
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests --ignore tests/test_gpu.py --ignore-glob 'tests/test_faults*'
+	$(PYTHON) -m pytest tests container --ignore tests/test_gpu.py --ignore-glob 'tests/test_faults*'
 
 test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be tested without
 	@./setup.sh tests gpu
@@ -26,7 +26,7 @@ test-faults:  ## break what can break, at random, and count what happens, in som
 
 test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests -m 'not docker and not browser and not slow'
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests container -m 'not docker and not browser and not slow'
 
 bench:  ## measure training and serving beside PyTorch and AWS's server, in some 13 minutes
 	@./setup.sh bench

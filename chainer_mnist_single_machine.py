@@ -1,7 +1,7 @@
 """Train an MLP on MNIST with Chainer, and host it: one script for both, run by SageMaker.
 
 Training happens under the main guard; hosting imports this file and calls model_fn.
-It runs unchanged on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.11.
+It runs unchanged on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13.
 
 What `--epochs 3 --batch-size 128` prints (accuracy on the 10,000 test images; seed 0; other CPUs differ by 0.001):
 
@@ -63,13 +63,12 @@ def model_fn(model_dir):
     return model.predictor
 
 
-def load_channel(name, directory, rank=0, size=1, xp=np):
+def load_channel(name, directory, rank=0, size=1):
     """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
 
     images: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
     rank, size: of several processes, each gets every size-th example. All get as many: where N is no
     multiple of size, some of the first examples come twice.
-    xp: where the arrays shall be: numpy, or cupy for the current GPU's memory.
     Exits with one sentence that says what is wrong.
     """
     if not directory:
@@ -101,7 +100,7 @@ def load_channel(name, directory, rank=0, size=1, xp=np):
         images, labels = images[mine], labels[mine]
     if images.dtype == np.uint8:
         images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
-    return chainer.datasets.TupleDataset(xp.asarray(images, np.float32), xp.asarray(labels, np.int32))
+    return chainer.datasets.TupleDataset(np.asarray(images, np.float32), np.asarray(labels, np.int32))
 
 
 def resample(images, x, y):
@@ -229,10 +228,8 @@ def train(args):
     if device >= 0:
         cuda.get_device_from_id(device).use()
         cuda.cupy.random.seed(args.seed)
-    # All of MNIST fits into a GPU, so that batches need not travel there.
-    xp = cuda.cupy if device >= 0 else np
-    train_data = load_channel('train', args.train, rank, size, xp)
-    test_data = load_channel('test', args.test, rank, size, xp)
+    train_data = load_channel('train', args.train, rank, size)
+    test_data = load_channel('test', args.test, rank, size)
 
     random.seed(args.seed)
     np.random.seed(args.seed)

@@ -2,6 +2,7 @@
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -24,9 +25,6 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU that Docker can use')
     config.addinivalue_line('markers', 'slow: takes longer than a fast test may')
     config.option.strict_markers = True
-    # Chainer's own, which nobody will mend
-    config.addinivalue_line('filterwarnings', 'ignore::DeprecationWarning:chainer')
-    config.addinivalue_line('filterwarnings', 'ignore::DeprecationWarning:setuptools')
 
 
 def pytest_collection_modifyitems(items):
@@ -61,6 +59,34 @@ def mnist(tmp_path_factory):
 @pytest.fixture(scope='session')
 def small_mnist(tmp_path_factory):
     return write_mnist(tmp_path_factory.mktemp('small_mnist'), 2000, 1000)
+
+
+def find_python36():
+    candidates = [shutil.which('python3.6')] + sorted(
+        pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')).glob(
+            'versions/3.6.*/bin/python'))
+    for candidate in candidates:
+        if candidate and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL
+                                        ).returncode == 0:
+            return str(candidate)
+    return None
+
+
+@pytest.fixture(scope='session')
+def aws_python(tmp_path_factory):
+    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2."""
+    python36 = find_python36()
+    if python36 is None:
+        if os.environ.get('CI'):
+            pytest.fail('CI needs a Python 3.6.')
+        pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
+    directory = tmp_path_factory.mktemp('aws')
+    subprocess.run([python36, '-m', 'venv', str(directory)], check=True)
+    python = directory / 'bin' / 'python'
+    # The pip that Python 3.6 brings does not look at which Python a package wants.
+    for packages in ['pip==21.3.1'], ['chainer==5.0.0', 'numpy==1.16.2', 'matplotlib==2.2.0']:
+        subprocess.run([str(python), '-m', 'pip', 'install', '-q'] + packages, check=True)
+    return python
 
 
 @pytest.fixture(scope='session')

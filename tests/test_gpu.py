@@ -108,22 +108,3 @@ def test_local_gpu_trains_and_serves(mnist, tmp_path, augment):
             assert (predictor.predict(test['images'][:1000]).argmax(axis=1) == test['labels'][:1000]).mean() > .95
     finally:
         session.close()
-
-
-@pytest.mark.gpu
-def test_batches_are_gathered_on_the_gpu(image):
-    """In one gather for each array, and the same examples as on the CPU."""
-    assert python(image, '''
-import chainer, numpy as np
-from chainer.backends import cuda
-x, t = np.arange(40, dtype=np.float32).reshape(10, 4), np.arange(10, dtype=np.int32)
-batches = []
-for xp in np, cuda.cupy:
-    np.random.seed(0)
-    batch = next(chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(xp.asarray(x), xp.asarray(t)), 5))
-    arrays = chainer.dataset.concat_examples(batch, device=0 if xp is cuda.cupy else -1)
-    print(type(batch).__name__, *[isinstance(a, xp.ndarray) for a in arrays])
-    batches.append([cuda.to_cpu(a) for a in arrays])
-np.testing.assert_array_equal(batches[0][0], batches[1][0])
-np.testing.assert_array_equal(batches[0][1], batches[1][1])
-''', '--gpus', 'all') == ['Batch True True'] * 2

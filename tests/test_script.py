@@ -3,7 +3,6 @@ import json
 import os
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -273,34 +272,6 @@ def test_bad_data_ends_the_process_before_any_epoch(tmp_path):
     done = run('--train', tmp_path, '--test', tmp_path)
     assert done.returncode == 1 and done.stdout == ''
     assert 'NaN' in done.stderr and 'Traceback' not in done.stderr
-
-
-def find_python36():
-    candidates = [shutil.which('python3.6')] + sorted(
-        pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')).glob(
-            'versions/3.6.*/bin/python'))
-    for candidate in candidates:
-        if candidate and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL
-                                        ).returncode == 0:
-            return str(candidate)
-    return None
-
-
-@pytest.fixture(scope='module')
-def aws_python(tmp_path_factory):
-    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2."""
-    python36 = find_python36()
-    if python36 is None:
-        if os.environ.get('CI'):
-            pytest.fail('CI needs a Python 3.6.')
-        pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
-    directory = tmp_path_factory.mktemp('aws')
-    subprocess.run([python36, '-m', 'venv', str(directory)], check=True)
-    python = directory / 'bin' / 'python'
-    # The pip that Python 3.6 brings does not look at which Python a package wants.
-    for packages in ['pip==21.3.1'], ['chainer==5.0.0', 'numpy==1.16.2', 'matplotlib==2.2.0']:
-        subprocess.run([str(python), '-m', 'pip', 'install', '-q'] + packages, check=True)
-    return python
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import runpy
 import shutil
 import signal
 import socket
@@ -449,3 +450,15 @@ def test_a_killed_worker_is_replaced(tmp_path):
                 if post(url, b'body', 'a/b', 'c/d').status == 200:
                     break
         assert len((tmp_path / 'loads').read_text().split()) == 2
+
+
+def test_what_is_set_is_left_and_the_cpus_are_shared(monkeypatch):
+    cpus = runpy.run_path(str(ROOT / 'container' / 'cpus.py'))
+    settings = cpus['blas_settings']
+    for name in settings() | settings(1000):
+        monkeypatch.delenv(name, raising=False)
+    assert settings()['OPENBLAS_NUM_THREADS'] == str(cpus['cpus']())
+    assert settings(1000)['OPENBLAS_NUM_THREADS'] == '1'
+    monkeypatch.setenv('OPENBLAS_NUM_THREADS', '3')
+    monkeypatch.setenv('OPENBLAS_THREAD_TIMEOUT', '')
+    assert 'OPENBLAS_NUM_THREADS' not in settings() and settings()['OPENBLAS_THREAD_TIMEOUT'] == '20'

@@ -290,7 +290,7 @@ def update(self, param):
 
 
 def load():
-    """Return the library of chainer_fast.c, ready to use."""
+    """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
     import scipy_openblas64
     loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
     array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -311,7 +311,7 @@ def load():
     blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
     loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
     blas.scipy_openblas_set_num_threads64_(1)
-    return loops
+    return loops, blas
 
 
 def install(owner, name, fast):
@@ -325,6 +325,6 @@ def install(owner, name, fast):
 
 
 if os.environ.get('CHAINER_FAST', '1') != '0':
-    loops = load()
+    loops, blas = load()
     for replacement in replacements:
         install(*replacement)
