@@ -89,7 +89,7 @@ def server(name, directory):
            'SAGEMAKER_MODEL_SERVER_WORKERS': '2', 'SM_MODEL_DIR': directory,
            'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH'])}
     if name == OURS:
-        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'), SAGEMAKER_PROGRAM='hosted.py',
+        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'), SAGEMAKER_PROGRAM='chainer_mnist_single_machine.py',
                    SAGEMAKER_SUBMIT_DIRECTORY=directory)
         command = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
     else:
@@ -170,13 +170,10 @@ def growth(directory, rounds=3):
 def main(rounds=10):
     """Print one table: medians, and the ratio of ours and AWS's with its quartiles; then that of growth."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
         print(machine(), flush=True)
         np.random.seed(0)
         chainer.serializers.save_npz(os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10)))
         shutil.copy(script.__file__, directory)
-        # In the image chainer itself loads chainer_fast.
-        pathlib.Path(directory, 'hosted.py').write_text('import chainer_fast\nfrom chainer_mnist_single_machine import model_fn\n')
         pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
         starts, servers = {OURS: [], AWS: []}, {}
         for _ in range(2):

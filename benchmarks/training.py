@@ -48,7 +48,7 @@ def data(size):
 
 
 def matrix_products(images, labels, size):
-    """The step's eight matrix products alone, with container/fast's BLAS and threads, into arrays that are there."""
+    """The step's eight matrix products alone, with chainer_fast's BLAS and threads, into arrays that are there."""
     from chainer_fast import loops
     layers = []
     for rows, columns in (size.units, 784), (size.units, size.units), (10, size.units):
@@ -86,7 +86,6 @@ def numpy_products(images, labels, size):
 def chainer_steps(images, labels, size):
     """The script's network in Chainer's Trainer; CHAINER_FAST says whose."""
     import chainer
-    import chainer_fast  # noqa: F401
     import chainer_mnist_single_machine as script
     model = chainer.links.Classifier(script.MLP(size.units, 10))
     optimizer = chainer.optimizers.Adam().setup(model)
@@ -139,9 +138,9 @@ VARIANTS = {
     'PyTorch, torch.compile': (lambda *arrays: torch_steps(*arrays, compiled=True), '1')}
 
 
-def environment(fast, directory):
+def environment(fast):
     """The variables that the image's entry point sets for training; plain Chainer has those for OpenBLAS only."""
-    env = {**os.environ, **blas_settings(), 'CHAINER_FAST': fast, 'PYTHONPATH': os.pathsep.join([directory, str(ROOT)])}
+    env = {**os.environ, **blas_settings(), 'CHAINER_FAST': fast, 'PYTHONPATH': str(ROOT)}
     if fast == '1':
         env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     return env
@@ -168,13 +167,13 @@ def ratio(these, those):
     return '{:.2f} ({:.2f}-{:.2f})'.format(median, low, high)
 
 
-def take_turns(names, size, rounds, directory):
+def take_turns(names, size, rounds):
     """Return {variant: [seconds of a step]} and {variant: peak memory in MB}."""
     processes, seconds, memory = {}, {}, {}
     for name in names:
         processes[name] = process = subprocess.Popen(
             [sys.executable, '-m', 'benchmarks.training', '--worker', name, *map(str, size)], cwd=ROOT, text=True,
-            env=environment(VARIANTS[name][1], directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            env=environment(VARIANTS[name][1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout.readline() == '\n', name
         seconds[name] = []
     for _ in range(rounds + 1):
@@ -191,9 +190,9 @@ def take_turns(names, size, rounds, directory):
     return seconds, memory
 
 
-def steps(rounds, directory):
+def steps(rounds):
     """Print the table of single steps."""
-    seconds, memory = take_turns(VARIANTS, Size(), rounds, directory)
+    seconds, memory = take_turns(VARIANTS, Size(), rounds)
     print('| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|')
     for name, values in seconds.items():
         print('| {} | {:.1f} | {} | {} | {} |'.format(
@@ -201,11 +200,11 @@ def steps(rounds, directory):
             '' if 'alone' in name else round(memory[name])), flush=True)
 
 
-def growth(rounds, directory):
+def growth(rounds):
     """Print how the image's Chainer, the bound and PyTorch grow."""
     print('\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n|---|---|---|---|---|---|---|')
     for size in GROWTH:
-        seconds, _ = take_turns((BOUND, OURS, TORCH), size, rounds, directory)
+        seconds, _ = take_turns((BOUND, OURS, TORCH), size, rounds)
         print('| {:,} | {:,} | {:,} | {:.3g} | {:.3g} | {} | {} |'.format(
             *size, statistics.median(seconds[OURS]) * 1000, statistics.median(seconds[BOUND]) * 1000,
             ratio(seconds[BOUND], seconds[OURS]), ratio(seconds[TORCH], seconds[OURS])), flush=True)
@@ -220,16 +219,15 @@ def jobs(seeds, directory):
         os.mkdir(channels[name])
         images, labels = chainer.dataset.concat_examples(dataset)
         np.savez(os.path.join(channels[name], name), images=images, labels=labels)
-    code = 'import chainer_fast, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
     seconds, accuracy = {'0': [], '1': []}, {'0': [], '1': []}
     for seed in range(seeds):
         for fast in ('0', '1') if seed % 2 else ('1', '0'):
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, '-c', code, str(ROOT / 'chainer_mnist_single_machine.py'), '--epochs', '3',
+                [sys.executable, str(ROOT / 'chainer_mnist_single_machine.py'), '--epochs', '3',
                  '--batch-size', '128', '--seed', str(seed), '--train', channels['train'], '--test', channels['test'],
                  '--model-dir', directory, '--output-data-dir', directory],
-                env=environment(fast, directory), check=True, stdout=subprocess.DEVNULL)
+                env=environment(fast), check=True, stdout=subprocess.DEVNULL)
             seconds[fast].append(time.perf_counter() - start)
             log = json.loads(pathlib.Path(directory, 'log').read_text())
             accuracy[fast].append(log[-1]['validation/main/accuracy'])
@@ -251,10 +249,9 @@ def main():
     if args.worker:
         return work(args.worker[0], Size(*map(int, args.worker[1:])))
     with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([ROOT / 'container' / 'fast' / 'build.sh', directory], check=True)
         print(machine(), flush=True)
-        steps(args.rounds, directory)
-        growth(max(2, args.rounds // 5), directory)
+        steps(args.rounds)
+        growth(max(2, args.rounds // 5))
         jobs(args.seeds, directory)
 
 

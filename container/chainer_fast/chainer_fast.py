@@ -170,7 +170,7 @@ def concat_arrays(arrays, padding):
     if not isinstance(arrays[0], chainer.get_array_types()):  # numbers
         result = np.array(arrays)
         return None if result.dtype.kind == 'O' else result
-    if set(map(type, arrays)) != {np.ndarray} or arrays[0].ndim != 1 or len(set(map(len, arrays))) > 1:
+    if set(map(type, arrays)) != {np.ndarray} or arrays[0].ndim != 1 or len({a.shape for a in arrays}) > 1:
         return None
     return np.concatenate(arrays).reshape(len(arrays), -1)
 
@@ -230,7 +230,8 @@ def linear_backward(function, indexes, gy):
 
 
 def relu_backward(function, indexes, gy):
-    return relu_grad(ReLUGrad2(*function._retained_output_data), (gy,))
+    y, = function.get_retained_outputs()
+    return relu_grad(ReLUGrad2(y.raw_array), (gy,))
 
 
 def softmax_cross_entropy_backward(function, indexes, gy):
@@ -318,9 +319,9 @@ def install(owner, name, fast):
     slow = getattr(owner, name)
 
     @functools.wraps(slow)
-    def method(*args):
-        result = fast(*args)
-        return slow(*args) if result is None else result
+    def method(*args, **kwargs):
+        result = fast(*args, **kwargs)
+        return slow(*args, **kwargs) if result is None else result
     setattr(owner, name, method)
 
 
