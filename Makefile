@@ -4,7 +4,7 @@ PYTHON = .venv/bin/python
 LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' Makefile
 
 run: setup  ## set up, then run the notebook top to bottom; results in output/
 	$(PYTHON) -m local_mode.run
@@ -12,13 +12,21 @@ run: setup  ## set up, then run the notebook top to bottom; results in output/
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
 
-test:  ## set up, then run all tests but the two below
+test:  ## set up, then run all tests but the four below
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests container --ignore tests/test_gpu.py --ignore-glob 'tests/test_faults*'
+	$(PYTHON) -m pytest tests container --ignore tests/test_gpu.py --ignore tests/test_arm64.py --ignore-glob 'tests/test_faults*'
 
 test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be tested without
 	@./setup.sh tests gpu
 	$(PYTHON) -m pytest tests/test_gpu.py
+
+test-arm64:  ## build the image for arm64, emulated on other machines, and test it
+	@./setup.sh arm64
+	$(PYTHON) -m pytest tests/test_arm64.py
+
+test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it, in some 10 minutes
+	@./setup.sh
+	$(PYTHON) -m tests.chainer_suite
 
 test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
 	@./setup.sh tests
@@ -77,4 +85,4 @@ clean:  ## remove the project's containers, networks and temporary files, those 
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test test-gpu test-faults test-fast bench setup image lock audit sbom clean
+.PHONY: help run lab test test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit sbom clean

@@ -4,6 +4,7 @@
 #   ./setup.sh         all of that
 #   ./setup.sh tests   ... and what the tests need besides; `tests gpu`: and the GPU image, without a GPU, too
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
+#   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -110,24 +111,39 @@ docker_answers() {
     return 1
 }
 
-# Rebuilds when container/ has changed.
+# Lets the kernel run arm64's programs, those in containers too.
+emulate_arm64() {
+    local kernel=/proc/sys/fs/binfmt_misc
+    if [ "$(docker version --format '{{.Server.Arch}}')" = arm64 ] || [ "$(uname)" != Linux ] ||
+        [ -e $kernel/qemu-aarch64 ]; then return; fi
+    { has_apt && install qemu-user-static; } || fail "The image for arm64 needs QEMU, registered in $kernel."
+    # Without an init system, by hand.
+    [ -e $kernel/qemu-aarch64 ] || as_root sh -c "[ -e $kernel/register ] || mount -t binfmt_misc binfmt_misc $kernel
+        cat /usr/lib/binfmt.d/qemu-aarch64.conf > $kernel/register"
+}
+
+# Rebuilds when container/ has changed. $1: cpu or gpu; $2: arm64, else what the engine's machine is.
 build_image() {
-    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313
+    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313${2:+-$2}
+    local architecture=${2:-$(docker version --format '{{.Server.Arch}}')}
     base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
     source=$(checksum container | cut -d' ' -f1)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
-        if ! quietly docker image inspect $base && ! quietly docker pull $base; then
+        # By one digest an engine keeps the base of one architecture.
+        if [ "$(docker image inspect --format '{{.Architecture}}' $base 2>/dev/null)" != "$architecture" ] &&
+            ! quietly docker pull --platform "linux/$architecture" $base; then
             local pinned=$base
-            base=sagemaker-chainer-base:trixie
+            base=sagemaker-chainer-base:trixie${2:+-$2}
             if ! quietly docker image inspect $base; then
                 say "cannot pull $pinned: making the base from Debian's packages"
                 command -v debootstrap >/dev/null || { has_apt && install debootstrap; } ||
                     fail "Without a registry the base image needs debootstrap, which Debian and Ubuntu have."
-                as_root container/bootstrap-base.sh | docker import --change 'CMD ["bash"]' - $base >/dev/null
+                as_root container/bootstrap-base.sh "$architecture" |
+                    docker build --quiet --platform "linux/$architecture" --tag $base - >/dev/null
             fi
         fi
         say "building $image"
-        docker build --build-arg BASE=$base --build-arg PROCESSOR="$processor" --label source="$source" --tag $image container
+        docker build --platform "linux/$architecture" --build-arg BASE=$base --build-arg PROCESSOR="$processor" --label source="$source" --tag $image container
     fi
 }
 
@@ -175,6 +191,7 @@ case ${1:-} in
     '') install_packages requirements.lock; install_sources container/chainer; start_docker; build_images ;;
     tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
     fast) install_test_packages; install_node ;;
+    arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;
     bench) install_compiler; install_packages benchmarks/requirements.txt; install_sources container/chainer container/chainer_fast
         install_benchmarks ;;
     *) fail "unknown argument $1" ;;

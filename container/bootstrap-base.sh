@@ -1,10 +1,11 @@
 #!/bin/sh
-# Writes a base like debian:trixie-slim to stdout as a tar, from the Debian mirror alone. Needs root.
+# Writes what `docker build -` makes a base like debian:trixie-slim of to stdout, from the Debian mirror alone.
+# Needs root. $1: amd64, arm64, ...; else the machine's own.
 set -eu
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 mkdir "$directory/base"
-debootstrap --variant=minbase trixie "$directory/base" http://deb.debian.org/debian >&2
+debootstrap ${1:+--arch="$1"} --variant=minbase trixie "$directory/base" http://deb.debian.org/debian >&2
 cd "$directory/base"
 cat > etc/apt/sources.list <<EOF
 deb http://deb.debian.org/debian trixie main
@@ -19,4 +20,8 @@ if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
     cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
     cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
 fi
-tar -c .
+tar -cf ../base.tar .
+cd ..
+# `docker import` would do, but before Docker 23 it says of every image that it is for the engine's own architecture.
+printf 'FROM scratch\nADD base.tar /\nCMD ["bash"]\n' > Dockerfile
+tar -c Dockerfile base.tar

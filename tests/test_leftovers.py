@@ -100,7 +100,7 @@ def test_set_up_twice_in_a_row_is_quick_and_changes_nothing():
 
 
 def test_set_up_without_docker_and_without_a_package_manager_says_what_to_do(tmp_path):
-    for name in 'bash', 'dirname', 'uname', 'id', 'cmp':
+    for name in 'bash', 'dirname', 'uname', 'id', 'cmp', 'find', 'sort', 'xargs', 'cat', 'cksum', 'sed':
         (tmp_path / name).symlink_to(subprocess.run(
             ['which', name], capture_output=True, text=True, check=True).stdout.strip())
     done = subprocess.run([str(tmp_path / 'bash'), './setup.sh'], cwd=ROOT, capture_output=True,

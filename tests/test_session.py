@@ -163,6 +163,7 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
 
 def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(session_module.RuntimeClient, 'timeout', .5)
+    monkeypatch.setattr('sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1')  # which asks Docker
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()

@@ -1,0 +1,158 @@
+"""Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it (`make test-chainer`).
+
+The tests come from the clone that the variable CHAINER names, else from GitHub. Logs and JUnit's XML stay in
+output/chainer_suite.
+"""
+import collections
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+
+from chainer.dataset import download
+
+from local_mode.docker import image_uri
+
+IMAGE = image_uri('local')
+OUTPUT = pathlib.Path('output/chainer_suite').resolve()
+MODES = {'plain': 0, 'fast': 1}
+PARTS = ['chainer', 'chainermn-0', 'chainermn-1']  # ChainerMN's by rank
+KNOWN = {}  # {regular expression of a test's name: why it fails without chainer_fast}
+
+# What the test files need themselves: (where, regular expression, replacement).
+EDITS = [
+    # NumPy 2 has these under other names only.
+    ('chainer_tests', r'\bnumpy\.product\b', 'numpy.prod'),
+    ('chainer_tests', r'\bnumpy\.complex_', 'numpy.complex128'),
+    ('chainer_tests', r'\b(?:numpy|np)\.(bool|int|object)\b', r'\1'),
+    # An array of one element is no longer a float.
+    ('chainer_tests/functions_tests/math_tests/test_det.py', r'float\((scaling \*\* .*)\)', r'(\1).item()'),
+    # A number that its type does not hold, here a padding of -1 among unsigned integers, raises.
+    ('chainer_tests/functions_tests/array_tests/test_pad_sequence.py', r'self\.dtype\((self\.pad)\)',
+     r'numpy.array(\1).astype(self.dtype)'),
+    # A float16 beside a Python float stays one: what is expected would no longer be computed in float64.
+    ('chainer_tests/functions_tests/loss_tests/test_softmax_cross_entropy.py', r'(loss_expect =) 0\.0$',
+     r'\1 numpy.float64(0)'),
+    # ChainerX, which the image has not, is taken for granted: what these do with NumPy stays.
+    ('chainermn_tests', r"('use_chx', )\[True, False\]", r'\1[False]'),
+    ('chainermn_tests', r'\[chainerx, np\]', '[np]'),
+    ('chainermn_tests', r'^ *\(True, "native:0"\),\n', ''),
+    ('chainermn_tests', r'^( *)self\.\w+\(\s*(chx[.)]|comm, model, False, True\)|use_gpu=False, use_chx=True\)).*',
+     r'\1pass'),
+]
+
+# A test that hangs ends its process, and mpirun ends the other; a process that wrote its results has not failed.
+SCRIPT = r'''
+pip install --quiet --root-user-action ignore --target /tmp/lib pytest==9.2.0 pytest-timeout==2.4.0 mock==5.2.0
+python -c 'import chainer, os
+assert hasattr(chainer.FunctionNode.apply, "__wrapped__") == (os.environ["CHAINER_FAST"] == "1"), "chainer_fast?"'
+cp -r /suite /tmp/suite
+cd /tmp/suite
+set -- -o addopts= -p no:cacheprovider -W ignore --continue-on-collection-errors --timeout 600 --timeout-method thread
+python -m pytest "$@" -q -m "not (slow or gpu or cudnn or ideep or chainerx or multi_gpu or theano)" \
+    --junitxml /output/chainer.xml tests/chainer_tests >/output/chainer.log 2>&1 || true
+mpirun --allow-run-as-root --oversubscribe -n 2 -mca mpi_yield_when_idle 1 -mca btl_vader_single_copy_mechanism none sh -c '
+    out=/output/chainermn-$OMPI_COMM_WORLD_RANK
+    python -m pytest "$@" -v -m "not (slow or gpu)" -k "not chx" --junitxml $out.xml tests/chainermn_tests >$out.log 2>&1
+    [ -e $out.xml ]' sh "$@"
+'''
+
+
+def fetch(folder):
+    """Put Chainer's tests into the folder, edited."""
+    clone = os.environ.get('CHAINER')
+    if not clone:
+        clone = folder / 'clone'
+        subprocess.run(['git', '-c', 'advice.detachedHead=false', 'clone', '--quiet', '--depth', '1', '--branch', 'v7.8.1',
+                        'https://github.com/chainer/chainer', clone], check=True)
+    archive = subprocess.run(['git', '-C', clone, 'archive', 'v7.8.1', 'setup.cfg', 'tests'], check=True, capture_output=True)
+    subprocess.run(['tar', '-x', '-C', folder], input=archive.stdout, check=True)
+    for place, old, new in EDITS:
+        path, edited = folder / 'tests' / place, 0
+        for file in path.rglob('*.py') if path.is_dir() else [path]:
+            text, count = re.subn(old, new, file.read_text(), flags=re.MULTILINE)
+            file.write_text(text)
+            edited += count
+        assert edited, f'there is no {old} in {place}'
+
+
+def run(folder):
+    """Run all, plain and fast side by side, and say how far they are."""
+    containers = {f'chainer-suite-{mode}-{os.getpid()}': mode for mode in MODES}
+    mnist = 'pfnet/chainer/mnist'
+    try:
+        processes = [subprocess.Popen([
+            'docker', 'run', '--rm', '--init', '--name', name, '--label', 'chainer-mnist-local-mode',
+            '--volume', f'{folder}:/suite:ro', '--volume', f'{OUTPUT / mode}:/output',
+            '--volume', f'{download.get_dataset_root()}/{mnist}:/tmp/home/.chainer/dataset/{mnist}:ro',
+            '--env', f'CHAINER_FAST={MODES[mode]}', '--env', 'OPENBLAS_NUM_THREADS=1', '--env', 'PYTHONPATH=/tmp/lib',
+            '--env', 'PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python',  # Caffe's generated code is too old for C++'s
+            '--env', 'CHAINER_TEST_PAIRWISE_PARAMETERIZATION=' +
+            os.environ.get('CHAINER_TEST_PAIRWISE_PARAMETERIZATION', 'always'),
+            IMAGE, 'sh', '-ec', SCRIPT]) for name, mode in containers.items()]
+        started = time.monotonic()
+        while any([process.poll() is None for process in processes]):
+            time.sleep(1)
+            if not int(time.monotonic() - started) % 30:
+                print(f'{time.monotonic() - started:4.0f} s', *[f'{mode}: {progress(mode)}' for mode in MODES], sep='  ')
+    finally:
+        subprocess.run(['docker', 'rm', '--force', *containers], capture_output=True)
+
+
+def progress(mode):
+    """Return the last part that has begun, and how much of it is done."""
+    logs = [log for log in (OUTPUT / mode / f'{part}.log' for part in PARTS[:2]) if log.exists()]
+    return f'{logs[-1].stem} {["", *re.findall(r"\[ *(\d+%)\]", logs[-1].read_text())][-1]}' if logs else 'starting'
+
+
+def results(mode, part):
+    """Return how many tests passed, failed and were skipped, {a failing one: its message's first line}, and the seconds."""
+    file = OUTPUT / mode / f'{part}.xml'
+    if not file.exists():  # its process was ended, or never began
+        return collections.Counter(failed=1), {'did not finish': f'see {file.with_suffix(".log")}'}, 0
+    suite = xml.etree.ElementTree.parse(file).find('testsuite')
+    counts, failing = collections.Counter(), {}
+    for test in suite.iter('testcase'):
+        ends = {end.tag: end.get('message', '') for end in test}
+        message = ends.get('failure', ends.get('error'))
+        counts['failed' if message is not None else 'skipped' if 'skipped' in ends else 'passed'] += 1
+        if message is not None:
+            failing[f'{test.get("classname")}.{test.get("name")}'] = message.partition('\n')[0]
+    return counts, failing, float(suite.get('time'))
+
+
+def report():
+    """Print what became of the tests; return whether all is well."""
+    print(f'{"":20}{"passed":>8}{"failed":>8}{"skipped":>8}{"seconds":>8}')
+    well, failing = True, {}
+    for part in PARTS:
+        ran = []
+        for mode in MODES:
+            counts, failed, seconds = results(mode, part)
+            print(f'{part:12} {mode:7}' + ''.join(f'{counts[end]:8}' for end in ('passed', 'failed', 'skipped')) + f'{seconds:8.0f}')
+            ran.append(counts.total())
+            for test, message in failed.items():
+                failing.setdefault(f'{part}: {test}', {})[mode] = message
+        if len(set(ran)) > 1:
+            print(f'{part}: not the same number of tests')
+            well = False
+    for test, messages in failing.items():
+        reason = next((reason for known, reason in KNOWN.items() if re.search(known, test)), None)
+        well = well and reason is not None and 'fast' not in messages
+        print(f'\n{test}', *[f'  {mode}: {message}' for mode, message in messages.items()], sep='\n')
+    return well
+
+
+if __name__ == '__main__':
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    for mode in MODES:
+        (OUTPUT / mode).mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix='chainer-mnist-local-mode-') as folder:
+        fetch(pathlib.Path(folder))
+        run(folder)
+    sys.exit(not report())
