@@ -8,6 +8,7 @@ Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
 import ctypes
 import functools
 import importlib.util
+import operator
 import os
 import weakref
 
@@ -163,31 +164,36 @@ def adam(self, param):
     return True
 
 
-@replaces(convert, '_concat_arrays')
-def concat_arrays(arrays, padding):
-    if padding is not None:
-        return None
-    if not isinstance(arrays[0], chainer.get_array_types()):  # numbers
-        result = np.array(arrays)
-        return None if result.dtype.kind == 'O' else result
-    if set(map(type, arrays)) != {np.ndarray} or arrays[0].ndim != 1 or len({a.shape for a in arrays}) > 1:
-        return None
-    return np.concatenate(arrays).reshape(len(arrays), -1)
+latest = None, (), (), ()  # a batch, its examples, the arrays and the indices that they come from
 
 
 @replaces(SerialIterator, 'next')
 @replaces(SerialIterator, '__next__')
 def next_batch(self):
-    dataset = self.dataset
-    if type(dataset) is not TupleDataset or set(map(type, dataset._datasets)) != {np.ndarray}:
+    global latest
+    arrays = self.dataset._datasets if type(self.dataset) is TupleDataset else ()
+    if not arrays or not all([type(a) is np.ndarray and a.flags.c_contiguous for a in arrays]):
         return None
     self._previous_epoch_detail = self.epoch_detail
     self._state, indices = _statemachine.iterator_statemachine(
-        self._state, self.batch_size, self.repeat, self.order_sampler, len(dataset))
+        self._state, self.batch_size, self.repeat, self.order_sampler, len(self.dataset))
     if indices is None:
         raise StopIteration
-    indices = indices.tolist()
-    return list(zip(*[[array[i] for i in indices] for array in dataset._datasets]))
+    numbers = indices.tolist()
+    batch = list(zip(*[[array[i] for i in numbers] for array in arrays]))
+    latest = batch, tuple(batch), arrays, indices
+    return batch
+
+
+@replaces(convert.concat_examples, 'base_callable')
+def concat_examples(batch, device=None, padding=None):
+    """One gather for each array, where the batch has the examples that next_batch gave it: views of these arrays."""
+    global latest
+    (made, examples, arrays, indices), latest = latest, (None, (), (), ())
+    if (batch is not made or not batch or len(batch) != len(examples) or not all(map(operator.is_, batch, examples))
+            or padding is not None):
+        return None
+    return tuple([convert.to_device(device, array.take(indices, axis=0)) for array in arrays])
 
 
 FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}
