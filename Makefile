@@ -26,7 +26,7 @@ test-arm64:  ## build the image for arm64, emulated on other machines, and test 
 
 test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it, in some 10 minutes
 	@./setup.sh
-	$(PYTHON) -m tests.chainer_suite
+	PYTHONPATH=. $(PYTHON) tests/chainer_suite.py
 
 test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
 	@./setup.sh tests
