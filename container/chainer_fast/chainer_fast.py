@@ -185,15 +185,15 @@ def next_batch(self):
     return batch
 
 
-@replaces(convert.concat_examples, 'base_callable')
-def concat_examples(batch, device=None, padding=None):
+@replaces(type(convert.concat_examples), '__call__')
+def concat_examples(self, *args, **kwargs):
     """One gather for each array, where the batch has the examples that next_batch gave it: views of these arrays."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
-    if (batch is not made or not batch or len(batch) != len(examples) or not all(map(operator.is_, batch, examples))
-            or padding is not None):
+    if (self.base_callable is not convert.concat_examples_func or len(args) != 2 or kwargs or not made or args[0] is not made
+            or len(made) != len(examples) or not all(map(operator.is_, made, examples))):
         return None
-    return tuple([convert.to_device(device, array.take(indices, axis=0)) for array in arrays])
+    return tuple([convert.to_device(args[1], array.take(indices, axis=0)) for array in arrays])
 
 
 FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}

@@ -340,6 +340,21 @@ def a_batch_is_a_list_of_views():
 
 
 @case
+def batches_that_were_changed_and_a_converter_that_was_pickled():
+    import pickle
+    import chainer
+    images, labels = batch(10)
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
+    concat, results = chainer.dataset.concat_examples, []
+    for change in (lambda examples: examples.reverse(), lambda examples: examples.pop(), lambda examples: examples.append(examples[0]),
+                   lambda examples: examples[1][0].fill(7), lambda examples: examples.__setitem__(2, (images[9], 3))):
+        examples = next(iterator)
+        change(examples)
+        results += [*concat(examples, None), *concat(examples, -1), *concat(examples[1:], padding=2)]
+    return results + [*pickle.loads(pickle.dumps(concat))(next(iterator), None)]
+
+
+@case
 def examples_that_do_not_fit_together():
     import chainer
     results = []
