@@ -91,6 +91,17 @@ def test_deprecations():
         iterator.finalize()
 
 
+@pytest.mark.docker
+def test_observation_aggregator():
+    assert in_image('''
+import types, chainer, chainermn, numpy as np
+trainer = types.SimpleNamespace(observation={'loss': chainer.Variable(np.array(3, np.float32))})
+comm = chainermn.create_communicator('naive')
+chainermn.extensions.ObservationAggregator(comm, 'loss', 'mean', comm_trigger=lambda trainer: True)(trainer)
+print(trainer.observation['mean'].array)
+''') == '3.0\n'
+
+
 def test_chainer_fast():
     code = 'import sys, chainer; print("chainer_fast" in sys.modules)'
     assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'True\n'
