@@ -10,6 +10,7 @@ What `--epochs 3 --batch-size 128` prints (accuracy on the 10,000 test images; s
     2       0.9768                      0.9786
     3       0.9848                      0.9885
 """
+
 import argparse
 import os
 import random
@@ -17,18 +18,18 @@ import sys
 import tempfile
 
 import chainer
-from chainer.backends import cuda
 import chainer.functions as F
 import chainer.links as L
-from chainer import serializers
 import numpy as np
+from chainer import serializers
+from chainer.backends import cuda
 
 
 class MLP(chainer.Chain):
     """784 pixels -> n_units -> n_units -> n_out scores, with ReLU in between."""
 
     def __init__(self, n_units, n_out):
-        super(MLP, self).__init__()
+        super().__init__()
         with self.init_scope():
             self.l1 = L.Linear(784, n_units)
             self.l2 = L.Linear(n_units, n_units)
@@ -59,7 +60,7 @@ def model_fn(model_dir):
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         scores = model.predictor(np.zeros((1, 784), np.float32))
     if not np.isfinite(scores.array).all():
-        raise ValueError('The model in {} gives NaN or infinity: train it again.'.format(path))
+        raise ValueError(f'The model in {path} gives NaN or infinity: train it again.')
     return model.predictor
 
 
@@ -72,29 +73,34 @@ def load_channel(name, directory, rank=0, size=1):
     Exits with one sentence that says what is wrong.
     """
     if not directory:
-        sys.exit("There is no '{0}' channel: call fit({{'train': ..., 'test': ...}}), "
-                 "or pass --{0} DIRECTORY.".format(name))
+        sys.exit(
+            f"There is no '{name}' channel: call fit({{'train': ..., 'test': ...}}), "
+            f'or pass --{name} DIRECTORY.'
+        )
     path = os.path.join(directory, name + '.npz')
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays['images'], arrays['labels']
     except Exception as e:  # a missing file, a missing key, a broken archive, pickled objects
-        sys.exit("The '{}' channel needs a file {} with the arrays 'images' and 'labels': {}"
-                 .format(name, path, e))
-    if images.ndim != 2 or images.shape[1] != 784 or not (
-            images.dtype == np.uint8 or images.dtype.kind == 'f'):
-        sys.exit("'images' in {} must be uint8 or floating point of shape (N, 784), but is {} of shape {}."
-                 .format(path, images.dtype, images.shape))
+        sys.exit(f"The '{name}' channel needs a file {path} with the arrays 'images' and 'labels': {e}")
+    if (
+        images.ndim != 2
+        or images.shape[1] != 784
+        or not (images.dtype == np.uint8 or images.dtype.kind == 'f')
+    ):
+        sys.exit(
+            f"'images' in {path} must be uint8 or floating point of shape (N, 784), but is {images.dtype} of shape {images.shape}."
+        )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
-        sys.exit("'labels' in {} must be integers of shape ({},), but is {} of shape {}."
-                 .format(path, len(images), labels.dtype, labels.shape))
+        sys.exit(
+            f"'labels' in {path} must be integers of shape ({len(images)},), but is {labels.dtype} of shape {labels.shape}."
+        )
     if not len(images):
-        sys.exit("{} holds no images.".format(path))
+        sys.exit(f'{path} holds no images.')
     if not np.isfinite(images).all():
-        sys.exit("'images' in {} holds NaN or infinity.".format(path))
+        sys.exit(f"'images' in {path} holds NaN or infinity.")
     if labels.min() < 0 or labels.max() > 9:
-        sys.exit("'labels' in {} must be 0 to 9, but range from {} to {}."
-                 .format(path, labels.min(), labels.max()))
+        sys.exit(f"'labels' in {path} must be 0 to 9, but range from {labels.min()} to {labels.max()}.")
     if size > 1:
         mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
         images, labels = images[mine], labels[mine]
@@ -127,15 +133,19 @@ def distort(images):
     """
     xp = cuda.get_array_module(images)
     rows, columns = xp.asarray(np.mgrid[:28, :28].reshape(2, 784), np.float32) - np.float32(13.5)
-    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = xp.asarray(np.random.uniform(
-        -1, 1, (10, len(images), 1)), np.float32)
+    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = xp.asarray(
+        np.random.uniform(-1, 1, (10, len(images), 1)), np.float32
+    )
     pi = np.float32(np.pi)
     x = columns + 1.5 * bend_x * xp.sin(rows * pi / 14 + wave_x * pi)
     y = rows + 1.5 * bend_y * xp.sin(columns * pi / 14 + wave_y * pi)
     x = x + 0.2 * slant * y
     cos, sin = xp.cos(turn * pi / 15), xp.sin(turn * pi / 15)  # up to 12 degrees
-    return resample(images, 13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y),
-                    13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y))
+    return resample(
+        images,
+        13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y),
+        13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y),
+    )
 
 
 def concat_distorted(batch, device=None):
@@ -172,7 +182,7 @@ class Checkpoints(chainer.training.Extension):
         self.process = '_process_{}_of_{}.npz'.format(*(comm.rank, comm.size) if comm else (0, 1))
 
     def path(self, epoch):
-        return os.path.join(self.directory, 'epoch_{}'.format(epoch) + self.process)
+        return os.path.join(self.directory, f'epoch_{epoch}' + self.process)
 
     def __call__(self, trainer):
         epoch = trainer.updater.epoch
@@ -182,14 +192,17 @@ class Checkpoints(chainer.training.Extension):
 
     def resume(self, trainer):
         """Load the newest epoch that every process has saved, if there is one."""
-        epochs = {int(name[len('epoch_'):-len(self.process)]) for name in os.listdir(self.directory)
-                  if name.startswith('epoch_') and name.endswith(self.process)}
+        epochs = {
+            int(name[len('epoch_') : -len(self.process)])
+            for name in os.listdir(self.directory)
+            if name.startswith('epoch_') and name.endswith(self.process)
+        }
         if self.comm:
             epochs = set.intersection(*self.comm.mpi_comm.allgather(epochs))
         if epochs:
             serializers.load_npz(self.path(max(epochs)), trainer)
             if not self.comm or self.comm.rank == 0:
-                print('Resuming after epoch {} from {}'.format(max(epochs), self.directory), flush=True)
+                print(f'Resuming after epoch {max(epochs)} from {self.directory}', flush=True)
 
     def serialize(self, serializer):
         """Add to the trainer's state NumPy's, which shuffles and distorts."""
@@ -203,6 +216,7 @@ def train(args):
     Under mpirun each process trains on its share of every batch; the first one reports and saves.
     """
     import matplotlib
+
     matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
     from chainer import training
     from chainer.training import extensions
@@ -212,16 +226,18 @@ def train(args):
             os.makedirs(directory, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as e:
-            sys.exit('Cannot write to {}: {}.'.format(directory, e.strerror))
+            sys.exit(f'Cannot write to {directory}: {e.strerror}.')
 
     comm, rank, size = None, 0, 1
     if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # Open MPI's mpirun has started several
         import chainermn
+
         comm = chainermn.create_communicator('pure_nccl' if args.num_gpus > 0 else 'naive')
         rank, size = comm.rank, comm.size
     if args.batch_size % size:
-        sys.exit('--batch-size {} cannot be shared by {} processes: make it a multiple of {}.'.format(
-            args.batch_size, size, size))
+        sys.exit(
+            f'--batch-size {args.batch_size} cannot be shared by {size} processes: make it a multiple of {size}.'
+        )
     batch_size = args.batch_size // size
 
     device = -1 if args.num_gpus < 1 else comm.intra_rank if comm else 0
@@ -249,10 +265,14 @@ def train(args):
     # Batches of nearly one size, at most 1,000: the Evaluator weighs a short last batch like a full one.
     test_batches = -(-len(test_data) // 1000)
     test_iter = chainer.iterators.SerialIterator(
-        test_data, -(-len(test_data) // test_batches), repeat=False, shuffle=False)
+        test_data, -(-len(test_data) // test_batches), repeat=False, shuffle=False
+    )
     updater = training.updaters.StandardUpdater(
-        train_iter, optimizer, device=device,
-        converter=concat_distorted if args.augment else chainer.dataset.concat_examples)
+        train_iter,
+        optimizer,
+        device=device,
+        converter=concat_distorted if args.augment else chainer.dataset.concat_examples,
+    )
     trainer = training.Trainer(updater, (args.epochs, 'epoch'), out=args.output_data_dir)
     evaluator = extensions.Evaluator(test_iter, model, device=device)
     trainer.extend(chainermn.create_multi_node_evaluator(evaluator, comm) if comm else evaluator)
@@ -261,19 +281,39 @@ def train(args):
     trainer.extend(extensions.LinearShift('alpha', (args.learning_rate, 0), (2 * steps // 3, steps)))
     if rank == 0:
         trainer.extend(extensions.dump_graph('main/loss'))
-        trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'),
-                       trigger=(args.epochs, 'epoch'))
+        trainer.extend(
+            extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'), trigger=(args.epochs, 'epoch')
+        )
         trainer.extend(extensions.LogReport())
-        trainer.extend(extensions.PlotReport(
-            ['main/loss', 'validation/main/loss'], 'epoch', file_name='loss.png'))
-        trainer.extend(extensions.PlotReport(
-            ['main/accuracy', 'validation/main/accuracy'], 'epoch', file_name='accuracy.png'))
-        trainer.extend(extensions.PrintReport(
-            ['epoch', 'main/loss', 'validation/main/loss',
-             'main/accuracy', 'validation/main/accuracy', 'elapsed_time']))
-        print('Training on {} images, testing on {}, {} epochs{}'.format(
-            len(train_data) * size, len(test_data) * size, args.epochs,
-            ', {} processes'.format(size) if comm else ''), flush=True)
+        trainer.extend(
+            extensions.PlotReport(['main/loss', 'validation/main/loss'], 'epoch', file_name='loss.png')
+        )
+        trainer.extend(
+            extensions.PlotReport(
+                ['main/accuracy', 'validation/main/accuracy'], 'epoch', file_name='accuracy.png'
+            )
+        )
+        trainer.extend(
+            extensions.PrintReport(
+                [
+                    'epoch',
+                    'main/loss',
+                    'validation/main/loss',
+                    'main/accuracy',
+                    'validation/main/accuracy',
+                    'elapsed_time',
+                ]
+            )
+        )
+        print(
+            'Training on {} images, testing on {}, {} epochs{}'.format(
+                len(train_data) * size,
+                len(test_data) * size,
+                args.epochs,
+                f', {size} processes' if comm else '',
+            ),
+            flush=True,
+        )
     if comm and len(set(comm.mpi_comm.allgather(bool(args.checkpoint_dir)))) > 1:
         sys.exit('Mount /opt/ml/checkpoints on every host, or on none.')
     if args.checkpoint_dir:
@@ -290,11 +330,13 @@ def train(args):
 
 def positive(kind):
     """An argparse type: `kind`, and greater than zero."""
+
     def parse(text):
         value = kind(text)
         if not 0 < value < float('inf'):
             raise ValueError
         return value
+
     parse.__name__ = 'positive ' + kind.__name__
     return parse
 
@@ -313,21 +355,30 @@ def parse_args(argv=None):
     parser.add_argument('--epochs', type=positive(int), default=50)
     parser.add_argument('--batch-size', '--batch_size', type=positive(int), default=64)
     parser.add_argument('--learning-rate', '--learning_rate', type=positive(float), default=0.001)
-    parser.add_argument('--augment', type=boolean, default=False,
-                        help='train on images that are distorted at random, to read more hands')
+    parser.add_argument(
+        '--augment',
+        type=boolean,
+        default=False,
+        help='train on images that are distorted at random, to read more hands',
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output-data-dir', default=os.environ.get('SM_OUTPUT_DATA_DIR', '.'))
     parser.add_argument('--model-dir', default=os.environ.get('SM_MODEL_DIR', '.'))
     parser.add_argument('--train', default=os.environ.get('SM_CHANNEL_TRAIN'))
     parser.add_argument('--test', default=os.environ.get('SM_CHANNEL_TEST'))
-    parser.add_argument('--checkpoint-dir', default='/opt/ml/checkpoints' if os.path.isdir('/opt/ml/checkpoints') else None,
-                        help="where to save after each epoch and to resume from; SageMaker's if it is there")
+    parser.add_argument(
+        '--checkpoint-dir',
+        default='/opt/ml/checkpoints' if os.path.isdir('/opt/ml/checkpoints') else None,
+        help="where to save after each epoch and to resume from; SageMaker's if it is there",
+    )
     parser.add_argument('--num-gpus', type=int, default=int(os.environ.get('SM_NUM_GPUS', 0)))
     args, rest = parser.parse_known_args(argv)
     # What SageMaker adds for itself is not meant for the script; a lone word is its value.
-    unknown = [word for word in rest
-               if word.startswith('-') and word.lstrip('-')[:1].isalpha()
-               and not word.startswith('--sagemaker_')]
+    unknown = [
+        word
+        for word in rest
+        if word.startswith('-') and word.lstrip('-')[:1].isalpha() and not word.startswith('--sagemaker_')
+    ]
     if unknown:
         parser.error('unknown hyperparameter {}'.format(' '.join(unknown)))
     return args

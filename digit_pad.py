@@ -6,6 +6,7 @@
 Needs the package anywidget. In JupyterLab and Jupyter Notebook, HTML(open('input.html').read()) needs
 nothing.
 """
+
 import pathlib
 
 import anywidget
@@ -20,8 +21,9 @@ class DigitPad(anywidget.AnyWidget):
     predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows.
     """
 
-    _html = traitlets.Unicode(
-        (pathlib.Path(__file__).parent / 'input.html').read_text(encoding='ascii')).tag(sync=True)
+    _html = traitlets.Unicode((pathlib.Path(__file__).parent / 'input.html').read_text(encoding='ascii')).tag(
+        sync=True
+    )
     _esm = """
         export default {async render({model, el}) {
           while (!el.isConnected) await new Promise(requestAnimationFrame);  // its script looks in the page
@@ -64,5 +66,5 @@ class DigitPad(anywidget.AnyWidget):
                 scores = self.predictor.predict(np.array(self.data, np.float32))
                 answer['scores'] = np.asarray(scores, float).ravel().tolist()
             except Exception as e:  # whatever it is, the pad says it and the drawing stays
-                answer['error'] = 'The endpoint gave no answer: {}'.format(e)
+                answer['error'] = f'The endpoint gave no answer: {e}'
         self.send(answer)

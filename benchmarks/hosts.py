@@ -6,6 +6,7 @@ The script's step (MLP 784-1000-1000-10, Adam, 128 images in all) in 1, 2 and 4 
 which share this machine's cores; they take turns. Then the same job that does nothing, in one container
 and in two that find each other over ssh.
 """
+
 import json
 import pathlib
 import statistics
@@ -23,13 +24,18 @@ ROUNDS, STEPS = 5, 60
 def step(batch_size):
     """What each process runs: print, as JSON, seconds a step and the part of them spent communicating."""
     import chainer
-    import numpy as np
     import chainermn
+    import numpy as np
+
     import chainer_mnist_single_machine as script
+
     comm = chainermn.create_communicator('naive')
     model = chainer.links.Classifier(script.MLP(1000, 10))
-    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm) if comm.size > 1 else (
-        chainer.optimizers.Adam())
+    optimizer = (
+        chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
+        if comm.size > 1
+        else (chainer.optimizers.Adam())
+    )
     optimizer.setup(model)
     spent = 0
 
@@ -38,12 +44,15 @@ def step(batch_size):
         start = time.perf_counter()
         mean(*args)
         spent += time.perf_counter() - start
+
     comm.multi_node_mean_grad = timed
     rng = np.random.default_rng(comm.rank)
-    data = chainer.datasets.TupleDataset(rng.random((60000 // comm.size, 784), np.float32),
-                                         rng.integers(0, 10, 60000 // comm.size, np.int32))
+    data = chainer.datasets.TupleDataset(
+        rng.random((60000 // comm.size, 784), np.float32), rng.integers(0, 10, 60000 // comm.size, np.int32)
+    )
     updater = chainer.training.updaters.StandardUpdater(
-        chainer.iterators.SerialIterator(data, batch_size // comm.size), optimizer)
+        chainer.iterators.SerialIterator(data, batch_size // comm.size), optimizer
+    )
     for count in 20, STEPS:
         spent, start = 0, time.perf_counter()
         for _ in range(count):
@@ -58,19 +67,47 @@ def run(processes, batch_size):
     """Return seconds a step and the share of communication for so many processes in one container."""
     settings = {**blas_settings(processes), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as training.py's
     done = subprocess.run(
-        ['docker', 'run', '--rm', '-v', '{}:/code:ro'.format(ROOT), '-w', '/code',
-         *[arg for setting in settings.items() for arg in ('-e', '='.join(setting))], IMAGE,
-         'mpirun', '--allow-run-as-root', '--oversubscribe', '-bind-to', 'none', '-mca', 'btl_vader_single_copy_mechanism',
-         'none', '-n', str(processes), 'python', '-m', 'benchmarks.hosts', 'step', str(batch_size)],
-        check=True, capture_output=True, text=True)
+        [
+            'docker',
+            'run',
+            '--rm',
+            '-v',
+            f'{ROOT}:/code:ro',
+            '-w',
+            '/code',
+            *[arg for setting in settings.items() for arg in ('-e', '='.join(setting))],
+            IMAGE,
+            'mpirun',
+            '--allow-run-as-root',
+            '--oversubscribe',
+            '-bind-to',
+            'none',
+            '-mca',
+            'btl_vader_single_copy_mechanism',
+            'none',
+            '-n',
+            str(processes),
+            'python',
+            '-m',
+            'benchmarks.hosts',
+            'step',
+            str(batch_size),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
     """Print the tables."""
     from benchmarks.training import machine
+
     print(machine())
-    print('| processes | images in all | ms a step | images/s, x one process | communication, with waiting |\n|---|---|---|---|---|')
+    print(
+        '| processes | images in all | ms a step | images/s, x one process | communication, with waiting |\n|---|---|---|---|---|'
+    )
     for batch_size in 128, 1024:
         results = {n: [] for n in (1, 2, 4)}
         for _ in range(ROUNDS):
@@ -79,28 +116,43 @@ def main():
         for n, rows in results.items():
             ratios = [one[0] / row[0] for one, row in zip(results[1], rows)]
             low, middle, high = statistics.quantiles(ratios)
-            print('| {} | {:,} | {:.1f} | {:.2f} ({:.2f}-{:.2f}) | {:.0%} |'.format(
-                n, batch_size, 1000 * statistics.median(row[0] for row in rows), middle, low, high,
-                statistics.median(row[1] for row in rows)), flush=True)
+            print(
+                f'| {n} | {batch_size:,} | {1000 * statistics.median(row[0] for row in rows):.1f} | {middle:.2f} ({low:.2f}-{high:.2f}) | {statistics.median(row[1] for row in rows):.0%} |',
+                flush=True,
+            )
+
+    from sagemaker.chainer.estimator import Chainer
 
     from local_mode.session import open_session
-    from sagemaker.chainer.estimator import Chainer
+
     session = open_session(embedded=True)
     seconds = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as directory:
         (pathlib.Path(directory) / 'nothing.py').write_text('')
         for _ in range(5):
             for hosts in seconds:
-                estimator = Chainer(entry_point=directory + '/nothing.py', role='arn:aws:iam::123456789012:role/Role',
-                                    instance_count=hosts, instance_type='local', image_uri=IMAGE, sagemaker_session=session)
+                estimator = Chainer(
+                    entry_point=directory + '/nothing.py',
+                    role='arn:aws:iam::123456789012:role/Role',
+                    instance_count=hosts,
+                    instance_type='local',
+                    image_uri=IMAGE,
+                    sagemaker_session=session,
+                )
                 start = time.monotonic()
                 estimator.fit()
                 seconds[hosts].append(time.monotonic() - start)
     session.close()
     print('\n| a job that does nothing | seconds, median of 5 |\n|---|---|')
     for hosts, values in seconds.items():
-        print('| {} | {:.1f} ({:.1f}-{:.1f}) |'.format(
-            'one container' if hosts == 1 else 'two containers, MPI', statistics.median(values), min(values), max(values)))
+        print(
+            '| {} | {:.1f} ({:.1f}-{:.1f}) |'.format(
+                'one container' if hosts == 1 else 'two containers, MPI',
+                statistics.median(values),
+                min(values),
+                max(values),
+            )
+        )
 
 
 if __name__ == '__main__':
@@ -108,5 +160,6 @@ if __name__ == '__main__':
         step(int(sys.argv[2]))
     else:
         from local_mode.docker import image_uri
+
         IMAGE = image_uri('local')
         main()

@@ -13,6 +13,7 @@ printed:
     drawings held out, naive       1300   0.2043 (0.1969-0.2108) 0.4038 (0.3923-0.4208)
     drawings held out              1300   0.9332 (0.9300-0.9369) 0.9577 (0.9492-0.9677)
 """
+
 import argparse
 import json
 import os
@@ -46,7 +47,7 @@ NAIVE = """strokes => {  // 10 x 10 of the canvas's pixels, lines 24 wide as dra
 def images(strokes, how='rasterise'):
     """The images, float32 (N, 784), that a JavaScript function next to the pad's makes of drawings."""
     pure = re.search('// <pure>.*// </pure>', (ROOT / 'input.html').read_text(), re.DOTALL).group()
-    code = '{}\nconsole.log(JSON.stringify({}.map({})))'.format(pure, json.dumps(strokes), how)
+    code = f'{pure}\nconsole.log(JSON.stringify({json.dumps(strokes)}.map({how})))'
     done = subprocess.run(['node', '-'], input=code, capture_output=True, text=True, check=True)
     return np.array(json.loads(done.stdout), np.float32)
 
@@ -68,8 +69,8 @@ def main():
     sets.append(('MNIST test images', *chainer.dataset.concat_examples(test)))
     for name, styles, seed in ('chosen on', STYLES, 1), ('held out', HELD_OUT, 2):
         strokes, labels = drawings(styles, args.n, seed)
-        sets.append(('drawings {}, naive'.format(name), images(strokes, NAIVE), labels))
-        sets.append(('drawings {}'.format(name), images(strokes), labels))
+        sets.append((f'drawings {name}, naive', images(strokes, NAIVE), labels))
+        sets.append((f'drawings {name}', images(strokes), labels))
 
     results = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -81,20 +82,47 @@ def main():
             np.savez(os.path.join(channels[name], name), images=x, labels=y)
         for seed in range(args.seeds):
             for augment in False, True:
-                print('training with seed {}, augment {}'.format(seed, augment), file=sys.stderr)
-                subprocess.run([
-                    sys.executable, script.__file__, '--epochs', '3', '--batch-size', '128', '--seed', str(seed),
-                    '--augment', str(augment), '--train', channels['train'], '--test', channels['test'],
-                    '--model-dir', directory, '--output-data-dir', directory], check=True, stdout=subprocess.DEVNULL)
+                print(f'training with seed {seed}, augment {augment}', file=sys.stderr)
+                subprocess.run(
+                    [
+                        sys.executable,
+                        script.__file__,
+                        '--epochs',
+                        '3',
+                        '--batch-size',
+                        '128',
+                        '--seed',
+                        str(seed),
+                        '--augment',
+                        str(augment),
+                        '--train',
+                        channels['train'],
+                        '--test',
+                        channels['test'],
+                        '--model-dir',
+                        directory,
+                        '--output-data-dir',
+                        directory,
+                    ],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
                 model = script.model_fn(directory)
                 for name, x, labels in sets:
                     results.setdefault((name, augment), []).append(accuracy(model, x, labels))
 
     print('{:<28} {:>6}   {:<22} {:<22}'.format('accuracy', 'images', 'plain', 'augmented'))
     for name, x, _ in sets:
-        print('{:<28} {:>6}   {:<22} {:<22}'.format(name, len(x), *(
-            '{:.4f} ({:.4f}-{:.4f})'.format(np.mean(values), min(values), max(values))
-            for values in (results[name, False], results[name, True]))))
+        print(
+            '{:<28} {:>6}   {:<22} {:<22}'.format(
+                name,
+                len(x),
+                *(
+                    f'{np.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})'
+                    for values in (results[name, False], results[name, True])
+                ),
+            )
+        )
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers 
 model and the same settings for OpenBLAS; wrk asks them in turn, over keep-alive connections, with npy bodies of
 one and of 1,000 images. Then how both do with more connections, AWS's also without these settings.
 """
+
 import contextlib
 import http.client
 import io
@@ -31,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NPY = 'application/x-npy'
 OURS, AWS, UNSET = 'ours', "AWS's", "AWS's, OpenBLAS not set"
 PORTS = {OURS: 8380, AWS: 8381, UNSET: 8382}
-WRK = '''
+WRK = """
 wrk.method = 'POST'
 wrk.headers['Content-Type'], wrk.headers['Accept'] = '{npy}', '{npy}'
 local file = io.open('{body}', 'rb')
@@ -41,8 +42,8 @@ function done(summary, latency)
   io.write(string.format('RESULT [%f, %f, %f, %d]\\n', (summary.requests - e.status) / summary.duration * 1e6,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, e.status + e.read + e.write + e.connect + e.timeout))
 end
-'''
-HANDLER = '''
+"""
+HANDLER = """
 import chainer
 import chainer_mnist_single_machine as script
 from sagemaker_inference.default_handler_service import DefaultHandlerService
@@ -60,10 +61,10 @@ class HandlerService(DefaultHandlerService):
                 with chainer.using_config('train', False), chainer.no_backprop_mode():
                     return model(data).array
         super().__init__(transformer=Transformer(default_inference_handler=Handler()))
-'''
+"""
 
 
-PRODUCTS = '''
+PRODUCTS = """
 import time
 import numpy as np
 x, h = np.ones((1, 784), np.float32), np.ones((1, 1000), np.float32)
@@ -73,7 +74,7 @@ while time.perf_counter() < end:
     x.dot(W1.T), h.dot(W2.T), h.dot(W3.T)
     count += 1
 print(count)
-'''
+"""
 
 
 def body(images):
@@ -85,27 +86,49 @@ def body(images):
 @contextlib.contextmanager
 def server(name, directory):
     """Start a server; yield (process, seconds to the first answered prediction)."""
-    env = {**os.environ, **({} if name == UNSET else blas_settings(2)), 'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]),
-           'SAGEMAKER_MODEL_SERVER_WORKERS': '2', 'SM_MODEL_DIR': directory,
-           'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH'])}
+    env = {
+        **os.environ,
+        **({} if name == UNSET else blas_settings(2)),
+        'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]),
+        'SAGEMAKER_MODEL_SERVER_WORKERS': '2',
+        'SM_MODEL_DIR': directory,
+        'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH']),
+    }
     if name == OURS:
-        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'), SAGEMAKER_PROGRAM='chainer_mnist_single_machine.py',
-                   SAGEMAKER_SUBMIT_DIRECTORY=directory)
+        env.update(
+            PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'),
+            SAGEMAKER_PROGRAM='chainer_mnist_single_machine.py',
+            SAGEMAKER_SUBMIT_DIRECTORY=directory,
+        )
         command = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
     else:
         base = os.path.join(directory, str(PORTS[name]))  # its model directory, process id and sockets
         os.makedirs(os.path.join(base, 'model'), exist_ok=True)
-        env.update(PYTHONPATH='{}:{}'.format(directory, ROOT), CHAINER_FAST='0', SAGEMAKER_BASE_DIR=base, TMPDIR=base, TEMP=base)
-        command = [sys.executable, '-c', 'from sagemaker_inference.model_server import start_model_server; '
-                   'start_model_server("mms_handler")']
+        env.update(
+            PYTHONPATH=f'{directory}:{ROOT}',
+            CHAINER_FAST='0',
+            SAGEMAKER_BASE_DIR=base,
+            TMPDIR=base,
+            TEMP=base,
+        )
+        command = [
+            sys.executable,
+            '-c',
+            'from sagemaker_inference.model_server import start_model_server; '
+            'start_model_server("mms_handler")',
+        ]
     start = time.perf_counter()
     with open(os.path.join(directory, name + '.log'), 'w') as log:
-        process = subprocess.Popen(command, cwd=directory, env=env, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=directory, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         while True:
             assert process.poll() is None and time.perf_counter() - start < 60, (
-                'The server {} does not start: {}'.format(name, pathlib.Path(directory, name + '.log').read_text()[-3000:]))
+                'The server {} does not start: {}'.format(
+                    name, pathlib.Path(directory, name + '.log').read_text()[-3000:]
+                )
+            )
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection('127.0.0.1', PORTS[name], timeout=20)
                 connection.request('POST', '/invocations', body(1), {'Content-Type': NPY, 'Accept': NPY})
@@ -132,28 +155,45 @@ def memory(process):
 
 def ask(name, directory, images, connections):
     """Have wrk ask a server for a second, or two; return answers/s, p50 and p99 in ms, and the number of errors."""
-    lua = pathlib.Path(directory, 'wrk-{}.lua'.format(images))
+    lua = pathlib.Path(directory, f'wrk-{images}.lua')
     if not lua.exists():
         sent = lua.with_suffix('.npy')
         sent.write_bytes(body(images))
         lua.write_text(WRK.format(npy=NPY, body=sent))
     done = subprocess.run(
-        ['wrk', '-t1', '-c{}'.format(connections), '-d{}s'.format(2 if images > 1 else 1), '-s', str(lua),
-         'http://127.0.0.1:{}/invocations'.format(PORTS[name])], capture_output=True, text=True, check=True)
+        [
+            'wrk',
+            '-t1',
+            f'-c{connections}',
+            f'-d{2 if images > 1 else 1}s',
+            '-s',
+            str(lua),
+            f'http://127.0.0.1:{PORTS[name]}/invocations',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.split('RESULT')[1])
 
 
 def products():
     """Return how many images a second the matrix products alone take, in two processes with a thread each."""
-    processes = [subprocess.Popen([sys.executable, '-c', PRODUCTS], env={**os.environ, **blas_settings(2)},
-                                  stdout=subprocess.PIPE) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', PRODUCTS], env={**os.environ, **blas_settings(2)}, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     return sum([int(process.communicate()[0]) for process in processes])
 
 
 def growth(directory, rounds=3):
     """Print how the servers do with more connections, in answers a second."""
-    print('\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms | {0}: requests/s | p50, ms | p99, ms '
-          '| {1}: requests/s | matrix products alone: images/s |\n|---|---|---|---|---|---|---|---|---|'.format(AWS, UNSET))
+    print(
+        f'\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms | {AWS}: requests/s | p50, ms | p99, ms '
+        f'| {UNSET}: requests/s | matrix products alone: images/s |\n|---|---|---|---|---|---|---|---|---|'
+    )
     with server(UNSET, directory):
         ask(UNSET, directory, 1, 16)  # warms up
         for connections in 1, 4, 16, 64:
@@ -162,9 +202,15 @@ def growth(directory, rounds=3):
                 for name in PORTS:
                     results[name].append(ask(name, directory, 1, connections))
                 bound.append(products())
-            ours, aws, unset = [[statistics.median(column) for column in zip(*results[name])] for name in PORTS]
-            print('| {} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.4g} |'.format(
-                connections, *ours[:3], *aws[:3], unset[0], statistics.median(bound)), flush=True)
+            ours, aws, unset = [
+                [statistics.median(column) for column in zip(*results[name])] for name in PORTS
+            ]
+            print(
+                '| {} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.4g} |'.format(
+                    connections, *ours[:3], *aws[:3], unset[0], statistics.median(bound)
+                ),
+                flush=True,
+            )
 
 
 def main(rounds=10):
@@ -172,7 +218,9 @@ def main(rounds=10):
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         print(machine(), flush=True)
         np.random.seed(0)
-        chainer.serializers.save_npz(os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10)))
+        chainer.serializers.save_npz(
+            os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10))
+        )
         shutil.copy(script.__file__, directory)
         pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
         starts, servers = {OURS: [], AWS: []}, {}
@@ -192,19 +240,25 @@ def main(rounds=10):
                     if i:  # the first round warms up, Java above all
                         results[name].append(result)
             for column, what in enumerate(('requests/s', 'p50, ms', 'p99, ms', 'errors')):
-                rows.append(('{:,} image{}, {} connection{}: {}'.format(
-                    images, 's' * (images > 1), connections, 's' * (connections > 1), what),
-                    *[[r[column] for r in results[name]] for name in results]))
+                rows.append(
+                    (
+                        '{:,} image{}, {} connection{}: {}'.format(
+                            images, 's' * (images > 1), connections, 's' * (connections > 1), what
+                        ),
+                        *[[r[column] for r in results[name]] for name in results],
+                    )
+                )
         rows.append(('start to the first answer, s', starts[OURS], starts[AWS]))
         rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in (OURS, AWS)]))
-        print('| endpoint, two workers | ours | AWS\'s | ours / AWS\'s |\n|---|---|---|---|')
+        print("| endpoint, two workers | ours | AWS's | ours / AWS's |\n|---|---|---|---|")
         for what, ours, aws in rows:
             if what.endswith('errors'):
-                print('| {} | {} | {} | |'.format(what, int(sum(ours)), int(sum(aws))))
+                print(f'| {what} | {int(sum(ours))} | {int(sum(aws))} | |')
             else:
                 low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
-                print('| {} | {:.4g} | {:.4g} | {:.2f} ({:.2f}-{:.2f}) |'.format(
-                    what, statistics.median(ours), statistics.median(aws), median, low, high))
+                print(
+                    f'| {what} | {statistics.median(ours):.4g} | {statistics.median(aws):.4g} | {median:.2f} ({low:.2f}-{high:.2f}) |'
+                )
         growth(directory)
 
 

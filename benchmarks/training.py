@@ -7,6 +7,7 @@ they take turns for a quarter of a second each, so that what else the machine do
 Ratios are medians over the rounds, with quartiles. Then how a step's time grows with each of these sizes,
 and the whole script, three epochs, five seeds.
 """
+
 import argparse
 import collections
 import json
@@ -26,17 +27,26 @@ from container.cpus import blas_settings, cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 Size = collections.namedtuple('Size', 'batch units images', defaults=(128, 1000, 60000))
-GROWTH = [Size(), *[Size(batch=n) for n in (32, 500, 1000)], *[Size(units=n) for n in (250, 500, 2000, 4000)],
-          *[Size(images=n) for n in (6000, 240000)]]
+GROWTH = [
+    Size(),
+    *[Size(batch=n) for n in (32, 500, 1000)],
+    *[Size(units=n) for n in (250, 500, 2000, 4000)],
+    *[Size(images=n) for n in (6000, 240000)],
+]
 
 
 def machine():
     """Return one line: the CPU, its cores for this process, and the memory."""
     info = pathlib.Path('/proc/cpuinfo').read_text()
     fields = dict(re.findall(r'^(model name|cpu family|model)\s*: (.*)', info, re.MULTILINE))
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     return '{} cores of {} (family {}, model {}), {:.0f} GB\n'.format(
-        cpus(), fields.get('model name', platform.machine()), fields.get('cpu family'), fields.get('model'), memory)
+        cpus(),
+        fields.get('model name', platform.machine()),
+        fields.get('cpu family'),
+        fields.get('model'),
+        memory,
+    )
 
 
 def data(size):
@@ -50,12 +60,13 @@ def data(size):
 def matrix_products(images, labels, size):
     """The step's eight matrix products alone, with chainer_fast's BLAS and threads, into arrays that are there."""
     from chainer_fast import loops
+
     layers = []
     for rows, columns in (size.units, 784), (size.units, size.units), (10, size.units):
         W, b = np.ones((rows, columns), np.float32), np.zeros(rows, np.float32)
         x, y = np.ones((size.batch, columns), np.float32), np.empty((size.batch, rows), np.float32)
         layers.append((x, W, b, y, x.copy(), W.copy(), size.batch, columns, rows))
-    layers[0][0][:] = images[:size.batch]
+    layers[0][0][:] = images[: size.batch]
 
     def run(steps):
         for _ in range(steps):
@@ -63,7 +74,10 @@ def matrix_products(images, labels, size):
                 loops.linear(y, x, W, b, *n)
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW, *n = layers[layer]
-                loops.linear_grad(gx, gW, b, x, W, y, *n, 3 if layer else 2)  # nobody wants the images' gradients
+                loops.linear_grad(
+                    gx, gW, b, x, W, y, *n, 3 if layer else 2
+                )  # nobody wants the images' gradients
+
     return run
 
 
@@ -80,13 +94,16 @@ def numpy_products(images, labels, size):
             np.dot(x, W1.T, out=y), np.dot(h, W2.T, out=y), np.dot(h, W3.T, out=scores)
             np.dot(g.T, h, out=g3), np.dot(g, W3, out=y)
             np.dot(h.T, y, out=g2), np.dot(h, W2, out=y), np.dot(h.T, x, out=g1)
+
     return run
 
 
 def chainer_steps(images, labels, size):
     """The script's network in Chainer's Trainer; CHAINER_FAST says whose."""
     import chainer
+
     import chainer_mnist_single_machine as script
+
     model = chainer.links.Classifier(script.MLP(size.units, 10))
     optimizer = chainer.optimizers.Adam().setup(model)
     iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), size.batch)
@@ -97,17 +114,24 @@ def chainer_steps(images, labels, size):
             trainer = chainer.training.Trainer(updater, (updater.iteration + steps, 'iteration'), out=out)
             trainer.extend(chainer.training.extensions.LogReport())
             trainer.run()
+
     return run
 
 
 def torch_steps(images, labels, size, compiled=False, flush=True):
     """The same in PyTorch: fused Adam, no DataLoader, accuracy of each batch as Chainer has it."""
     import torch
+
     torch.set_num_threads(int(os.environ['OPENBLAS_NUM_THREADS']))
     torch.set_flush_denormal(flush)  # as chainer_fast.c does
     units = size.units
-    model = torch.nn.Sequential(torch.nn.Linear(784, units), torch.nn.ReLU(), torch.nn.Linear(units, units),
-                                torch.nn.ReLU(), torch.nn.Linear(units, 10))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(784, units),
+        torch.nn.ReLU(),
+        torch.nn.Linear(units, units),
+        torch.nn.ReLU(),
+        torch.nn.Linear(units, 10),
+    )
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     forward, loss_of = torch.compile(model) if compiled else model, torch.nn.CrossEntropyLoss()
     images, labels = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
@@ -117,13 +141,14 @@ def torch_steps(images, labels, size, compiled=False, flush=True):
     def run(steps):
         for i in range(steps):
             i %= batches
-            index = order[i * size.batch:(i + 1) * size.batch]
+            index = order[i * size.batch : (i + 1) * size.batch]
             x, t = images[index], labels[index]
             optimizer.zero_grad()
             y = forward(x)
             loss_of(y, t).backward()
             optimizer.step()
             (y.argmax(1) == t).float().mean()
+
     return run
 
 
@@ -135,7 +160,8 @@ VARIANTS = {
     PLAIN: (chainer_steps, '0'),
     TORCH: (torch_steps, '1'),
     'PyTorch, eager, subnormals kept': (lambda *arrays: torch_steps(*arrays, flush=False), '1'),
-    'PyTorch, torch.compile': (lambda *arrays: torch_steps(*arrays, compiled=True), '1')}
+    'PyTorch, torch.compile': (lambda *arrays: torch_steps(*arrays, compiled=True), '1'),
+}
 
 
 def environment(fast):
@@ -164,7 +190,7 @@ def work(name, size):
 
 def ratio(these, those):
     low, median, high = statistics.quantiles([a / b for a, b in zip(these, those)], n=4)
-    return '{:.2f} ({:.2f}-{:.2f})'.format(median, low, high)
+    return f'{median:.2f} ({low:.2f}-{high:.2f})'
 
 
 def take_turns(names, size, rounds):
@@ -172,8 +198,13 @@ def take_turns(names, size, rounds):
     processes, seconds, memory = {}, {}, {}
     for name in names:
         processes[name] = process = subprocess.Popen(
-            [sys.executable, '-m', 'benchmarks.training', '--worker', name, *map(str, size)], cwd=ROOT, text=True,
-            env=environment(VARIANTS[name][1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            [sys.executable, '-m', 'benchmarks.training', '--worker', name, *map(str, size)],
+            cwd=ROOT,
+            text=True,
+            env=environment(VARIANTS[name][1]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert process.stdout.readline() == '\n', name
         seconds[name] = []
     for _ in range(rounds + 1):
@@ -193,26 +224,45 @@ def take_turns(names, size, rounds):
 def steps(rounds):
     """Print the table of single steps."""
     seconds, memory = take_turns(VARIANTS, Size(), rounds)
-    print('| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|')
+    print(
+        '| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|'
+    )
     for name, values in seconds.items():
-        print('| {} | {:.1f} | {} | {} | {} |'.format(
-            name, statistics.median(values) * 1000, ratio(seconds[BOUND], values), ratio(seconds[TORCH], values),
-            '' if 'alone' in name else round(memory[name])), flush=True)
+        print(
+            '| {} | {:.1f} | {} | {} | {} |'.format(
+                name,
+                statistics.median(values) * 1000,
+                ratio(seconds[BOUND], values),
+                ratio(seconds[TORCH], values),
+                '' if 'alone' in name else round(memory[name]),
+            ),
+            flush=True,
+        )
 
 
 def growth(rounds):
     """Print how the image's Chainer, the bound and PyTorch grow."""
-    print('\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n|---|---|---|---|---|---|---|')
+    print(
+        '\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n|---|---|---|---|---|---|---|'
+    )
     for size in GROWTH:
         seconds, _ = take_turns((BOUND, OURS, TORCH), size, rounds)
-        print('| {:,} | {:,} | {:,} | {:.3g} | {:.3g} | {} | {} |'.format(
-            *size, statistics.median(seconds[OURS]) * 1000, statistics.median(seconds[BOUND]) * 1000,
-            ratio(seconds[BOUND], seconds[OURS]), ratio(seconds[TORCH], seconds[OURS])), flush=True)
+        print(
+            '| {:,} | {:,} | {:,} | {:.3g} | {:.3g} | {} | {} |'.format(
+                *size,
+                statistics.median(seconds[OURS]) * 1000,
+                statistics.median(seconds[BOUND]) * 1000,
+                ratio(seconds[BOUND], seconds[OURS]),
+                ratio(seconds[TORCH], seconds[OURS]),
+            ),
+            flush=True,
+        )
 
 
 def jobs(seeds, directory):
     """Print the table of whole three-epoch jobs: the script as a process, imports and plots and all."""
     import chainer
+
     channels = {}
     for name, dataset in zip(('train', 'test'), chainer.datasets.get_mnist()):
         channels[name] = os.path.join(directory, name)
@@ -224,20 +274,39 @@ def jobs(seeds, directory):
         for fast in ('0', '1') if seed % 2 else ('1', '0'):
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, str(ROOT / 'chainer_mnist_single_machine.py'), '--epochs', '3',
-                 '--batch-size', '128', '--seed', str(seed), '--train', channels['train'], '--test', channels['test'],
-                 '--model-dir', directory, '--output-data-dir', directory],
-                env=environment(fast), check=True, stdout=subprocess.DEVNULL)
+                [
+                    sys.executable,
+                    str(ROOT / 'chainer_mnist_single_machine.py'),
+                    '--epochs',
+                    '3',
+                    '--batch-size',
+                    '128',
+                    '--seed',
+                    str(seed),
+                    '--train',
+                    channels['train'],
+                    '--test',
+                    channels['test'],
+                    '--model-dir',
+                    directory,
+                    '--output-data-dir',
+                    directory,
+                ],
+                env=environment(fast),
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             seconds[fast].append(time.perf_counter() - start)
             log = json.loads(pathlib.Path(directory, 'log').read_text())
             accuracy[fast].append(log[-1]['validation/main/accuracy'])
-    print('\n| three epochs, the whole script | seconds, median | x plain | test accuracy, mean of {} seeds |\n|---|---|---|---|'
-          .format(seeds))
+    print(
+        f'\n| three epochs, the whole script | seconds, median | x plain | test accuracy, mean of {seeds} seeds |\n|---|---|---|---|'
+    )
     for name, fast in (OURS, '1'), (PLAIN, '0'):
         ratios = [p / s for p, s in zip(seconds['0'], seconds[fast])]
-        print('| {} | {:.1f} | {:.2f} ({:.2f}-{:.2f}) | {:.4f} ({:.4f}-{:.4f}) |'.format(
-            name, statistics.median(seconds[fast]), statistics.median(ratios), min(ratios), max(ratios),
-            statistics.mean(accuracy[fast]), min(accuracy[fast]), max(accuracy[fast])))
+        print(
+            f'| {name} | {statistics.median(seconds[fast]):.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {statistics.mean(accuracy[fast]):.4f} ({min(accuracy[fast]):.4f}-{max(accuracy[fast]):.4f}) |'
+        )
 
 
 def main():

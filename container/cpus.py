@@ -1,4 +1,5 @@
 """How many CPUs this container may use, and what OpenBLAS should know of them before it is loaded."""
+
 import os
 
 
@@ -18,6 +19,8 @@ def cpus():
 
 def blas_settings(processes=1):
     """Return the environment for so many processes that share the CPUs; what is set already is left out."""
-    settings = {'OPENBLAS_NUM_THREADS': str(max(1, cpus() // processes)),
-                'OPENBLAS_THREAD_TIMEOUT': '20'}  # idle threads spin for 0.5 ms, not 120
+    settings = {
+        'OPENBLAS_NUM_THREADS': str(max(1, cpus() // processes)),
+        'OPENBLAS_THREAD_TIMEOUT': '20',
+    }  # idle threads spin for 0.5 ms, not 120
     return {name: value for name, value in settings.items() if not os.environ.get(name)}

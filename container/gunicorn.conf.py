@@ -1,4 +1,5 @@
 """How `serve` runs serving.py: as many single-model workers as SageMaker or the CPU quota say."""
+
 import os
 import signal
 import site
@@ -27,10 +28,12 @@ def on_starting(server):
     directory = os.environ.get('SAGEMAKER_SUBMIT_DIRECTORY', '/opt/ml/code')
     if not os.path.isdir(directory):  # s3://.../sourcedir.tar.gz
         from sagemaker_training import files
+
         files.download_and_extract(directory, '/opt/ml/code')
         directory = '/opt/ml/code'
     if os.path.exists(os.path.join(directory, 'requirements.txt')):
         from sagemaker_training import modules
+
         modules.install_requirements(directory)
         site.addsitedir(site.getusersitepackages())  # where pip installs for others than root; it is new
     os.environ['SAGEMAKER_SUBMIT_DIRECTORY'] = directory
@@ -68,6 +71,7 @@ def post_worker_init(worker):
         sock.setblocking(False)
         loop.add_reader(sock, wait)
         return server
+
     loop.create_server = create_patient_server
 
     def stop():
@@ -77,4 +81,5 @@ def post_worker_init(worker):
             loop.call_later(0.05, stop)
         else:
             loop.call_later(0.05, worker.handle_quit_signal)  # the last answer is on its way
+
     loop.add_signal_handler(signal.SIGTERM, stop)

@@ -1,4 +1,5 @@
 """Print what this image holds, Python's and Debian's packages, as CycloneDX 1.6 (`make sbom`)."""
+
 import importlib.metadata
 import json
 import re
@@ -9,14 +10,31 @@ def components():
     """Yield (name, version, purl) of every package."""
     for package in importlib.metadata.distributions():
         name = re.sub(r'[-_.]+', '-', package.metadata['Name']).lower()
-        yield name, package.version, 'pkg:pypi/{}@{}'.format(name, package.version)
+        yield name, package.version, f'pkg:pypi/{name}@{package.version}'
     for line in subprocess.check_output(
-            ['dpkg-query', '--show', '--showformat', r'${Package} ${Version} ${Architecture}\n'], text=True).splitlines():
+        ['dpkg-query', '--show', '--showformat', r'${Package} ${Version} ${Architecture}\n'], text=True
+    ).splitlines():
         name, version, architecture = line.split()
-        yield name, version, 'pkg:deb/debian/{}@{}?arch={}&distro=trixie'.format(name, version.replace(':', '%3A'), architecture)
+        yield (
+            name,
+            version,
+            'pkg:deb/debian/{}@{}?arch={}&distro=trixie'.format(
+                name, version.replace(':', '%3A'), architecture
+            ),
+        )
 
 
-print(json.dumps({
-    'bomFormat': 'CycloneDX', 'specVersion': '1.6', 'version': 1, 'components': [
-        {'type': 'library', 'bom-ref': purl, 'name': name, 'version': version, 'purl': purl}
-        for name, version, purl in sorted(set(components()))]}, indent=1))
+print(
+    json.dumps(
+        {
+            'bomFormat': 'CycloneDX',
+            'specVersion': '1.6',
+            'version': 1,
+            'components': [
+                {'type': 'library', 'bom-ref': purl, 'name': name, 'version': version, 'purl': purl}
+                for name, version, purl in sorted(set(components()))
+            ],
+        },
+        indent=1,
+    )
+)

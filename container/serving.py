@@ -7,6 +7,7 @@ model_fn; for the other three, what it does not define falls back to the default
 Started by `serve` through gunicorn.conf.py, one create_app() in each worker: an ASGI application
 that takes in requests side by side and runs predictions one at a time.
 """
+
 import asyncio
 import concurrent.futures
 import csv
@@ -24,9 +25,16 @@ import time
 import chainer
 import numpy as np
 from werkzeug.datastructures import MIMEAccept
-from werkzeug.exceptions import (BadRequest, HTTPException, InternalServerError, MethodNotAllowed,
-                                 NotAcceptable, NotFound, RequestEntityTooLarge, ServiceUnavailable,
-                                 UnsupportedMediaType)
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+    UnsupportedMediaType,
+)
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.wrappers import Response
 
@@ -37,7 +45,7 @@ DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
 # The requests, and the bytes of bodies, that a worker takes in at a time; to more it answers 503.
 MAX_REQUESTS = 256
-MAX_BYTES = 16 * MAX_PAYLOAD_IN_MB * 2 ** 20
+MAX_BYTES = 16 * MAX_PAYLOAD_IN_MB * 2**20
 BUSY = 'The endpoint has more requests than it can take: try again later.'
 
 QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
@@ -49,8 +57,7 @@ logger = logging.getLogger('gunicorn.error')
 def read_npy_header(header):
     """Return (shape, fortran_order, dtype) from the first bytes of an .npy file; ValueError."""
     stream = io.BytesIO(header)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                   (2, 0): np.lib.format.read_array_header_2_0}
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
     if version not in read_header:
         raise ValueError('npy format version {}.{} is not supported'.format(*version))
@@ -59,10 +66,9 @@ def read_npy_header(header):
     except ValueError:
         raise
     except Exception as e:  # NumPy parses the header as Python source: SyntaxError, KeyError, ...
-        raise ValueError('broken npy header: {}'.format(e)) from e
+        raise ValueError(f'broken npy header: {e}') from e
     if dtype.kind not in 'biuf':
-        raise ValueError('the dtype must be bool, integer or floating point, but is {}'
-                         .format(dtype))
+        raise ValueError(f'the dtype must be bool, integer or floating point, but is {dtype}')
     return shape, fortran_order, dtype
 
 
@@ -73,11 +79,12 @@ def decode_npy(body):
     memory is reserved for a shape that the body does not hold.
     """
     long = body[6:7] == b'\2'
-    start = (12 if long else 10) + int.from_bytes(body[8:12 if long else 10], 'little')
-    shape, fortran_order, dtype = read_npy_header(body[:min(start, 16384)])  # NumPy takes 10,000
+    start = (12 if long else 10) + int.from_bytes(body[8 : 12 if long else 10], 'little')
+    shape, fortran_order, dtype = read_npy_header(body[: min(start, 16384)])  # NumPy takes 10,000
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body) - start:
-        raise ValueError('an array of shape {} and dtype {} does not fill {} bytes'
-                         .format(shape, dtype, len(body) - start))
+        raise ValueError(
+            f'an array of shape {shape} and dtype {dtype} does not fill {len(body) - start} bytes'
+        )
     array = np.frombuffer(body, dtype, offset=start).reshape(shape, order='F' if fortran_order else 'C')
     return array.astype(dtype.newbyteorder('='))
 
@@ -140,8 +147,9 @@ ENCODERS = {NPY: encode_npy, JSON: encode_json, CSV: encode_csv}
 
 def default_model_fn(model_dir):
     """There is no default: how a model is built is the script's to say."""
-    raise NotImplementedError('The script must define model_fn(model_dir), which loads the model '
-                              'from {} and returns it.'.format(model_dir))
+    raise NotImplementedError(
+        f'The script must define model_fn(model_dir), which loads the model from {model_dir} and returns it.'
+    )
 
 
 def default_input_fn(input_data, content_type):
@@ -151,16 +159,16 @@ def default_input_fn(input_data, content_type):
     models that take indices. Raises UnsupportedMediaType (415) or BadRequest (400).
     """
     if content_type not in DECODERS:
-        raise UnsupportedMediaType('Content-Type must be one of {}, but is {!r}.'.format(
-            ', '.join(DECODERS), content_type))
+        raise UnsupportedMediaType(
+            'Content-Type must be one of {}, but is {!r}.'.format(', '.join(DECODERS), content_type)
+        )
     try:
         with np.errstate(over='ignore'):  # too large a number becomes infinity, refused below
             array = DECODERS[content_type](input_data)
             if array.dtype.kind == 'f':
                 array = array.astype(np.float32, copy=False)
     except ValueError as e:
-        raise BadRequest('The body is not valid {}: {}.'.format(
-            content_type, str(e).rstrip('.'))) from e
+        raise BadRequest('The body is not valid {}: {}.'.format(content_type, str(e).rstrip('.'))) from e
     if array.ndim == 0:
         raise BadRequest('The body holds a single number, not an array.')
     if array.dtype.kind == 'f' and not np.isfinite(array).all():
@@ -177,8 +185,11 @@ def default_predict_fn(data, model):
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             prediction = model(getattr(model, 'xp', np).asarray(data))
     except (chainer.utils.type_check.InvalidType, ValueError, TypeError, IndexError) as e:
-        raise BadRequest('The model cannot take an array of shape {} and dtype {}: {}.'.format(
-            data.shape, data.dtype, ' '.join(str(e).split()).rstrip('.'))) from e
+        raise BadRequest(
+            'The model cannot take an array of shape {} and dtype {}: {}.'.format(
+                data.shape, data.dtype, ' '.join(str(e).split()).rstrip('.')
+            )
+        ) from e
     return chainer.backends.cuda.to_cpu(getattr(prediction, 'array', prediction))
 
 
@@ -193,7 +204,7 @@ async def read_body(receive, length, take):
     length: what the client announces, 0 if it does not. take(n): whether there is room for n more bytes; else
     ServiceUnavailable (503). None if the client went away.
     """
-    limit = MAX_PAYLOAD_IN_MB * 2 ** 20
+    limit = MAX_PAYLOAD_IN_MB * 2**20
     chunks, size, room = [], 0, True
     while True:
         message = await receive()
@@ -210,7 +221,7 @@ async def read_body(receive, length, take):
         if not message.get('more_body') or size > 2 * limit:
             break
     if max(size, length) > limit:
-        raise RequestEntityTooLarge('The body must not be larger than {} MB.'.format(MAX_PAYLOAD_IN_MB))
+        raise RequestEntityTooLarge(f'The body must not be larger than {MAX_PAYLOAD_IN_MB} MB.')
     if not room:
         raise ServiceUnavailable(BUSY)
     return b''.join(chunks)
@@ -245,8 +256,10 @@ def load():
         raise RuntimeError('SAGEMAKER_PROGRAM must name the script that defines model_fn.')
     sys.path.insert(0, os.environ['SAGEMAKER_SUBMIT_DIRECTORY'])
     script = importlib.import_module(os.path.splitext(program)[0].replace('/', '.'))
-    hooks = {name: getattr(script, name, globals()['default_' + name])
-             for name in ('model_fn', 'input_fn', 'predict_fn', 'output_fn')}
+    hooks = {
+        name: getattr(script, name, globals()['default_' + name])
+        for name in ('model_fn', 'input_fn', 'predict_fn', 'output_fn')
+    }
     model = hooks['model_fn'](os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
 
     def predict(body, headers):
@@ -272,7 +285,8 @@ def create_app():
     # What model_fn set in chainer.config counts in this thread only; it must in the other one, too.
     config = dict(chainer.config._local.__dict__)
     thread = concurrent.futures.ThreadPoolExecutor(
-        1, initializer=lambda: chainer.config._local.__dict__.update(config))
+        1, initializer=lambda: chainer.config._local.__dict__.update(config)
+    )
     turn = threading.Lock()  # Chainer models need not be thread-safe
     quick_size = 0
 
@@ -344,16 +358,26 @@ def create_app():
         try:
             response = await respond(scope, receive)
         except HTTPException as e:
-            response = e.code, (e.description + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')]
+            response = (
+                e.code,
+                (e.description + '\n').encode(),
+                [('Content-Type', 'text/plain; charset=utf-8')],
+            )
         except Exception:
             logger.exception('%s failed', scope['path'])
-            response = 500, (b'The script failed on this request; the container\'s log has the traceback.\n'), [
-                ('Content-Type', 'text/plain; charset=utf-8')]
+            response = (
+                500,
+                (b"The script failed on this request; the container's log has the traceback.\n"),
+                [('Content-Type', 'text/plain; charset=utf-8')],
+            )
         if response is None:
             return
         status, body, headers = response
-        headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in headers
-                   if name.lower() != 'content-length']
+        headers = [
+            (name.lower().encode('latin-1'), value.encode('latin-1'))
+            for name, value in headers
+            if name.lower() != 'content-length'
+        ]
         headers.append((b'content-length', str(len(body)).encode()))
         await send({'type': 'http.response.start', 'status': status, 'headers': headers})
         await send({'type': 'http.response.body', 'body': body})

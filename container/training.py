@@ -4,6 +4,7 @@ sagemaker-training calls main() because SAGEMAKER_TRAINING_MODULE names it. On a
 writes /opt/ml/output/failure; without us that would not say what the script wrote to stderr. And it
 knows of MPI, but not of the Chainer estimator's names for it.
 """
+
 import contextlib
 import hashlib
 import os
@@ -15,11 +16,10 @@ import time
 import types
 
 import psutil
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives import serialization
-from sagemaker_training import entry_point, environment, errors, mpi, params, runner
-
 from cpus import blas_settings
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sagemaker_training import entry_point, environment, errors, mpi, params, runner
 
 TAIL = 16384  # bytes of stderr that the failure file keeps
 
@@ -34,13 +34,15 @@ def mpi_options(env):
     if not given.get('sagemaker_use_mpi', len(env.hosts) > 1):
         return None
     slots = given.get('sagemaker_process_slots_per_host') or max(1, env.num_gpus)
-    options = {params.MPI_PROCESSES_PER_HOST: slots,
-               params.MPI_NUM_PROCESSES: given.get('sagemaker_num_processes') or slots * len(env.hosts),
-               params.MPI_CUSTOM_OPTIONS: given.get('sagemaker_additional_mpi_options') or ''}
+    options = {
+        params.MPI_PROCESSES_PER_HOST: slots,
+        params.MPI_NUM_PROCESSES: given.get('sagemaker_num_processes') or slots * len(env.hosts),
+        params.MPI_CUSTOM_OPTIONS: given.get('sagemaker_additional_mpi_options') or '',
+    }
     if options[params.MPI_NUM_PROCESSES] > slots * len(env.hosts):
         raise errors.ClientError(
-            'num_processes={} do not fit on {} host(s) with {} slot(s) each: set process_slots_per_host.'.format(
-                options[params.MPI_NUM_PROCESSES], len(env.hosts), slots))
+            f'num_processes={options[params.MPI_NUM_PROCESSES]} do not fit on {len(env.hosts)} host(s) with {slots} slot(s) each: set process_slots_per_host.'
+        )
     return options
 
 
@@ -55,25 +57,29 @@ def prepare_ssh():
     if not secret:
         raise errors.ClientError('MPI needs a secret that the hosts share: set SAGEMAKER_MPI_SECRET.')
     key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(secret.encode()).digest())
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    public = (
+        key.public_key()
+        .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        .decode()
+    )
     ssh = pathlib.Path.home() / '.ssh'
     ssh.mkdir(mode=0o700, exist_ok=True)
     for name, text in {
-            'id_ed25519': key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH,
-                                            serialization.NoEncryption()).decode(),
-            'authorized_keys': public + '\n',
-            'known_hosts': '* {}\n'.format(public),
-            # What mpirun starts here over ssh gets this container's environment.
-            'environment': ''.join('{}={}\n'.format(*pair) for pair in os.environ.items()
-                                   if '\n' not in pair[1])}.items():
+        'id_ed25519': key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ).decode(),
+        'authorized_keys': public + '\n',
+        'known_hosts': f'* {public}\n',
+        # What mpirun starts here over ssh gets this container's environment.
+        'environment': ''.join('{}={}\n'.format(*pair) for pair in os.environ.items() if '\n' not in pair[1]),
+    }.items():
         (ssh / name).write_text(text)
         (ssh / name).chmod(0o600)
 
 
 def mend_mpi(env):
     """Take away what makes the toolkit's MPI slow, or fail for others than root."""
-    finished = pathlib.Path('{}.{}'.format(mpi.MPI_FINISHED_STATUS_FILE, env.master_hostname))
+    finished = pathlib.Path(f'{mpi.MPI_FINISHED_STATUS_FILE}.{env.master_hostname}')
     finished.unlink(missing_ok=True)  # of a container that has been started again
 
     def orted():
@@ -84,8 +90,11 @@ def mend_mpi(env):
                 return found
             time.sleep(0.05)
         return []
+
     mpi._orted_process = orted
-    mpi._write_env_vars_to_file = lambda: None  # to /etc/environment, which is root's; ~/.ssh/environment has it
+    mpi._write_env_vars_to_file = lambda: (
+        None
+    )  # to /etc/environment, which is root's; ~/.ssh/environment has it
     # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
     longest = 0.1 if env.is_master else 1
     mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))
@@ -133,11 +142,15 @@ def main():
     """
     env = environment.Environment()
     options = mpi_options(env)
-    processes = min(options[params.MPI_PROCESSES_PER_HOST], options[params.MPI_NUM_PROCESSES]) if options else 1
+    processes = (
+        min(options[params.MPI_PROCESSES_PER_HOST], options[params.MPI_NUM_PROCESSES]) if options else 1
+    )
     os.environ.update(blas_settings(processes))
     os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages
     if options:
-        os.environ.pop('PYTHONUNBUFFERED', None)  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
+        os.environ.pop(
+            'PYTHONUNBUFFERED', None
+        )  # mpirun would name the rank in the middle of lines; it gives stdout a terminal
         os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
         prepare_ssh()
         mend_mpi(env)
@@ -154,12 +167,18 @@ def main():
             threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
         elif not scripts:
             raise errors.ClientError('Stopped by SIGTERM.')
+
     signal.signal(signal.SIGTERM, stop)
     with copied_stderr() as read:
         try:
-            entry_point.run(env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars(),
-                            runner_type=runner.MPIRunnerType if options else runner.ProcessRunnerType,
-                            extra_opts=options)
+            entry_point.run(
+                env.module_dir,
+                env.user_entry_point,
+                env.to_cmd_args(),
+                env.to_env_vars(),
+                runner_type=runner.MPIRunnerType if options else runner.ProcessRunnerType,
+                extra_opts=options,
+            )
         except errors.ExecuteUserScriptError as e:
             e.output = read()
             if stopped:

@@ -1,4 +1,5 @@
 """What stands in for AWS: moto's S3, STS and IAM, served by this process on loopback."""
+
 import logging
 
 import boto3
@@ -42,9 +43,12 @@ def start():
         role = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
     except iam.exceptions.EntityAlreadyExistsException:  # moto keeps its state for the whole process
         role = iam.get_role(RoleName=ROLE)['Role']
-    credentials = root.client('sts').assume_role(
-        RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
+    credentials = root.client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='notebook')[
+        'Credentials'
+    ]
     return RedirectedSession(
-        url, aws_access_key_id=credentials['AccessKeyId'],
+        url,
+        aws_access_key_id=credentials['AccessKeyId'],
         aws_secret_access_key=credentials['SecretAccessKey'],
-        aws_session_token=credentials['SessionToken']), server.stop
+        aws_session_token=credentials['SessionToken'],
+    ), server.stop

@@ -1,4 +1,5 @@
 """What this machine's Docker can do, and what of ours runs there."""
+
 import contextlib
 import os
 import shutil
@@ -15,10 +16,11 @@ def docker(*args):
     try:
         done = subprocess.run(('docker',) + args, capture_output=True, text=True)
     except FileNotFoundError:
-        raise RuntimeError('Docker is not installed: run ./setup.sh, or see '
-                           'https://docs.docker.com/get-docker/.') from None
+        raise RuntimeError(
+            'Docker is not installed: run ./setup.sh, or see https://docs.docker.com/get-docker/.'
+        ) from None
     if done.returncode:
-        raise RuntimeError('docker {}: {}'.format(args[0], done.stderr.strip()))
+        raise RuntimeError(f'docker {args[0]}: {done.stderr.strip()}')
     return done.stdout
 
 
@@ -38,11 +40,13 @@ def check(image):
     try:
         docker('info')
     except RuntimeError as e:
-        raise RuntimeError('Docker does not answer: start it (Docker Desktop, or ./setup.sh), or '
-                           'join the group "docker" and log in again. ({})'.format(e)) from None
+        raise RuntimeError(
+            'Docker does not answer: start it (Docker Desktop, or ./setup.sh), or '
+            f'join the group "docker" and log in again. ({e})'
+        ) from None
     # A name without a registry would otherwise be looked up on Docker Hub, among strangers.
     if '/' not in image and not has_image(image):
-        raise RuntimeError('There is no image {}: build it with `make image`.'.format(image))
+        raise RuntimeError(f'There is no image {image}: build it with `make image`.')
     # The SDK takes `docker compose` only if its version starts with v2, else docker-compose from
     # PATH. For newer ones bin/docker-compose hands over to `docker compose`; a real one goes first.
     bin_directory = str(ROOT / 'local_mode' / 'bin')
@@ -51,8 +55,10 @@ def check(image):
             try:
                 docker('compose', 'version')
             except RuntimeError:
-                raise RuntimeError('Docker Compose is not installed: run ./setup.sh, or see '
-                                   'https://docs.docker.com/compose/install/.') from None
+                raise RuntimeError(
+                    'Docker Compose is not installed: run ./setup.sh, or see '
+                    'https://docs.docker.com/compose/install/.'
+                ) from None
         os.environ['PATH'] += os.pathsep + bin_directory
 
 
@@ -65,23 +71,29 @@ def gpu_available():
         return False
     image = image_uri('local_gpu')
     if not has_image(image):
-        print('This machine has a GPU, but there is no image {}: using the CPU.'.format(image))
+        print(f'This machine has a GPU, but there is no image {image}: using the CPU.')
         return False
     try:
         docker('run', '--rm', '--gpus', 'all', '--entrypoint', 'nvidia-smi', image)
     except RuntimeError as e:
-        print('This machine has a GPU, but Docker cannot use it (is the NVIDIA Container Toolkit '
-              'installed?): using the CPU. ({})'.format(e))
+        print(
+            'This machine has a GPU, but Docker cannot use it (is the NVIDIA Container Toolkit '
+            f'installed?): using the CPU. ({e})'
+        )
         return False
     return True
 
 
 def remove_containers(session, *filters):
     """Remove this session's containers, running or not, that match Docker's ps filters, and networks they were in."""
-    label = 'label={}={}'.format(LABEL, session)
-    containers = docker('ps', '--all', '--quiet', *[arg for f in (label, *filters) for arg in ('--filter', f)]).split()
+    label = f'label={LABEL}={session}'
+    containers = docker(
+        'ps', '--all', '--quiet', *[arg for f in (label, *filters) for arg in ('--filter', f)]
+    ).split()
     if containers:
         docker('rm', '--force', *containers)
-    for network in docker('network', 'ls', '--quiet', '--filter', label).split():  # `prune` fails while another prunes
+    for network in docker(
+        'network', 'ls', '--quiet', '--filter', label
+    ).split():  # `prune` fails while another prunes
         with contextlib.suppress(RuntimeError):  # in use, by an endpoint
             docker('network', 'rm', network)

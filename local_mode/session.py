@@ -4,6 +4,7 @@ The SDK's own LocalSession leaves containers and temporary files behind, waits h
 an endpoint that is ready in two seconds, deploys onto a port where something else answers, and
 hides why a job or a request failed. What is overridden here mends just that.
 """
+
 import atexit
 import collections
 import functools
@@ -53,8 +54,9 @@ class HostingContainer(sagemaker.local.image._HostingContainer):
         self.started = threading.Event()
 
     def run(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, text=True, errors='replace')
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+        )
         self.started.set()
         for line in self.process.stdout:
             self.log.append(line)
@@ -100,7 +102,9 @@ class ServingContainer(Container):
         volumes = super()._prepare_serving_volumes(model_location)
         for volume in volumes:
             if volume.host_dir.startswith(self.sagemaker_session.directory):
-                os.chmod(volume.host_dir, 0o755)  # for workers that are not root; nobody gets here from outside
+                os.chmod(
+                    volume.host_dir, 0o755
+                )  # for workers that are not root; nobody gets here from outside
         return volumes
 
     def _create_docker_host(self, *args, **kwargs):
@@ -115,8 +119,16 @@ class ServingContainer(Container):
 class SagemakerClient(sdk.LocalSagemakerClient):
     """Training jobs and endpoints in local containers."""
 
-    def create_training_job(self, TrainingJobName, AlgorithmSpecification, OutputDataConfig,
-                            ResourceConfig, HyperParameters=None, Environment=None, **kwargs):
+    def create_training_job(
+        self,
+        TrainingJobName,
+        AlgorithmSpecification,
+        OutputDataConfig,
+        ResourceConfig,
+        HyperParameters=None,
+        Environment=None,
+        **kwargs,
+    ):
         """Run a training job; RuntimeError with the script's traceback where it fails."""
         check(AlgorithmSpecification['TrainingImage'])
         session = self.sagemaker_session
@@ -131,18 +143,30 @@ class SagemakerClient(sdk.LocalSagemakerClient):
         if hosts > 1:  # each would take this machine's cores for its own
             cores = int(docker('info', '--format', '{{.NCPU}}'))
             local = config.get('local', {})
-            session.config = {**config, 'local': {**local, 'container_config': {
-                **local.get('container_config', {}), 'cpus': cores / hosts}}}
+            session.config = {
+                **config,
+                'local': {
+                    **local,
+                    'container_config': {**local.get('container_config', {}), 'cpus': cores / hosts},
+                },
+            }
         try:
             super().create_training_job(
-                TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
-                OutputDataConfig=OutputDataConfig, ResourceConfig=ResourceConfig, Environment=Environment,
-                HyperParameters=HyperParameters, **kwargs)
+                TrainingJobName=TrainingJobName,
+                AlgorithmSpecification=AlgorithmSpecification,
+                OutputDataConfig=OutputDataConfig,
+                ResourceConfig=ResourceConfig,
+                Environment=Environment,
+                HyperParameters=HyperParameters,
+                **kwargs,
+            )
         except RuntimeError as e:
             output = '{}/{}/output/output.tar.gz'.format(
-                OutputDataConfig['S3OutputPath'].rstrip('/'), TrainingJobName)
-            raise RuntimeError('Training job {} failed. {}'.format(
-                TrainingJobName, session.read_failure(output) or e)) from None
+                OutputDataConfig['S3OutputPath'].rstrip('/'), TrainingJobName
+            )
+            raise RuntimeError(
+                f'Training job {TrainingJobName} failed. {session.read_failure(output) or e}'
+            ) from None
         finally:
             session.config = config
             if OutputDataConfig['S3OutputPath'].startswith('s3://'):
@@ -163,9 +187,11 @@ class SagemakerClient(sdk.LocalSagemakerClient):
         if key in environment:
             environment[key] = session.local_copy(environment[key])
         endpoint.container = ServingContainer(
-            variant['InstanceType'], variant['InitialInstanceCount'], model['Image'], session)
-        endpoint.container.requirements = os.path.exists(os.path.join(
-            environment.get(key, '').replace('file://', ''), 'requirements.txt'))
+            variant['InstanceType'], variant['InitialInstanceCount'], model['Image'], session
+        )
+        endpoint.container.requirements = os.path.exists(
+            os.path.join(environment.get(key, '').replace('file://', ''), 'requirements.txt')
+        )
         endpoint.container.serve(model['ModelDataUrl'], environment)
         self._endpoints[EndpointName] = endpoint
         try:
@@ -200,19 +226,32 @@ class RuntimeClient(sdk.LocalSagemakerRuntimeClient):
         try:
             response = super().invoke_endpoint(Body, EndpointName, **kwargs)
         except urllib3.exceptions.ReadTimeoutError:
-            raise botocore.exceptions.ClientError({'Error': {
-                'Code': 'ModelError', 'Message': 'The container did not answer within {} s.'
-                .format(self.timeout)}}, 'InvokeEndpoint') from None
+            raise botocore.exceptions.ClientError(
+                {
+                    'Error': {
+                        'Code': 'ModelError',
+                        'Message': f'The container did not answer within {self.timeout} s.',
+                    }
+                },
+                'InvokeEndpoint',
+            ) from None
         except urllib3.exceptions.HTTPError as e:
-            raise ConnectionError('Nothing answers on port {}: is the endpoint {} deployed? ({})'
-                                  .format(self.serving_port, EndpointName, e)) from None
+            raise ConnectionError(
+                f'Nothing answers on port {self.serving_port}: is the endpoint {EndpointName} deployed? ({e})'
+            ) from None
         status = response['Body'].status
         if status >= 400:
-            raise botocore.exceptions.ClientError({'Error': {
-                'Code': 'ModelError',
-                'Message': 'Received error {} from the container: {}'.format(
-                    status, response['Body'].read().decode('utf-8', 'replace').strip())}},
-                'InvokeEndpoint')
+            raise botocore.exceptions.ClientError(
+                {
+                    'Error': {
+                        'Code': 'ModelError',
+                        'Message': 'Received error {} from the container: {}'.format(
+                            status, response['Body'].read().decode('utf-8', 'replace').strip()
+                        ),
+                    }
+                },
+                'InvokeEndpoint',
+            )
         return response
 
 
@@ -239,9 +278,13 @@ class Session(sdk.LocalSession):
     def set_serving_port(self, serving_port):
         """Let the next endpoint answer on this port of this machine."""
         self.serving_port = serving_port
-        self.config = {'local': {
-            'serving_port': serving_port, 'container_root': self.directory,
-            'container_config': {'labels': {LABEL: self.name}, 'init': True}}}
+        self.config = {
+            'local': {
+                'serving_port': serving_port,
+                'container_root': self.directory,
+                'container_config': {'labels': {LABEL: self.name}, 'init': True},
+            }
+        }
 
     def close(self):
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""
@@ -268,7 +311,7 @@ class Session(sdk.LocalSession):
         try:
             remove_containers(self.name, *filters)
         except RuntimeError as e:  # which must not hide why a job failed, nor end close()
-            print('Could not remove containers of this session: {}'.format(e))
+            print(f'Could not remove containers of this session: {e}')
 
     def local_copy(self, code):
         """Unpack the user's code from S3, as SageMaker does; return it as a file:// directory.
@@ -301,24 +344,33 @@ class Session(sdk.LocalSession):
         with socket.socket() as s:
             if s.connect_ex((sdk.get_docker_host(), self.serving_port)):
                 return
-        taken = docker('ps', '--filter', 'publish={}'.format(self.serving_port), '--filter',
-                       'label=' + LABEL, '--format', '{{.Names}} {{.Label "%s"}}' % LABEL).split()
+        taken = docker(
+            'ps',
+            '--filter',
+            f'publish={self.serving_port}',
+            '--filter',
+            'label=' + LABEL,
+            '--format',
+            f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}',
+        ).split()
         if not taken:
             who, remedy = 'another program', 'Stop it'
         elif taken[1] == self.name:
-            who, remedy = 'an earlier endpoint of this notebook', (
-                'Delete that one with predictor.delete_endpoint()')
+            who, remedy = (
+                'an earlier endpoint of this notebook',
+                ('Delete that one with predictor.delete_endpoint()'),
+            )
         else:
             who = 'an endpoint of another notebook, container ' + taken[0]
-            remedy = 'If that notebook is gone, remove it with `docker rm -f {}`'.format(taken[0])
+            remedy = f'If that notebook is gone, remove it with `docker rm -f {taken[0]}`'
         raise RuntimeError(
-            'Port {} is taken by {}; its answers would pass for those of your new model. {}, or use '
-            'another port: open_session(serving_port={}).'.format(
-                self.serving_port, who, remedy, self.serving_port + 1))
+            f'Port {self.serving_port} is taken by {who}; its answers would pass for those of your new model. {remedy}, or use '
+            f'another port: open_session(serving_port={self.serving_port + 1}).'
+        )
 
     def wait_until_serving(self, hosting, timeout=120):
         """Return once /ping answers 200; RuntimeError with the container's log if it stops."""
-        url = 'http://{}:{}/ping'.format(sdk.get_docker_host(), self.serving_port)
+        url = f'http://{sdk.get_docker_host()}:{self.serving_port}/ping'
         http = urllib3.PoolManager(retries=False, timeout=2)
         deadline = time.monotonic() + timeout
         while hosting.is_alive() and time.monotonic() < deadline:
@@ -328,9 +380,12 @@ class Session(sdk.LocalSession):
             except urllib3.exceptions.HTTPError:
                 pass
             time.sleep(0.1)
-        raise RuntimeError('The endpoint {}. Its log ends:\n{}'.format(
-            'did not answer within {} s'.format(timeout) if hosting.is_alive() else 'stopped',
-            ''.join(hosting.log)))
+        raise RuntimeError(
+            'The endpoint {}. Its log ends:\n{}'.format(
+                f'did not answer within {timeout} s' if hosting.is_alive() else 'stopped',
+                ''.join(hosting.log),
+            )
+        )
 
 
 def open_session(embedded=None, serving_port=8080):
@@ -347,15 +402,16 @@ def open_session(embedded=None, serving_port=8080):
         os.environ['USE_SHORT_LIVED_CREDENTIALS'] = '1'
         for name in 'sagemaker.telemetry', 'sagemaker.local':
             logging.getLogger(name).setLevel(logging.ERROR)
-        session = Session(boto_session, serving_port, {
-            'SchemaVersion': '1.0',
-            'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}})
+        session = Session(
+            boto_session,
+            serving_port,
+            {'SchemaVersion': '1.0', 'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}},
+        )
         session.stop_aws = stop
-        print('AWS: embedded on this machine, no account needed ({})'.format(
-            boto_session.endpoint_url))
+        print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
         session = Session(serving_port=serving_port)
-        print('AWS: your account {} in {}'.format(session.account_id(), session.boto_region_name))
+        print(f'AWS: your account {session.account_id()} in {session.boto_region_name}')
     return session

@@ -3,6 +3,7 @@
 The tests come from the clone that the variable CHAINER names, else from GitHub. Logs and JUnit's XML stay in
 output/chainer_suite.
 """
+
 import collections
 import os
 import pathlib
@@ -31,21 +32,30 @@ EDITS = [
     # An array of one element is no longer a float.
     ('chainer_tests/functions_tests/math_tests/test_det.py', r'float\((scaling \*\* .*)\)', r'(\1).item()'),
     # A number that its type does not hold, here a padding of -1 among unsigned integers, raises.
-    ('chainer_tests/functions_tests/array_tests/test_pad_sequence.py', r'self\.dtype\((self\.pad)\)',
-     r'numpy.array(\1).astype(self.dtype)'),
+    (
+        'chainer_tests/functions_tests/array_tests/test_pad_sequence.py',
+        r'self\.dtype\((self\.pad)\)',
+        r'numpy.array(\1).astype(self.dtype)',
+    ),
     # A float16 beside a Python float stays one: what is expected would no longer be computed in float64.
-    ('chainer_tests/functions_tests/loss_tests/test_softmax_cross_entropy.py', r'(loss_expect =) 0\.0$',
-     r'\1 numpy.float64(0)'),
+    (
+        'chainer_tests/functions_tests/loss_tests/test_softmax_cross_entropy.py',
+        r'(loss_expect =) 0\.0$',
+        r'\1 numpy.float64(0)',
+    ),
     # ChainerX, which the image has not, is taken for granted: what these do with NumPy stays.
     ('chainermn_tests', r"('use_chx', )\[True, False\]", r'\1[False]'),
     ('chainermn_tests', r'\[chainerx, np\]', '[np]'),
     ('chainermn_tests', r'^ *\(True, "native:0"\),\n', ''),
-    ('chainermn_tests', r'^( *)self\.\w+\(\s*(chx[.)]|comm, model, False, True\)|use_gpu=False, use_chx=True\)).*',
-     r'\1pass'),
+    (
+        'chainermn_tests',
+        r'^( *)self\.\w+\(\s*(chx[.)]|comm, model, False, True\)|use_gpu=False, use_chx=True\)).*',
+        r'\1pass',
+    ),
 ]
 
 # A test that hangs ends its process, and mpirun ends the other; a process that wrote its results has not failed.
-SCRIPT = r'''
+SCRIPT = r"""
 pip install --quiet --root-user-action ignore --target /tmp/lib pytest==9.2.0 pytest-timeout==2.4.0 mock==5.2.0
 python -c 'import chainer, os
 assert hasattr(chainer.FunctionNode.apply, "__wrapped__") == (os.environ["CHAINER_FAST"] == "1"), "chainer_fast?"'
@@ -58,7 +68,7 @@ mpirun --allow-run-as-root --oversubscribe -n 2 -mca mpi_yield_when_idle 1 -mca 
     out=/output/chainermn-$OMPI_COMM_WORLD_RANK
     python -m pytest "$@" -v -m "not (slow or gpu)" -k "not chx" --junitxml $out.xml tests/chainermn_tests >$out.log 2>&1
     [ -e $out.xml ]' sh "$@"
-'''
+"""
 
 
 def fetch(folder):
@@ -66,9 +76,25 @@ def fetch(folder):
     clone = os.environ.get('CHAINER')
     if not clone:
         clone = folder / 'clone'
-        subprocess.run(['git', '-c', 'advice.detachedHead=false', 'clone', '--quiet', '--depth', '1', '--branch', 'v7.8.1',
-                        'https://github.com/chainer/chainer', clone], check=True)
-    archive = subprocess.run(['git', '-C', clone, 'archive', 'v7.8.1', 'setup.cfg', 'tests'], check=True, capture_output=True)
+        subprocess.run(
+            [
+                'git',
+                '-c',
+                'advice.detachedHead=false',
+                'clone',
+                '--quiet',
+                '--depth',
+                '1',
+                '--branch',
+                'v7.8.1',
+                'https://github.com/chainer/chainer',
+                clone,
+            ],
+            check=True,
+        )
+    archive = subprocess.run(
+        ['git', '-C', clone, 'archive', 'v7.8.1', 'setup.cfg', 'tests'], check=True, capture_output=True
+    )
     subprocess.run(['tar', '-x', '-C', folder], input=archive.stdout, check=True)
     for place, old, new in EDITS:
         path, edited = folder / 'tests' / place, 0
@@ -84,20 +110,51 @@ def run(folder):
     containers = {f'chainer-suite-{mode}-{os.getpid()}': mode for mode in MODES}
     mnist = 'pfnet/chainer/mnist'
     try:
-        processes = [subprocess.Popen([
-            'docker', 'run', '--rm', '--init', '--name', name, '--label', 'chainer-mnist-local-mode',
-            '--volume', f'{folder}:/suite:ro', '--volume', f'{OUTPUT / mode}:/output',
-            '--volume', f'{download.get_dataset_root()}/{mnist}:/tmp/home/.chainer/dataset/{mnist}:ro',
-            '--env', f'CHAINER_FAST={MODES[mode]}', '--env', 'OPENBLAS_NUM_THREADS=1', '--env', 'PYTHONPATH=/tmp/lib',
-            '--env', 'PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python',  # Caffe's generated code is too old for C++'s
-            '--env', 'CHAINER_TEST_PAIRWISE_PARAMETERIZATION=' +
-            os.environ.get('CHAINER_TEST_PAIRWISE_PARAMETERIZATION', 'always'),
-            IMAGE, 'sh', '-ec', SCRIPT]) for name, mode in containers.items()]
+        processes = [
+            subprocess.Popen(
+                [
+                    'docker',
+                    'run',
+                    '--rm',
+                    '--init',
+                    '--name',
+                    name,
+                    '--label',
+                    'chainer-mnist-local-mode',
+                    '--volume',
+                    f'{folder}:/suite:ro',
+                    '--volume',
+                    f'{OUTPUT / mode}:/output',
+                    '--volume',
+                    f'{download.get_dataset_root()}/{mnist}:/tmp/home/.chainer/dataset/{mnist}:ro',
+                    '--env',
+                    f'CHAINER_FAST={MODES[mode]}',
+                    '--env',
+                    'OPENBLAS_NUM_THREADS=1',
+                    '--env',
+                    'PYTHONPATH=/tmp/lib',
+                    '--env',
+                    'PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python',  # Caffe's generated code is too old for C++'s
+                    '--env',
+                    'CHAINER_TEST_PAIRWISE_PARAMETERIZATION='
+                    + os.environ.get('CHAINER_TEST_PAIRWISE_PARAMETERIZATION', 'always'),
+                    IMAGE,
+                    'sh',
+                    '-ec',
+                    SCRIPT,
+                ]
+            )
+            for name, mode in containers.items()
+        ]
         started = time.monotonic()
         while any([process.poll() is None for process in processes]):
             time.sleep(1)
             if not int(time.monotonic() - started) % 30:
-                print(f'{time.monotonic() - started:4.0f} s', *[f'{mode}: {progress(mode)}' for mode in MODES], sep='  ')
+                print(
+                    f'{time.monotonic() - started:4.0f} s',
+                    *[f'{mode}: {progress(mode)}' for mode in MODES],
+                    sep='  ',
+                )
     finally:
         subprocess.run(['docker', 'rm', '--force', *containers], capture_output=True)
 
@@ -105,7 +162,11 @@ def run(folder):
 def progress(mode):
     """Return the last part that has begun, and how much of it is done."""
     logs = [log for log in (OUTPUT / mode / f'{part}.log' for part in PARTS[:2]) if log.exists()]
-    return f'{logs[-1].stem} {["", *re.findall(r"\[ *(\d+%)\]", logs[-1].read_text())][-1]}' if logs else 'starting'
+    return (
+        f'{logs[-1].stem} {["", *re.findall(r"\[ *(\d+%)\]", logs[-1].read_text())][-1]}'
+        if logs
+        else 'starting'
+    )
 
 
 def results(mode, part):
@@ -132,7 +193,11 @@ def report():
         ran = []
         for mode in MODES:
             counts, failed, seconds = results(mode, part)
-            print(f'{part:12} {mode:7}' + ''.join(f'{counts[end]:8}' for end in ('passed', 'failed', 'skipped')) + f'{seconds:8.0f}')
+            print(
+                f'{part:12} {mode:7}'
+                + ''.join(f'{counts[end]:8}' for end in ('passed', 'failed', 'skipped'))
+                + f'{seconds:8.0f}'
+            )
             ran.append(counts.total())
             for test, message in failed.items():
                 failing.setdefault(f'{part}: {test}', {})[mode] = message

@@ -1,4 +1,5 @@
 """Fixtures that several test files share. Markers: `docker` needs an engine, `browser` a Chromium."""
+
 import os
 import pathlib
 import shutil
@@ -6,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from pad import LISTEN
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -15,16 +15,12 @@ sys.path.insert(0, str(ROOT))
 # Tests use the embedded AWS, whatever credentials this machine has.
 for name in [name for name in os.environ if name.startswith('AWS_') and name != 'AWS_CA_BUNDLE']:
     del os.environ[name]
-os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_EC2_METADATA_DISABLED='true',
-                  AWS_ENDPOINT_URL='http://127.0.0.1:9')  # where nothing answers: no call can leave
-
-
-def pytest_configure(config):
-    config.addinivalue_line('markers', 'docker: needs a Docker engine and our image')
-    config.addinivalue_line('markers', 'browser: needs Chromium')
-    config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU that Docker can use')
-    config.addinivalue_line('markers', 'slow: takes longer than a fast test may')
-    config.option.strict_markers = True
+os.environ.update(
+    AWS_CONFIG_FILE=os.devnull,
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    AWS_EC2_METADATA_DISABLED='true',
+    AWS_ENDPOINT_URL='http://127.0.0.1:9',
+)  # where nothing answers: no call can leave
 
 
 def pytest_collection_modifyitems(items):
@@ -33,15 +29,20 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='there is no NVIDIA GPU'))
-    items.sort(key=lambda item: sum(bool(item.get_closest_marker(m)) * w
-                                    for m, w in (('slow', 1), ('browser', 2), ('docker', 4))))
+    items.sort(
+        key=lambda item: sum(
+            bool(item.get_closest_marker(m)) * w for m, w in (('slow', 1), ('browser', 2), ('docker', 4))
+        )
+    )
 
 
 def write_mnist(root, train, test):
     """Write the channels' files as float32 (the notebook's are bytes): so many images, from the first on."""
     import chainer
     import numpy as np
+
     from local_mode.mnist import fill_cache
+
     fill_cache()
     for name, dataset, count in zip(('train', 'test'), chainer.datasets.get_mnist(), (train, test)):
         images, labels = chainer.dataset.concat_examples(dataset[:count])
@@ -64,10 +65,14 @@ def small_mnist(tmp_path_factory):
 def find_python36():
     candidates = [shutil.which('python3.6')] + sorted(
         pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')).glob(
-            'versions/3.6.*/bin/python'))
+            'versions/3.6.*/bin/python'
+        )
+    )
     for candidate in candidates:
-        if candidate and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL
-                                        ).returncode == 0:
+        if (
+            candidate
+            and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL).returncode == 0
+        ):
             return str(candidate)
     return None
 
@@ -95,10 +100,19 @@ def chromium():
     if not executable:
         pytest.fail("There is no 'chromium' on the PATH: run ./setup.sh tests, or install it.")
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=[
-            '--no-sandbox', '--disable-gpu', '--disable-background-networking',
-            '--disable-component-update', '--disable-sync', '--no-first-run'])
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=[
+                '--no-sandbox',
+                '--disable-gpu',
+                '--disable-background-networking',
+                '--disable-component-update',
+                '--disable-sync',
+                '--no-first-run',
+            ],
+        )
         yield browser
         browser.close()
 

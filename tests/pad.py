@@ -1,15 +1,16 @@
 """What the tests of the pad share: the page, and hands that draw on it."""
+
 import pathlib
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HTML = (ROOT / 'input.html').read_text(encoding='ascii')  # notebooks open() it with the locale's encoding
 BLANK = [[0.0] * 784]
-ONE = (.4, .3), (.5, .15), (.5, .85)  # parts of the pad's sides
-FOOT = (.3, .85), (.7, .85)
+ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # parts of the pad's sides
+FOOT = (0.3, 0.85), (0.7, 0.85)
 
 # Only an event that bubbles arrives at the window.
-LISTEN = '''digits = []; addEventListener('digit', event => digits.push(event.detail.data));'''
+LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
 
 
 def wait_for(get, seconds=60):
@@ -19,8 +20,8 @@ def wait_for(get, seconds=60):
         result = get()
         if result:
             return result
-        assert time.monotonic() < deadline, 'waited {} s in vain'.format(seconds)
-        time.sleep(.1)
+        assert time.monotonic() < deadline, f'waited {seconds} s in vain'
+        time.sleep(0.1)
 
 
 def draw(pad, *points, pointer='mouse'):
@@ -44,10 +45,22 @@ def draw(pad, *points, pointer='mouse'):
                 touch(session, kind, place)
             touch(session, 'End')
         else:
-            for kind, (x, y) in [('Pressed', places[0])] + [('Moved', p) for p in places] + [('Released', places[-1])]:
-                session.send('Input.dispatchMouseEvent', {
-                    'type': 'mouse' + kind, 'x': x, 'y': y, 'button': 'left', 'buttons': kind != 'Released' and 1 or 0,
-                    'clickCount': 1, 'pointerType': 'pen', 'force': .5})
+            for kind, (x, y) in (
+                [('Pressed', places[0])] + [('Moved', p) for p in places] + [('Released', places[-1])]
+            ):
+                session.send(
+                    'Input.dispatchMouseEvent',
+                    {
+                        'type': 'mouse' + kind,
+                        'x': x,
+                        'y': y,
+                        'button': 'left',
+                        'buttons': kind != 'Released' and 1 or 0,
+                        'clickCount': 1,
+                        'pointerType': 'pen',
+                        'force': 0.5,
+                    },
+                )
         session.detach()
     wait_for(lambda: page.evaluate('digits.length') > before)
     assert page.evaluate('digits.length') == before + 1
@@ -55,8 +68,10 @@ def draw(pad, *points, pointer='mouse'):
 
 
 def touch(session, kind, place=None):
-    session.send('Input.dispatchTouchEvent', {'type': 'touch' + kind, 'touchPoints': [
-        {'x': place[0], 'y': place[1]}] if place else []})
+    session.send(
+        'Input.dispatchTouchEvent',
+        {'type': 'touch' + kind, 'touchPoints': [{'x': place[0], 'y': place[1]}] if place else []},
+    )
 
 
 def says(pad, text):

@@ -1,4 +1,5 @@
 """What happens to this machine: notebooks side by side, kernels killed, an engine that stops. Part of `make test-faults`."""
+
 import concurrent.futures
 import json
 import os
@@ -15,20 +16,25 @@ import time
 import nbclient
 import nbformat
 import pytest
-
-from local_mode.docker import LABEL, docker
 from test_faults import SEED, report  # noqa: F401
 from test_leftovers import DEPLOY, ROOT, ours
 from test_local_mode import IMAGE
 from test_serving import free_port
 
+from local_mode.docker import LABEL, docker
+
 pytestmark = pytest.mark.docker
 
 # The tutorial, in 15 seconds instead of a minute.
-SHORT = {'train, test = chainer.datasets.get_mnist()': 'train, test = (d[:1000] for d in chainer.datasets.get_mnist())',
-         "'epochs': 3, 'batch_size': 128, 'augment': True": "'epochs': 1", '[Path.cwd(), *Path.cwd().parents]': "[Path('{}')]".format(ROOT)}
-RUN = ('import pathlib, sys; from local_mode import run; run.ROOT = pathlib.Path(sys.argv[1]); '
-       'sys.exit(run.main(run.ROOT / "notebook.ipynb"))')
+SHORT = {
+    'train, test = chainer.datasets.get_mnist()': 'train, test = (d[:1000] for d in chainer.datasets.get_mnist())',
+    "'epochs': 3, 'batch_size': 128, 'augment': True": "'epochs': 1",
+    '[Path.cwd(), *Path.cwd().parents]': f"[Path('{ROOT}')]",
+}
+RUN = (
+    'import pathlib, sys; from local_mode import run; run.ROOT = pathlib.Path(sys.argv[1]); '
+    'sys.exit(run.main(run.ROOT / "notebook.ipynb"))'
+)
 
 
 def make_clean():
@@ -43,8 +49,12 @@ def nothing_of_ours():
 def tutorial(directory, **replacements):
     """Write the tutorial, shortened and with these replacements, as notebook.ipynb; return it."""
     notebook = nbformat.read(ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb', as_version=4)
-    for old, new in {**SHORT, "Path('output/single_machine_mnist')": "Path('{}/kept')".format(directory), **replacements}.items():
-        cell, = [cell for cell in notebook.cells if old in cell.source]
+    for old, new in {
+        **SHORT,
+        "Path('output/single_machine_mnist')": f"Path('{directory}/kept')",
+        **replacements,
+    }.items():
+        (cell,) = [cell for cell in notebook.cells if old in cell.source]
         cell.source = cell.source.replace(old, new)
     nbformat.write(notebook, directory / 'notebook.ipynb')
     return notebook
@@ -56,10 +66,22 @@ def test_two_notebooks_at_once(tmp_path):
     for name in 'first', 'second':
         directory = tmp_path / name
         directory.mkdir()
-        tutorial(directory, **{'open_session()': 'open_session(embedded=True, serving_port={})'.format(free_port()),
-                               '    instance_count=1': '    instance_count=2'})
-        processes.append(subprocess.Popen([sys.executable, '-c', RUN, str(directory)], cwd=ROOT, text=True,
-                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        tutorial(
+            directory,
+            **{
+                'open_session()': f'open_session(embedded=True, serving_port={free_port()})',
+                '    instance_count=1': '    instance_count=2',
+            },
+        )
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, '-c', RUN, str(directory)],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
     try:
         outs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
@@ -118,9 +140,16 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
         copy = nbformat.from_dict(notebook)
         port = free_port()
         for part in copy.cells:
-            part.source = part.source.replace('/kept', '/kept-{}'.format(port)).replace(
-                'open_session()', 'open_session(embedded=True, serving_port={})'.format(port))
-        client = Victim(copy, kernel_name='python3', cell=cell, after=after, resources={'metadata': {'path': str(tmp_path / 'elsewhere')}})
+            part.source = part.source.replace('/kept', f'/kept-{port}').replace(
+                'open_session()', f'open_session(embedded=True, serving_port={port})'
+            )
+        client = Victim(
+            copy,
+            kernel_name='python3',
+            cell=cell,
+            after=after,
+            resources={'metadata': {'path': str(tmp_path / 'elsewhere')}},
+        )
         if cell is None:
             client.execute()
         else:
@@ -131,14 +160,29 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
     def left():
         return *ours()[:2], processes_with('KILLED_BY_A_TEST=' + str(tmp_path)), os.listdir(tmp_path / 'tmp')
 
-    stranger = docker('network', 'create', 'stranger-{}'.format(free_port())).strip()
-    unused = docker('network', 'create', 'sagemaker-local-{}'.format(free_port())).strip()
+    stranger = docker('network', 'create', f'stranger-{free_port()}').strip()
+    unused = docker('network', 'create', f'sagemaker-local-{free_port()}').strip()
     try:
-        docker('run', '--detach', '--name', stranger, '--network', stranger, '--entrypoint', 'sleep', IMAGE, '3600')
+        docker(
+            'run',
+            '--detach',
+            '--name',
+            stranger,
+            '--network',
+            stranger,
+            '--entrypoint',
+            'sleep',
+            IMAGE,
+            '3600',
+        )
         whole = run().seconds
         assert left() == ([], [], [], [])
         found = {'containers': 0, 'networks': 0, 'processes': 0, 'temporary files': 0}
-        cells = [(cell, rng.uniform(0, .9) * seconds) for cell, seconds in whole.items() if notebook.cells[cell].cell_type == 'code']
+        cells = [
+            (cell, rng.uniform(0, 0.9) * seconds)
+            for cell, seconds in whole.items()
+            if notebook.cells[cell].cell_type == 'code'
+        ]
         rng.shuffle(cells)
         assert len(cells) % 2 == 0
         for pair in zip(cells[::2], cells[1::2]):
@@ -149,10 +193,15 @@ def test_a_kernel_killed_in_each_cell(tmp_path, monkeypatch, report):  # noqa: F
             make_clean()
             deadline = time.monotonic() + 10
             while processes_with('KILLED_BY_A_TEST=' + str(tmp_path)) and time.monotonic() < deadline:
-                time.sleep(.1)  # say a set-up that goes on
+                time.sleep(0.1)  # say a set-up that goes on
             assert left() == ([], [], [], []), pair
-        report('kernels killed in each of {} cells, two at a time (seed {}): left of {} pairs: {}; after make clean: nothing',
-               len(cells), SEED, len(cells) // 2, ', '.join('{} {} times'.format(*item) for item in found.items()))
+        report(
+            'kernels killed in each of {} cells, two at a time (seed {}): left of {} pairs: {}; after make clean: nothing',
+            len(cells),
+            SEED,
+            len(cells) // 2,
+            ', '.join('{} {} times'.format(*item) for item in found.items()),
+        )
         assert all(found.values())  # or this shows nothing
         assert docker('ps', '--quiet', '--filter', 'name=' + stranger).strip()
         assert docker('network', 'ls', '--quiet', '--no-trunc', '--filter', 'id=' + unused).strip() == unused
@@ -180,15 +229,27 @@ def test_nothing_of_roots_is_left_to_another_user(tmp_path):
     user, as_user = os.getuid(), []
     if user == 0:  # be somebody else, who may use Docker and read our Python
         user = 12345
-        as_user = ['setpriv', '--reuid=12345', '--regid=12345', '--groups={}'.format(os.stat('/var/run/docker.sock').st_gid),
-                   '--inh-caps=+dac_read_search', '--ambient-caps=+dac_read_search']
+        as_user = [
+            'setpriv',
+            '--reuid=12345',
+            '--regid=12345',
+            '--groups={}'.format(os.stat('/var/run/docker.sock').st_gid),
+            '--inh-caps=+dac_read_search',
+            '--ambient-caps=+dac_read_search',
+        ]
     home = tmp_path / 'home'
     home.mkdir()
     os.chown(home, user, -1)
     (tmp_path / 'writes.py').write_text(WRITES)
     environment = {**os.environ, 'TMPDIR': str(home), 'HOME': str(home), 'USER': 'somebody'}
-    with subprocess.Popen([*as_user, sys.executable, '-c', DEPLOY + FIT, str(free_port()), str(tmp_path / 'writes.py')], cwd=ROOT, text=True,
-                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        [*as_user, sys.executable, '-c', DEPLOY + FIT, str(free_port()), str(tmp_path / 'writes.py')],
+        cwd=ROOT,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         log = []
         for line in process.stdout:
             log.append(line)
@@ -198,7 +259,9 @@ def test_nothing_of_roots_is_left_to_another_user(tmp_path):
     paths = list(home.rglob('*'))
     assert {path.stat().st_uid for path in paths} == {user}, ''.join(log)
     assert len([path for path in paths if path.name == 'written']) == 2, ''.join(log)
-    subprocess.run([*as_user, 'make', 'clean'], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*as_user, 'make', 'clean'], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL
+    )
     assert ours()[:2] == ([], []) and not list(home.glob(LABEL + '-*'))
 
 
@@ -207,27 +270,51 @@ class Island:
 
     def __init__(self):
         self.directory = pathlib.Path(tempfile.mkdtemp())  # a short path: sockets are in it
-        self.holder = subprocess.Popen(['unshare', '--net', 'sh', '-c', 'echo; exec sleep 3600'], stdout=subprocess.PIPE)
+        self.holder = subprocess.Popen(
+            ['unshare', '--net', 'sh', '-c', 'echo; exec sleep 3600'], stdout=subprocess.PIPE
+        )
         self.holder.stdout.readline()
-        self.enter = ['nsenter', '--net=/proc/{}/ns/net'.format(self.holder.pid)]
+        self.enter = ['nsenter', f'--net=/proc/{self.holder.pid}/ns/net']
         self.engine = None
-        self.environment = {**os.environ, 'DOCKER_HOST': 'unix://{}/socket'.format(self.directory)}
+        self.environment = {**os.environ, 'DOCKER_HOST': f'unix://{self.directory}/socket'}
 
     def connect(self):
         """Give it a way out, to nowhere."""
-        for command in ('sysctl -qw net.ipv6.conf.default.disable_ipv6=1', 'ip link set lo up', 'ip link add out type veth peer name world',
-                        'ip address add 192.0.2.1/24 dev out', 'ip link set out up', 'ip link set world up', 'ip route add default dev out'):
+        for command in (
+            'sysctl -qw net.ipv6.conf.default.disable_ipv6=1',
+            'ip link set lo up',
+            'ip link add out type veth peer name world',
+            'ip address add 192.0.2.1/24 dev out',
+            'ip link set out up',
+            'ip link set world up',
+            'ip route add default dev out',
+        ):
             subprocess.run([*self.enter, *command.split()], check=True)
 
     def start(self):
         """Start the engine, or start it again."""
         with (self.directory / 'log').open('ab') as log:
-            self.engine = subprocess.Popen([*self.enter, 'dockerd', '--host', self.environment['DOCKER_HOST'], *[
-                arg for name in ('data-root', 'exec-root', 'pidfile') for arg in ('--' + name, self.directory / name)]], stdout=log, stderr=log)
+            self.engine = subprocess.Popen(
+                [
+                    *self.enter,
+                    'dockerd',
+                    '--host',
+                    self.environment['DOCKER_HOST'],
+                    *[
+                        arg
+                        for name in ('data-root', 'exec-root', 'pidfile')
+                        for arg in ('--' + name, self.directory / name)
+                    ],
+                ],
+                stdout=log,
+                stderr=log,
+            )
         deadline = time.monotonic() + 60
         while subprocess.run(['docker', 'info'], env=self.environment, capture_output=True).returncode:
-            assert time.monotonic() < deadline and self.engine.poll() is None, (self.directory / 'log').read_text()
-            time.sleep(.1)
+            assert time.monotonic() < deadline and self.engine.poll() is None, (
+                self.directory / 'log'
+            ).read_text()
+            time.sleep(0.1)
 
     def stop(self):
         """Stop the engine, and with it its containers."""
@@ -235,11 +322,16 @@ class Island:
         self.engine.wait(30)
 
     def run(self, *command, **options):
-        return subprocess.run([*self.enter, *command], **{**dict(env=self.environment, check=True, capture_output=True, timeout=300), **options})
+        return subprocess.run(
+            [*self.enter, *command],
+            **{**dict(env=self.environment, check=True, capture_output=True, timeout=300), **options},
+        )
 
     def packets(self):
         """How many packets have been sent to the world."""
-        return json.loads(self.run('ip', '-json', '-statistics', 'link', 'show', 'out').stdout)[0]['stats64']['tx']['packets']
+        return json.loads(self.run('ip', '-json', '-statistics', 'link', 'show', 'out').stdout)[0]['stats64'][
+            'tx'
+        ]['packets']
 
     def close(self):
         try:
@@ -268,17 +360,40 @@ def island():
 
 def test_with_credentials_nothing_leaves_this_machine_and_they_are_not_shown(island, tmp_path):
     """The tutorial with an account's credentials at hand, asked for the stand-in: no packet, no secret in what it keeps and prints."""
-    tutorial(tmp_path, **{'open_session()': 'open_session(embedded=True)', 'container_log_level=logging.WARNING': 'container_log_level=logging.DEBUG'})
-    secrets = {'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE', 'AWS_SECRET_ACCESS_KEY': 'wJalrXUtnFEMI/K7MDENG', 'AWS_SESSION_TOKEN': 'FwoGZXIvYXdzEXAMPLE'}
+    tutorial(
+        tmp_path,
+        **{
+            'open_session()': 'open_session(embedded=True)',
+            'container_log_level=logging.WARNING': 'container_log_level=logging.DEBUG',
+        },
+    )
+    secrets = {
+        'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE',
+        'AWS_SECRET_ACCESS_KEY': 'wJalrXUtnFEMI/K7MDENG',
+        'AWS_SESSION_TOKEN': 'FwoGZXIvYXdzEXAMPLE',
+    }
     environment = {**island.environment, **secrets, 'AWS_DEFAULT_REGION': 'eu-central-1'}
-    del environment['AWS_ENDPOINT_URL'], environment['AWS_EC2_METADATA_DISABLED']  # what keeps other tests here
+    del (
+        environment['AWS_ENDPOINT_URL'],
+        environment['AWS_EC2_METADATA_DISABLED'],
+    )  # what keeps other tests here
     before = island.packets()
-    done = island.run(sys.executable, '-c', RUN, str(tmp_path), cwd=ROOT, env=environment, check=False, text=True)
+    done = island.run(
+        sys.executable, '-c', RUN, str(tmp_path), cwd=ROOT, env=environment, check=False, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert island.packets() == before
     kept = [path.read_text() for path in (tmp_path / 'output').iterdir()]
-    assert len(kept) == 2 and 'SM_MODEL_DIR' in kept[0] and not [
-        secret for secret in secrets.values() for text in (*kept, done.stdout, done.stderr) if secret in text]
+    assert (
+        len(kept) == 2
+        and 'SM_MODEL_DIR' in kept[0]
+        and not [
+            secret
+            for secret in secrets.values()
+            for text in (*kept, done.stdout, done.stderr)
+            if secret in text
+        ]
+    )
     island.run('curl', '--max-time', '1', 'http://192.0.2.2/', check=False)
     assert island.packets() > before  # or the count shows nothing
 
@@ -321,8 +436,16 @@ def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
     """What fails meanwhile says why; afterwards all goes on, and nothing is left."""
     (tmp_path / 'tmp').mkdir()
     (tmp_path / 'long.py').write_text('import time\nprint("the script runs")\ntime.sleep(300)')
-    with subprocess.Popen([*island.enter, sys.executable, '-c', DEPLOY + ENGINE, '8080', str(tmp_path / 'long.py')], cwd=ROOT, text=True,
-                          env={**island.environment, 'TMPDIR': str(tmp_path / 'tmp')}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        [*island.enter, sys.executable, '-c', DEPLOY + ENGINE, '8080', str(tmp_path / 'long.py')],
+        cwd=ROOT,
+        text=True,
+        env={**island.environment, 'TMPDIR': str(tmp_path / 'tmp')},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+
         def expect(*parts):
             log = []
             for line in process.stdout:
@@ -337,7 +460,9 @@ def test_the_engine_stops_and_starts(island, tmp_path, monkeypatch):
 
         expect('predict returned (1, 10)')
         island.stop()
-        done = island.run('make', 'clean', cwd=ROOT, env={**island.environment, 'TMPDIR': str(tmp_path)}, text=True)
+        done = island.run(
+            'make', 'clean', cwd=ROOT, env={**island.environment, 'TMPDIR': str(tmp_path)}, text=True
+        )
         assert 'Docker does not answer: start it' in done.stdout
         go_on()
         expect('predict ConnectionError Nothing answers on port 8080')

@@ -1,4 +1,5 @@
 """Set-up twice in a row; kernels that are killed or just end; `make clean`."""
+
 import os
 import pathlib
 import signal
@@ -9,16 +10,16 @@ import tempfile
 import time
 
 import pytest
+from test_serving import free_port
 
 import chainer_mnist_single_machine as script
 from local_mode.docker import LABEL, docker, image_uri
 from local_mode.session import open_session
-from test_serving import free_port
 
 pytestmark = pytest.mark.docker
 ROOT = pathlib.Path(script.__file__).parent
 
-DEPLOY = '''
+DEPLOY = """
 import os, sys, tarfile, tempfile
 import chainer
 import chainer_mnist_single_machine as script
@@ -36,12 +37,17 @@ model = ChainerModel(model_data, 'arn:aws:iam::123456789012:role/r', script.__fi
                      image_uri=image_uri('local'), sagemaker_session=session)
 predictor = model.deploy(initial_instance_count=1, instance_type='local')
 print('deployed', flush=True)
-'''
+"""
 
 
 def deploy(port, then=''):
-    return subprocess.Popen([sys.executable, '-c', DEPLOY + then, str(port)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, '-c', DEPLOY + then, str(port)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.fixture
@@ -52,8 +58,11 @@ def port():
 def ours():
     """What there is of this project: names of containers, ids of networks, temporary directories."""
     label = '--filter', 'label=' + LABEL
-    return (docker('ps', '--all', '--format', '{{.Names}}', *label).split(), docker('network', 'ls', '--quiet', *label).split(),
-            sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')))
+    return (
+        docker('ps', '--all', '--format', '{{.Names}}', *label).split(),
+        docker('network', 'ls', '--quiet', *label).split(),
+        sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')),
+    )
 
 
 @pytest.mark.parametrize('end', ['', 'raise SystemExit(3)', 'raise ValueError("oops")'])
@@ -101,9 +110,15 @@ def test_set_up_twice_in_a_row_is_quick_and_changes_nothing():
 
 def test_set_up_without_docker_and_without_a_package_manager_says_what_to_do(tmp_path):
     for name in 'bash', 'dirname', 'uname', 'id', 'cmp', 'find', 'sort', 'xargs', 'cat', 'cksum', 'sed':
-        (tmp_path / name).symlink_to(subprocess.run(
-            ['which', name], capture_output=True, text=True, check=True).stdout.strip())
-    done = subprocess.run([str(tmp_path / 'bash'), './setup.sh'], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, 'PATH': str(tmp_path)})
+        (tmp_path / name).symlink_to(
+            subprocess.run(['which', name], capture_output=True, text=True, check=True).stdout.strip()
+        )
+    done = subprocess.run(
+        [str(tmp_path / 'bash'), './setup.sh'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PATH': str(tmp_path)},
+    )
     assert done.returncode == 1
     assert 'Docker is not installed: see https://docs.docker.com/get-docker/' in done.stderr

@@ -1,4 +1,5 @@
 """The heart: the script trained and hosted in the real container, through the SDK."""
+
 import ast
 import contextlib
 import io
@@ -11,20 +12,20 @@ import subprocess
 import tarfile
 import time
 
+import botocore.exceptions
 import numpy as np
 import pytest
 import urllib3
+from sagemaker.chainer.estimator import Chainer
+from sagemaker.chainer.model import ChainerModel
+from sagemaker.s3 import S3Downloader
+from test_serving import free_port
 
 import chainer_mnist_single_machine as script
 from local_mode import aws
 from local_mode import session as session_module
 from local_mode.docker import LABEL, docker, image_uri
 from local_mode.session import open_session
-import botocore.exceptions
-from sagemaker.chainer.estimator import Chainer
-from sagemaker.chainer.model import ChainerModel
-from sagemaker.s3 import S3Downloader
-from test_serving import free_port
 
 pytestmark = pytest.mark.docker
 IMAGE = image_uri('local')
@@ -41,15 +42,28 @@ def session():
 @pytest.fixture(scope='module')
 def inputs(session, small_mnist):
     """The channels, under a prefix that contains "model"."""
-    return {name: session.upload_data(str(small_mnist / name), key_prefix='my/model/data/' + name)
-            for name in ('train', 'test')}
+    return {
+        name: session.upload_data(str(small_mnist / name), key_prefix='my/model/data/' + name)
+        for name in ('train', 'test')
+    }
 
 
 def make_estimator(session, entry_point=script.__file__, options={}, **hyperparameters):
-    return Chainer(**{**dict(
-        entry_point=str(entry_point), role='arn:aws:iam::123456789012:role/SageMakerRole',
-        instance_count=1, instance_type='local', image_uri=IMAGE, sagemaker_session=session,
-        output_path='s3://{}/my/model'.format(session.default_bucket()), hyperparameters=hyperparameters), **options})
+    return Chainer(
+        **{
+            **dict(
+                entry_point=str(entry_point),
+                role='arn:aws:iam::123456789012:role/SageMakerRole',
+                instance_count=1,
+                instance_type='local',
+                image_uri=IMAGE,
+                sagemaker_session=session,
+                output_path=f's3://{session.default_bucket()}/my/model',
+                hyperparameters=hyperparameters,
+            ),
+            **options,
+        }
+    )
 
 
 @pytest.fixture(scope='module')
@@ -71,8 +85,7 @@ def predictor(session, estimator):
 def containers(session, *states):
     """The ids of the session's containers, in any state or in one of these."""
     args = [arg for s in states for arg in ('--filter', 'status=' + s)]
-    return docker('ps', '--all', '--quiet', '--filter', 'label={}={}'.format(LABEL, session.name),
-                  *args).split()
+    return docker('ps', '--all', '--quiet', '--filter', f'label={LABEL}={session.name}', *args).split()
 
 
 def answers(port, host='127.0.0.1'):
@@ -83,8 +96,11 @@ def answers(port, host='127.0.0.1'):
 @contextlib.contextmanager
 def output(estimator, tmp_path):
     """The job's output.tar.gz, open, also that of a failed job."""
-    S3Downloader.download('{}/{}/output/output.tar.gz'.format(estimator.output_path, estimator._current_job_name),
-                          str(tmp_path), sagemaker_session=estimator.sagemaker_session)
+    S3Downloader.download(
+        f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz',
+        str(tmp_path),
+        sagemaker_session=estimator.sagemaker_session,
+    )
     with tarfile.open(tmp_path / 'output.tar.gz') as tar:
         yield tar
 
@@ -92,8 +108,14 @@ def output(estimator, tmp_path):
 def test_training_brings_back_model_and_output(estimator, tmp_path):
     assert estimator.model_data.endswith('/output/model.tar.gz')
     with output(estimator, tmp_path) as tar:
-        assert {'success', 'data/accuracy.png', 'data/loss.png', 'data/cg.dot', 'data/log',
-                'data/snapshot_epoch_2'} <= set(tar.getnames())
+        assert {
+            'success',
+            'data/accuracy.png',
+            'data/loss.png',
+            'data/cg.dot',
+            'data/log',
+            'data/snapshot_epoch_2',
+        } <= set(tar.getnames())
         log = json.load(tar.extractfile('data/log'))
     assert log[-1]['iteration'] == 40  # 2 epochs of 2,000 images: the batch size of 100 arrived
     assert log[-1]['validation/main/accuracy'] > 0.8
@@ -120,18 +142,24 @@ def test_the_user_sees_the_servers_sentence(predictor):
 
 
 def test_the_endpoint_answers_on_this_machine_only(session, predictor):
-    binding = docker('ps', '--filter', 'label={}={}'.format(LABEL, session.name),
-                     '--format', '{{.Ports}}')
-    assert '127.0.0.1:{}->8080'.format(session.serving_port) in binding and '0.0.0.0' not in binding
+    binding = docker('ps', '--filter', f'label={LABEL}={session.name}', '--format', '{{.Ports}}')
+    assert f'127.0.0.1:{session.serving_port}->8080' in binding and '0.0.0.0' not in binding
 
 
 def test_the_endpoint_has_few_privileges(session, predictor):
     """No root for workers, no new privileges, nothing to write to but /tmp."""
-    name, = containers(session)
-    workers = [line.split() for line in docker('top', name, '-eo', 'pid,uid,cmd').splitlines()[2:] if 'gunicorn' in line]
+    (name,) = containers(session)
+    workers = [
+        line.split()
+        for line in docker('top', name, '-eo', 'pid,uid,cmd').splitlines()[2:]
+        if 'gunicorn' in line
+    ]
     assert len(workers) >= 2 and '0' not in {uid for _, uid, *_ in workers[1:]}
     assert docker('inspect', '--format', '{{.HostConfig.ReadonlyRootfs}}', name).strip() == 'true'
-    assert 'NoNewPrivs:\t1' in docker('exec', name, 'sh', '-c', 'cat /proc/[0-9]*/status').split('Name:\tgunicorn')[1]
+    assert (
+        'NoNewPrivs:\t1'
+        in docker('exec', name, 'sh', '-c', 'cat /proc/[0-9]*/status').split('Name:\tgunicorn')[1]
+    )
 
 
 def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path, capfd, caplog):
@@ -143,10 +171,13 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path
     (tmp_path / 'script.py').write_text(
         'import os, sys\nfor name in "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN":\n'
         '    assert os.environ[name]\nopen(os.environ["SM_MODEL_DIR"] + "/model", "w").write("a model")\n'
-        'sys.exit("failed at last")')
+        'sys.exit("failed at last")'
+    )
     session = open_session()
     try:
-        estimator = make_estimator(session, tmp_path / 'script.py', dict(instance_count=2, container_log_level=logging.DEBUG))
+        estimator = make_estimator(
+            session, tmp_path / 'script.py', dict(instance_count=2, container_log_level=logging.DEBUG)
+        )
         with pytest.raises(RuntimeError, match='failed at last') as error:
             estimator.fit()
         bucket = account.resource('s3').Bucket(session.default_bucket())
@@ -157,7 +188,9 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path
                     kept += [tar.extractfile(member).read() for member in tar if member.isfile()]
         out, err = capfd.readouterr()
         texts = [str(error.value), out, err, caplog.text, *(data.decode('latin-1') for data in kept)]
-        assert 'a model' in texts and 'SM_MODEL_DIR' in out and 'docker compose file' in caplog.text  # or this shows nothing
+        assert (
+            'a model' in texts and 'SM_MODEL_DIR' in out and 'docker compose file' in caplog.text
+        )  # or this shows nothing
         credentials = account.get_credentials()
         for secret in credentials.secret_key, credentials.token, 'what the hosts share':
             assert not [text for text in texts if secret in text]
@@ -195,19 +228,22 @@ def other_port(session):
         session.set_serving_port(before)
 
 
-FAIL = '''
+FAIL = """
 import sys
 if __name__ == '__main__':
     print('a line on stdout')
     raise ValueError('the dog ate my weights')
-'''
+"""
 
 
 def test_a_failing_script_is_reported_with_its_traceback(session, inputs, tmp_path):
     (tmp_path / 'fail.py').write_text(FAIL)
     estimator = make_estimator(session, tmp_path / 'fail.py')
-    with pytest.raises(RuntimeError, match='(?s)Training job .* failed.*Traceback .*File '
-                       '"/opt/ml/code/fail.py", line 5.*ValueError: the dog ate my weights'):
+    with pytest.raises(
+        RuntimeError,
+        match='(?s)Training job .* failed.*Traceback .*File '
+        '"/opt/ml/code/fail.py", line 5.*ValueError: the dog ate my weights',
+    ):
         estimator.fit(inputs)
     assert containers(session, 'exited', 'created') == []
 
@@ -219,16 +255,21 @@ def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, i
         make_estimator(session, epochs=1).fit({'train': inputs['train']})
 
 
-@pytest.mark.parametrize('options', [
-    dict(instance_count=2),
-    dict(instance_count=2, use_mpi=True, num_processes=4, process_slots_per_host=2),
-    dict(use_mpi=True, num_processes=2, process_slots_per_host=2)], ids=['two_hosts', 'two_processes_each', 'one_host'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(instance_count=2),
+        dict(instance_count=2, use_mpi=True, num_processes=4, process_slots_per_host=2),
+        dict(use_mpi=True, num_processes=2, process_slots_per_host=2),
+    ],
+    ids=['two_hosts', 'two_processes_each', 'one_host'],
+)
 def test_several_processes_train_as_one_does(session, inputs, estimator, tmp_path, capfd, options):
     """On any number of hosts the same batches make the same number of steps, to the same accuracy."""
     together = make_estimator(session, options=options, epochs=2, batch_size=100)
     together.fit(inputs)
     processes = options.get('num_processes', 2)
-    assert '2 epochs, {} processes'.format(processes) in capfd.readouterr().out
+    assert f'2 epochs, {processes} processes' in capfd.readouterr().out
     with output(together, tmp_path) as tar, output(estimator, tmp_path / 'alone') as alone:
         log, one = (json.load(t.extractfile('data/log')) for t in (tar, alone))
     assert log[-1]['iteration'] == one[-1]['iteration'] == 40
@@ -236,26 +277,33 @@ def test_several_processes_train_as_one_does(session, inputs, estimator, tmp_pat
     assert containers(session, 'exited', 'created') == []
 
 
-WHO = '''
+WHO = """
 import os, socket
 from mpi4py.MPI import COMM_WORLD as comm
 
 if __name__ == '__main__':
     print('WHO', comm.gather((socket.gethostbyname(socket.gethostname()), os.environ['GREETING'], os.environ['MINE'])))
-'''
+"""
 
 
 def test_each_host_gets_its_slots_the_mpi_options_and_the_environment(session, inputs, tmp_path, capfd):
     (tmp_path / 'who.py').write_text(WHO)
-    make_estimator(session, tmp_path / 'who.py', dict(
-        instance_count=2, process_slots_per_host=2, additional_mpi_options='-x GREETING=hello',
-        environment={'MINE': 'my own'})).fit(inputs)
+    make_estimator(
+        session,
+        tmp_path / 'who.py',
+        dict(
+            instance_count=2,
+            process_slots_per_host=2,
+            additional_mpi_options='-x GREETING=hello',
+            environment={'MINE': 'my own'},
+        ),
+    ).fit(inputs)
     ranks = ast.literal_eval(re.search(r'WHO (\[\(.*)', capfd.readouterr().out)[1].strip())
     assert [rank[1:] for rank in ranks] == 4 * [('hello', 'my own')]
     assert ranks[0] == ranks[1] != ranks[2] == ranks[3]
 
 
-CRASHES = '''
+CRASHES = """
 import os, sys, time
 import chainermn
 
@@ -269,7 +317,7 @@ if __name__ == '__main__':
     if comm.rank == int(sys.argv[sys.argv.index('--crash') + 1]):
         raise ValueError('rank {} crashed'.format(comm.rank))
     time.sleep(300)
-'''
+"""
 
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -277,8 +325,11 @@ def test_a_crash_on_any_rank_ends_the_job(session, inputs, tmp_path, rank):
     (tmp_path / 'crashes.py').write_text(CRASHES)
     estimator = make_estimator(session, tmp_path / 'crashes.py', dict(instance_count=2), crash=rank)
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r'(?s)failed.*1,{0}.*Traceback .*File "crashes.py", line 13'
-                                           '.*ValueError: rank {0} crashed'.format(rank)):
+    with pytest.raises(
+        RuntimeError,
+        match=rf'(?s)failed.*1,{rank}.*Traceback .*File "crashes.py", line 13'
+        f'.*ValueError: rank {rank} crashed',
+    ):
         estimator.fit(inputs)
     assert time.monotonic() - start < 60
     assert containers(session, 'exited', 'created') == []
@@ -293,8 +344,13 @@ def test_more_processes_than_slots_are_refused(session, inputs):
 
 def test_a_model_that_does_not_load_is_reported_in_seconds(session, estimator, tmp_path):
     (tmp_path / 'broken.py').write_text('def model_fn(model_dir): raise OSError("weights are gone")')
-    model = ChainerModel(estimator.model_data, estimator.role, str(tmp_path / 'broken.py'),
-                         image_uri=IMAGE, sagemaker_session=session)
+    model = ChainerModel(
+        estimator.model_data,
+        estimator.role,
+        str(tmp_path / 'broken.py'),
+        image_uri=IMAGE,
+        sagemaker_session=session,
+    )
     with other_port(session):
         start = time.monotonic()
         with pytest.raises(RuntimeError, match='(?s)The endpoint stopped.*weights are gone'):
@@ -326,7 +382,7 @@ def test_a_port_taken_by_another_notebook_is_named(session, predictor, estimator
     assert answers(session.serving_port)  # closing one session does not touch another's endpoint
 
 
-USES_A_REQUIREMENT = '''
+USES_A_REQUIREMENT = """
 import os
 import iniconfig
 
@@ -346,7 +402,7 @@ def output_fn(prediction, accept):
 if __name__ == '__main__':
     with open(os.path.join(os.environ['SM_MODEL_DIR'], 'text'), 'w') as f:
         f.write('written where there is ' + iniconfig.__name__ + ', read where there is ')
-'''
+"""
 
 
 @pytest.fixture
@@ -362,9 +418,15 @@ EXPECTED = b'written where there is iniconfig, read where there is iniconfig'
 
 
 def test_the_users_requirements_are_installed(session, inputs, template):
-    estimator = Chainer(entry_point='mine.py', source_dir=str(template), role='arn:aws:iam::1:role/r',
-                        instance_count=1, instance_type='local', image_uri=IMAGE,
-                        sagemaker_session=session)
+    estimator = Chainer(
+        entry_point='mine.py',
+        source_dir=str(template),
+        role='arn:aws:iam::1:role/r',
+        instance_count=1,
+        instance_type='local',
+        image_uri=IMAGE,
+        sagemaker_session=session,
+    )
     estimator.fit({'train': inputs['test']})
     with other_port(session):
         predictor = estimator.deploy(initial_instance_count=1, instance_type='local')
@@ -383,14 +445,18 @@ def opt_ml(root, small_mnist, submit_directory='/opt/ml/code', program=PROGRAM, 
     for name in 'train', 'test':
         (root / 'input' / 'data' / name).mkdir()
         (root / 'input' / 'data' / name / (name + '.npz')).write_bytes(
-            (small_mnist / name / (name + '.npz')).read_bytes())
+            (small_mnist / name / (name + '.npz')).read_bytes()
+        )
     (root / 'code' / PROGRAM).write_text(open(script.__file__).read())
-    config = {'hyperparameters': {'sagemaker_program': program,
-                                  'sagemaker_submit_directory': submit_directory, **hyperparameters},
-              'resourceconfig': {'current_host': 'algo-1', 'hosts': ['algo-1'],
-                                 'network_interface_name': 'eth0'},
-              'inputdataconfig': {'train': {'TrainingInputMode': 'File'},
-                                  'test': {'TrainingInputMode': 'File'}}}
+    config = {
+        'hyperparameters': {
+            'sagemaker_program': program,
+            'sagemaker_submit_directory': submit_directory,
+            **hyperparameters,
+        },
+        'resourceconfig': {'current_host': 'algo-1', 'hosts': ['algo-1'], 'network_interface_name': 'eth0'},
+        'inputdataconfig': {'train': {'TrainingInputMode': 'File'}, 'test': {'TrainingInputMode': 'File'}},
+    }
     for name, content in config.items():
         (root / 'input' / 'config' / (name + '.json')).write_text(json.dumps(content))
 
@@ -404,7 +470,7 @@ def serve(*args, port):
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
-                if http.request('GET', 'http://127.0.0.1:{}/ping'.format(port)).status == 200:
+                if http.request('GET', f'http://127.0.0.1:{port}/ping').status == 200:
                     break
             assert time.monotonic() < deadline, docker('logs', name)
             time.sleep(0.1)
@@ -419,60 +485,116 @@ def test_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
     opt_ml(root, small_mnist, epochs='1', batch_size='100')
     subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
     tmp_path.chmod(0o755)
-    docker('run', '--rm', '--hostname', 'algo-1', '-v', '{}:/opt/ml'.format(root), IMAGE, 'train')
+    docker('run', '--rm', '--hostname', 'algo-1', '-v', f'{root}:/opt/ml', IMAGE, 'train')
     assert (root / 'output' / 'success').exists()
-    written = [root / 'model' / 'model.npz', root / 'output' / 'data' / 'accuracy.png',
-               root / 'output' / 'success']
+    written = [
+        root / 'model' / 'model.npz',
+        root / 'output' / 'data' / 'accuracy.png',
+        root / 'output' / 'success',
+    ]
     assert {(p.stat().st_uid, p.stat().st_gid) for p in written} == {(12345, 23456)}
     assert {p.stat().st_uid for p in root.rglob('*')} == {12345}
 
     port = free_port()
-    with serve('-p', '127.0.0.1:{}:8080'.format(port), '-v', '{}:/opt/ml'.format(root),
-               '-e', 'SAGEMAKER_PROGRAM=' + PROGRAM, IMAGE, 'serve', port=port) as name:
+    with serve(
+        '-p',
+        f'127.0.0.1:{port}:8080',
+        '-v',
+        f'{root}:/opt/ml',
+        '-e',
+        'SAGEMAKER_PROGRAM=' + PROGRAM,
+        IMAGE,
+        'serve',
+        port=port,
+    ) as name:
         users = docker('top', name, '-eo', 'pid,uid,cmd').splitlines()[1:]
         assert users and all(line.split()[1] == '12345' for line in users)
         response = urllib3.PoolManager().request(
-            'POST', 'http://127.0.0.1:{}/invocations'.format(port), body=json.dumps([0.0] * 784))
+            'POST', f'http://127.0.0.1:{port}/invocations', body=json.dumps([0.0] * 784)
+        )
         assert np.shape(json.loads(response.data)) == (1, 10)
 
 
 def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
     """sshd and what it starts run as the owner, too; and the key of another job does not open it."""
     tmp_path.chmod(0o755)
-    network = docker('network', 'create', '--label', LABEL, 'by-hand-{}'.format(free_port())).strip()
+    network = docker('network', 'create', '--label', LABEL, f'by-hand-{free_port()}').strip()
     names = []
     try:
         for host in 'algo-1', 'algo-2':
             root = tmp_path / host
             opt_ml(root, small_mnist, epochs='1', batch_size='100')
-            (root / 'input' / 'config' / 'resourceconfig.json').write_text(json.dumps(
-                {'current_host': host, 'hosts': ['algo-1', 'algo-2'], 'network_interface_name': 'eth0'}))
+            (root / 'input' / 'config' / 'resourceconfig.json').write_text(
+                json.dumps(
+                    {'current_host': host, 'hosts': ['algo-1', 'algo-2'], 'network_interface_name': 'eth0'}
+                )
+            )
             (root / 'code' / PROGRAM).write_text(
                 'import time, pathlib\nwhile not pathlib.Path("/opt/ml/output/go").exists(): time.sleep(0.1)\n'
-                + open(script.__file__).read())
+                + open(script.__file__).read()
+            )
             subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
-            names.append(docker('run', '--detach', '--label', LABEL + '=by-hand', '--network', network,
-                                '--network-alias', host, '--hostname', host, '-e', 'SAGEMAKER_MPI_SECRET=a secret',
-                                '-v', '{}:/opt/ml'.format(root), IMAGE, 'train').strip())
-        login = ('import os, training; os.makedirs("/tmp/home", exist_ok=True); training.prepare_ssh(); '
-                 'os.execvp("ssh", "ssh -o BatchMode=yes sagemaker@algo-2 echo inside".split())')
+            names.append(
+                docker(
+                    'run',
+                    '--detach',
+                    '--label',
+                    LABEL + '=by-hand',
+                    '--network',
+                    network,
+                    '--network-alias',
+                    host,
+                    '--hostname',
+                    host,
+                    '-e',
+                    'SAGEMAKER_MPI_SECRET=a secret',
+                    '-v',
+                    f'{root}:/opt/ml',
+                    IMAGE,
+                    'train',
+                ).strip()
+            )
+        login = (
+            'import os, training; os.makedirs("/tmp/home", exist_ok=True); training.prepare_ssh(); '
+            'os.execvp("ssh", "ssh -o BatchMode=yes sagemaker@algo-2 echo inside".split())'
+        )
         users, answers, deadline = set(), {}, time.monotonic() + 60
         while 'true' in docker('inspect', '--format', '{{.State.Running}}', *names):
             assert time.monotonic() < deadline, docker('logs', names[0])
             with contextlib.suppress(RuntimeError):  # gone in the meantime
-                users |= {tuple(line.split()[1:]) for line in docker('top', names[1], '-eo', 'pid,uid,comm').splitlines()[1:]}
+                users |= {
+                    tuple(line.split()[1:])
+                    for line in docker('top', names[1], '-eo', 'pid,uid,comm').splitlines()[1:]
+                }
             if not answers and ('12345', 'orted') in users:
                 for secret in 'a secret', 'another secret':
                     answers[secret] = subprocess.run(
-                        ['docker', 'run', '--rm', '--network', network, '-e', 'SAGEMAKER_MPI_SECRET=' + secret, IMAGE,
-                         'python', '-c', login], capture_output=True, text=True)
+                        [
+                            'docker',
+                            'run',
+                            '--rm',
+                            '--network',
+                            network,
+                            '-e',
+                            'SAGEMAKER_MPI_SECRET=' + secret,
+                            IMAGE,
+                            'python',
+                            '-c',
+                            login,
+                        ],
+                        capture_output=True,
+                        text=True,
+                    )
                 for host in 'algo-1', 'algo-2':
                     (tmp_path / host / 'output' / 'go').touch()
         assert docker('wait', *names).split() == ['0', '0'], docker('logs', names[0])
         assert {uid for uid, name in users if name in ('sshd', 'orted', 'train', 'python3')} == {'12345'}
         assert {'sshd', 'orted'} <= {name for _, name in users}
         assert answers['a secret'].stdout == 'inside\n', answers['a secret'].stderr
-        assert answers['another secret'].stdout == '' and 'Host key verification failed' in answers['another secret'].stderr
+        assert (
+            answers['another secret'].stdout == ''
+            and 'Host key verification failed' in answers['another secret'].stderr
+        )
         assert (tmp_path / 'algo-1' / 'model' / 'model.npz').stat().st_uid == 12345
         assert ', 2 processes' in docker('logs', names[0])
     finally:
@@ -482,17 +604,37 @@ def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, tmp_path):
 
 def test_two_processes_resume_where_they_were_killed(small_mnist, tmp_path):
     """By hand in one container; to the same weights as two that were not."""
+
     def run(name, kill_after=None):
         """Run until the end, or until this epoch's checkpoints are there; return what was printed."""
         root = tmp_path / name
         if not root.exists():
-            opt_ml(root, small_mnist, epochs='4', batch_size='100', sagemaker_use_mpi='true',
-                   sagemaker_process_slots_per_host='2')
+            opt_ml(
+                root,
+                small_mnist,
+                epochs='4',
+                batch_size='100',
+                sagemaker_use_mpi='true',
+                sagemaker_process_slots_per_host='2',
+            )
             subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
         tmp_path.chmod(0o755)
-        container = docker('run', '--detach', '--label', LABEL + '=by-hand', '--hostname', 'algo-1', '-e',
-                           'SAGEMAKER_MPI_SECRET=a secret', '-v', '{}:/opt/ml'.format(root),
-                           '-v', '{}:/opt/ml/checkpoints'.format(tmp_path / ('checkpoints of ' + name)), IMAGE, 'train').strip()
+        container = docker(
+            'run',
+            '--detach',
+            '--label',
+            LABEL + '=by-hand',
+            '--hostname',
+            'algo-1',
+            '-e',
+            'SAGEMAKER_MPI_SECRET=a secret',
+            '-v',
+            f'{root}:/opt/ml',
+            '-v',
+            '{}:/opt/ml/checkpoints'.format(tmp_path / ('checkpoints of ' + name)),
+            IMAGE,
+            'train',
+        ).strip()
         try:
             deadline = time.monotonic() + 90
             while 'true' in docker('inspect', '--format', '{{.State.Running}}', container):
@@ -503,12 +645,15 @@ def test_two_processes_resume_where_they_were_killed(small_mnist, tmp_path):
             return docker('logs', container)
         finally:
             docker('rm', '--force', container)
+
     run('whole')
     run('killed', kill_after='epoch_2_process_1_of_2.npz')
     assert not (tmp_path / 'killed' / 'model' / 'model.npz').exists()
     assert re.search(r'Resuming after epoch \d', run('killed'))
-    with np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole, np.load(
-            tmp_path / 'killed' / 'model' / 'model.npz') as killed:
+    with (
+        np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole,
+        np.load(tmp_path / 'killed' / 'model' / 'model.npz') as killed,
+    ):
         assert all(np.array_equal(whole[key], killed[key]) for key in whole.files)
 
 
@@ -519,8 +664,11 @@ def test_a_directory_that_docker_made_becomes_the_owners(small_mnist, tmp_path):
     (root / 'model').rmdir()
     subprocess.run(['chown', '-R', '12345:23456', str(root)], check=True)
     tmp_path.chmod(0o755)
-    mounts = [arg for d in ('input', 'output', 'output/data', 'model', 'code')
-              for arg in ('-v', '{}:/opt/ml/{}'.format(root / d, d))]
+    mounts = [
+        arg
+        for d in ('input', 'output', 'output/data', 'model', 'code')
+        for arg in ('-v', f'{root / d}:/opt/ml/{d}')
+    ]
     docker('run', '--rm', '--hostname', 'algo-1', *mounts, IMAGE, 'train')
     assert {p.stat().st_uid for p in root.rglob('*')} == {12345}
 
@@ -529,8 +677,10 @@ def test_a_failing_job_by_hand_writes_the_failure_file(small_mnist, tmp_path):
     root = tmp_path / 'ml'
     opt_ml(root, small_mnist, program='fail.py')
     (root / 'code' / 'fail.py').write_text(FAIL)
-    done = subprocess.run(['docker', 'run', '--rm', '--hostname', 'algo-1', '-v',
-                           '{}:/opt/ml'.format(root), IMAGE, 'train'], capture_output=True)
+    done = subprocess.run(
+        ['docker', 'run', '--rm', '--hostname', 'algo-1', '-v', f'{root}:/opt/ml', IMAGE, 'train'],
+        capture_output=True,
+    )
     assert done.returncode != 0
     failure = (root / 'output' / 'failure').read_text()
     assert 'Traceback' in failure and 'ValueError: the dog ate my weights' in failure
@@ -546,41 +696,84 @@ def test_code_and_requirements_from_s3_as_on_aws(session, small_mnist, template,
     uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
     uri = uri if uri.endswith('.gz') else uri + '/sourcedir.tar.gz'
     credentials = session.boto_session.get_credentials()
-    aws = [arg for pair in {
-        'AWS_ENDPOINT_URL_S3': session.boto_session.endpoint_url, 'AWS_REGION': 'us-east-1',
-        'AWS_ACCESS_KEY_ID': credentials.access_key, 'AWS_SECRET_ACCESS_KEY': credentials.secret_key,
-        'AWS_SESSION_TOKEN': credentials.token}.items() for arg in ('-e', '{}={}'.format(*pair))]
+    aws = [
+        arg
+        for pair in {
+            'AWS_ENDPOINT_URL_S3': session.boto_session.endpoint_url,
+            'AWS_REGION': 'us-east-1',
+            'AWS_ACCESS_KEY_ID': credentials.access_key,
+            'AWS_SECRET_ACCESS_KEY': credentials.secret_key,
+            'AWS_SESSION_TOKEN': credentials.token,
+        }.items()
+        for arg in ('-e', '{}={}'.format(*pair))
+    ]
     root = tmp_path / 'ml'
     opt_ml(root, small_mnist, submit_directory=uri, program='mine.py')
-    mounts = [arg for d in ('input', 'model', 'output')
-              for arg in ('-v', '{}:/opt/ml/{}'.format(root / d, d))]
+    mounts = [arg for d in ('input', 'model', 'output') for arg in ('-v', f'{root / d}:/opt/ml/{d}')]
     # The host's network, because the stand-in for S3 listens on this machine's loopback only.
-    docker('run', '--rm', '--network', 'host', '--add-host', 'algo-1:127.0.0.1', *aws, *mounts,
-           IMAGE, 'train')
+    docker(
+        'run', '--rm', '--network', 'host', '--add-host', 'algo-1:127.0.0.1', *aws, *mounts, IMAGE, 'train'
+    )
     port = free_port()
-    with serve('--network', 'host', *aws, *mounts, '-e', 'SAGEMAKER_SUBMIT_DIRECTORY=' + uri,
-               '-e', 'SAGEMAKER_PROGRAM=mine.py', '-e', 'SAGEMAKER_BIND_TO_PORT={}'.format(port),
-               IMAGE, 'serve', port=port):
-        response = urllib3.PoolManager().request(
-            'POST', 'http://127.0.0.1:{}/invocations'.format(port), body=b'')
+    with serve(
+        '--network',
+        'host',
+        *aws,
+        *mounts,
+        '-e',
+        'SAGEMAKER_SUBMIT_DIRECTORY=' + uri,
+        '-e',
+        'SAGEMAKER_PROGRAM=mine.py',
+        '-e',
+        f'SAGEMAKER_BIND_TO_PORT={port}',
+        IMAGE,
+        'serve',
+        port=port,
+    ):
+        response = urllib3.PoolManager().request('POST', f'http://127.0.0.1:{port}/invocations', body=b'')
         assert response.data == EXPECTED
 
 
 def test_a_model_of_awss_image_is_served(aws_python, small_mnist, tmp_path):
     """What Chainer 5.0.0 on Python 3.6 wrote, as a model.tar.gz: the endpoint says what that Chainer says."""
-    subprocess.run([str(aws_python), script.__file__, '--epochs', '1', '--train', str(small_mnist / 'train'), '--test',
-                    str(small_mnist / 'test'), '--model-dir', str(tmp_path), '--output-data-dir', str(tmp_path)], check=True)
+    subprocess.run(
+        [
+            str(aws_python),
+            script.__file__,
+            '--epochs',
+            '1',
+            '--train',
+            str(small_mnist / 'train'),
+            '--test',
+            str(small_mnist / 'test'),
+            '--model-dir',
+            str(tmp_path),
+            '--output-data-dir',
+            str(tmp_path),
+        ],
+        check=True,
+    )
     with tarfile.open(tmp_path / 'model.tar.gz', 'w:gz') as tar:
         tar.add(tmp_path / 'model.npz', 'model.npz')
-    code = ('import sys, numpy as np, chainer; import chainer_mnist_single_machine as s; '
-            'np.save("expected", s.model_fn(".")(np.load(sys.argv[1])["images"][:100]).array)')
-    subprocess.run([str(aws_python), '-c', code, str(small_mnist / 'test' / 'test.npz')], check=True, cwd=str(tmp_path),
-                   env={'PYTHONPATH': str(pathlib.Path(script.__file__).parent)})
+    code = (
+        'import sys, numpy as np, chainer; import chainer_mnist_single_machine as s; '
+        'np.save("expected", s.model_fn(".")(np.load(sys.argv[1])["images"][:100]).array)'
+    )
+    subprocess.run(
+        [str(aws_python), '-c', code, str(small_mnist / 'test' / 'test.npz')],
+        check=True,
+        cwd=str(tmp_path),
+        env={'PYTHONPATH': str(pathlib.Path(script.__file__).parent)},
+    )
     session = open_session(embedded=True, serving_port=free_port())
     try:
-        model = ChainerModel(model_data=session.upload_data(str(tmp_path / 'model.tar.gz')), image_uri=IMAGE,
-                             role='arn:aws:iam::123456789012:role/SageMakerRole', entry_point=script.__file__,
-                             sagemaker_session=session)
+        model = ChainerModel(
+            model_data=session.upload_data(str(tmp_path / 'model.tar.gz')),
+            image_uri=IMAGE,
+            role='arn:aws:iam::123456789012:role/SageMakerRole',
+            entry_point=script.__file__,
+            sagemaker_session=session,
+        )
         with np.load(small_mnist / 'test' / 'test.npz') as test:
             prediction = model.deploy(1, 'local').predict(test['images'][:100])
         np.testing.assert_allclose(prediction, np.load(tmp_path / 'expected.npy'), rtol=1e-4, atol=1e-4)
@@ -589,14 +782,18 @@ def test_a_model_of_awss_image_is_served(aws_python, small_mnist, tmp_path):
 
 
 def test_the_image_holds_what_it_promises():
-    code = ('import sys, chainer, numpy, matplotlib, scipy; from mpi4py import MPI; '
-            'print(*sys.version_info[:2], chainer.__version__, numpy.__version__, MPI.COMM_WORLD.size)')
-    assert docker('run', '--rm', IMAGE, 'python', '-c', code).split() == [
-        '3', '13', '7.8.1', '2.5.5', '1']
-    code = ('from mpi4py.MPI import COMM_WORLD as comm; ranks = comm.gather(comm.rank); '
-            'comm.rank or print(ranks)')
-    assert docker('run', '--rm', IMAGE, 'mpirun', '--allow-run-as-root', '-n', '2', 'python', '-c',
-                  code) == '[0, 1]\n'
+    code = (
+        'import sys, chainer, numpy, matplotlib, scipy; from mpi4py import MPI; '
+        'print(*sys.version_info[:2], chainer.__version__, numpy.__version__, MPI.COMM_WORLD.size)'
+    )
+    assert docker('run', '--rm', IMAGE, 'python', '-c', code).split() == ['3', '13', '7.8.1', '2.5.5', '1']
+    code = (
+        'from mpi4py.MPI import COMM_WORLD as comm; ranks = comm.gather(comm.rank); comm.rank or print(ranks)'
+    )
+    assert (
+        docker('run', '--rm', IMAGE, 'mpirun', '--allow-run-as-root', '-n', '2', 'python', '-c', code)
+        == '[0, 1]\n'
+    )
     assert 'No broken requirements' in docker('run', '--rm', IMAGE, 'pip', 'check')
     assert int(docker('image', 'inspect', '--format', '{{.Size}}', IMAGE)) < 600e6
 
@@ -614,17 +811,31 @@ def test_training_in_the_image_is_fast_and_uses_the_quota(tmp_path):
         'core = ctypes.CDLL(numpy._core._multiarray_umath.__file__).scipy_openblas_get_corename64_\n'
         'core.restype = ctypes.c_char_p\n'
         'print("RESULT", os.environ["OPENBLAS_NUM_THREADS"], os.environ["GLIBC_TUNABLES"], '
-        'hasattr(chainer_fast, "loops"), core().decode())\n')
+        'hasattr(chainer_fast, "loops"), core().decode())\n'
+    )
     for directory in 'input/config', 'input/data', 'model', 'output/data':
         (tmp_path / directory).mkdir(parents=True)
     config = tmp_path / 'input' / 'config'
-    (config / 'hyperparameters.json').write_text(json.dumps(
-        {'sagemaker_program': 'mine.py', 'sagemaker_submit_directory': '/opt/ml/code'}))
-    (config / 'resourceconfig.json').write_text(json.dumps(
-        {'current_host': 'algo-1', 'hosts': ['algo-1'], 'network_interface_name': 'eth0'}))
+    (config / 'hyperparameters.json').write_text(
+        json.dumps({'sagemaker_program': 'mine.py', 'sagemaker_submit_directory': '/opt/ml/code'})
+    )
+    (config / 'resourceconfig.json').write_text(
+        json.dumps({'current_host': 'algo-1', 'hosts': ['algo-1'], 'network_interface_name': 'eth0'})
+    )
     (config / 'inputdataconfig.json').write_text('{}')
     for options, fast in ((), True), (('--env', 'CHAINER_FAST=0'), False):
-        log = docker('run', '--rm', '--hostname', 'algo-1', '--cpus', '1', *options,
-                     '-v', '{}:/opt/ml'.format(tmp_path), IMAGE, 'train')
-        result = re.search(r'RESULT 1 glibc.malloc.hugetlb=1 {} (.*)'.format(fast), log)
+        log = docker(
+            'run',
+            '--rm',
+            '--hostname',
+            'algo-1',
+            '--cpus',
+            '1',
+            *options,
+            '-v',
+            f'{tmp_path}:/opt/ml',
+            IMAGE,
+            'train',
+        )
+        result = re.search(rf'RESULT 1 glibc.malloc.hugetlb=1 {fast} (.*)', log)
         assert result[1] != 'Prescott'  # which OpenBLAS takes CPUs for that it does not know

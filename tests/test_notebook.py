@@ -1,4 +1,5 @@
 """The notebook as a user runs it: `make run`, what it shows, and what it leaves behind."""
+
 import os
 import pathlib
 import re
@@ -17,21 +18,26 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(scope='module')
 def executed(tmp_path_factory):
     """Run it from another directory than its own; return (what it printed, the notebook)."""
-    done = subprocess.run([sys.executable, '-m', 'local_mode.run'], cwd=tmp_path_factory.mktemp('elsewhere'),
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'local_mode.run'],
+        cwd=tmp_path_factory.mktemp('elsewhere'),
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout, nbformat.read(ROOT / 'output' / 'chainer_mnist_local_mode.ipynb', as_version=4)
 
 
 def text(notebook, source):
     """The text that the cell with this in its source has put out."""
-    cell, = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
+    (cell,) = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
     return ''.join(o.get('text', '') + o.get('data', {}).get('text/plain', '') for o in cell.outputs)
 
 
 def images(notebook, source):
-    cell, = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
+    (cell,) = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
     return [o.data['image/png'] for o in cell.outputs if 'image/png' in o.get('data', {})]
 
 
@@ -50,8 +56,10 @@ def test_the_accuracy_after_three_epochs(executed):
 
 def test_five_predictions(executed):
     _, notebook = executed
-    labels, predicted = (re.findall(r'\d', line.split(':')[1])
-                         for line in text(notebook, "print('The predicted labels are:'").splitlines())
+    labels, predicted = (
+        re.findall(r'\d', line.split(':')[1])
+        for line in text(notebook, "print('The predicted labels are:'").splitlines()
+    )
     assert len(labels) == len(predicted) == 5
     assert sum(a == b for a, b in zip(labels, predicted)) >= 4
     assert len(images(notebook, 'num_samples = 5')) == 1
@@ -89,8 +97,13 @@ def test_nothing_is_left(executed):
 
 def test_two_hosts():
     path = ROOT / 'notebooks' / 'chainer_mnist_two_hosts.ipynb'
-    done = subprocess.run([sys.executable, '-m', 'local_mode.run', path], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'local_mode.run', path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     notebook = nbformat.read(ROOT / 'output' / path.name, as_version=4)
     log = text(notebook, '.fit(')
@@ -106,14 +119,22 @@ def test_the_notebook_in_the_repository_holds_no_output(path):
 
 
 def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell('# A stage'), nbformat.v4.new_code_cell('print("before")'),
-        nbformat.v4.new_code_cell('1 / 0'), nbformat.v4.new_code_cell('print("after")')])
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell('# A stage'),
+            nbformat.v4.new_code_cell('print("before")'),
+            nbformat.v4.new_code_cell('1 / 0'),
+            nbformat.v4.new_code_cell('print("after")'),
+        ]
+    )
     nbformat.write(notebook, tmp_path / 'broken.ipynb')
-    code = ('import pathlib, sys; from local_mode import run; p = pathlib.Path(sys.argv[1]); '
-            'run.ROOT = p; sys.exit(run.main(p / "broken.ipynb"))')
-    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True,
-                          text=True)
+    code = (
+        'import pathlib, sys; from local_mode import run; p = pathlib.Path(sys.argv[1]); '
+        'run.ROOT = p; sys.exit(run.main(p / "broken.ipynb"))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr
     kept = nbformat.read(tmp_path / 'output' / 'broken.ipynb', as_version=4)
     assert kept.cells[1].outputs[0].text == 'before\n'

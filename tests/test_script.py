@@ -1,4 +1,5 @@
 """The script alone, as a process, on today's Chainer and on what AWS's last image holds."""
+
 import json
 import os
 import pathlib
@@ -19,15 +20,26 @@ SCRIPT = pathlib.Path(script.__file__)
 def run(*args, python=sys.executable, cwd=None, **env):
     """Run the script with SageMaker's variables and no others of its kind."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith('SM_')}
-    return subprocess.run([str(python), str(SCRIPT)] + [str(a) for a in args], cwd=cwd, text=True,
-                          env={**clean, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.run(
+        [str(python), str(SCRIPT)] + [str(a) for a in args],
+        cwd=cwd,
+        text=True,
+        env={**clean, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def variables(data, out):
     """What SageMaker sets for a data directory and one for all output, which this makes."""
     (out / 'model').mkdir(parents=True)
-    return dict(SM_CHANNEL_TRAIN=str(data / 'train'), SM_CHANNEL_TEST=str(data / 'test'),
-                SM_OUTPUT_DATA_DIR=str(out / 'data'), SM_MODEL_DIR=str(out / 'model'), SM_NUM_GPUS='0')
+    return dict(
+        SM_CHANNEL_TRAIN=str(data / 'train'),
+        SM_CHANNEL_TEST=str(data / 'test'),
+        SM_OUTPUT_DATA_DIR=str(out / 'data'),
+        SM_MODEL_DIR=str(out / 'model'),
+        SM_NUM_GPUS='0',
+    )
 
 
 def train(data, out, *args, **kwargs):
@@ -53,19 +65,25 @@ def test_writes_model_plots_log_graph_and_snapshot(trained):
 
 
 def test_model_fn_loads_what_training_saved(trained, small_mnist):
-    code = ('import sys, numpy as np, chainer_mnist_single_machine as s\n'
-            'assert "matplotlib" not in sys.modules\n'
-            'model = s.model_fn(sys.argv[1])\n'
-            'd = np.load(sys.argv[2])\n'
-            'x = d["images"]\n'
-            'p = model(x).array\n'
-            'print((p.argmax(1) == d["labels"]).mean())\n'
-            'for shape in (-1, 28, 28), (-1, 1, 28, 28):\n'
-            '    assert np.array_equal(model(x.reshape(shape)).array, p)\n'
-            'assert np.allclose(model(x[0]).array, p[:1], atol=1e-5)\n')
+    code = (
+        'import sys, numpy as np, chainer_mnist_single_machine as s\n'
+        'assert "matplotlib" not in sys.modules\n'
+        'model = s.model_fn(sys.argv[1])\n'
+        'd = np.load(sys.argv[2])\n'
+        'x = d["images"]\n'
+        'p = model(x).array\n'
+        'print((p.argmax(1) == d["labels"]).mean())\n'
+        'for shape in (-1, 28, 28), (-1, 1, 28, 28):\n'
+        '    assert np.array_equal(model(x.reshape(shape)).array, p)\n'
+        'assert np.allclose(model(x[0]).array, p[:1], atol=1e-5)\n'
+    )
     done = subprocess.run(
         [sys.executable, '-c', code, str(trained / 'model'), str(small_mnist / 'test' / 'test.npz')],
-        cwd=str(SCRIPT.parent), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        cwd=str(SCRIPT.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0.75
 
@@ -88,10 +106,13 @@ def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
     options += '--checkpoint-dir', tmp_path / 'checkpoints'
     rng = random.Random(0)
     for epoch in 1, 2, 4, 5:
-        out = tmp_path / 'killed in epoch {}'.format(epoch + 1)
-        process = subprocess.Popen([sys.executable, SCRIPT, '--batch-size', '100', *options], stdout=subprocess.DEVNULL,
-                                   env={**os.environ, **variables(small_mnist, out)})
-        while not list((tmp_path / 'checkpoints').glob('epoch_{}_*.npz'.format(epoch))):
+        out = tmp_path / f'killed in epoch {epoch + 1}'
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, '--batch-size', '100', *options],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **variables(small_mnist, out)},
+        )
+        while not list((tmp_path / 'checkpoints').glob(f'epoch_{epoch}_*.npz')):
             assert process.poll() is None
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.2))
@@ -103,7 +124,10 @@ def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
     for line in log + again:
         del line['elapsed_time']
     assert again == log
-    with np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole, np.load(out / 'model' / 'model.npz') as resumed:
+    with (
+        np.load(tmp_path / 'whole' / 'model' / 'model.npz') as whole,
+        np.load(out / 'model' / 'model.npz') as resumed,
+    ):
         assert all(np.array_equal(whole[key], resumed[key]) for key in whole.files)
     assert len(list((tmp_path / 'checkpoints').glob('*.npz'))) == 2  # of the last epochs
 
@@ -139,18 +163,26 @@ PICTURES[:, 4:24, 4:24] = RNG.rand(5, 20, 20)
 ROWS, COLUMNS = np.mgrid[:28, :28].reshape(2, 1, 784).astype(np.float32)
 
 
-@pytest.mark.parametrize('x, y, expected', [
-    (COLUMNS, ROWS, PICTURES),
-    (COLUMNS + 3, ROWS, np.roll(PICTURES, -3, axis=2)),
-    (COLUMNS, ROWS - 2, np.roll(PICTURES, 2, axis=1)),
-    (COLUMNS + .5, ROWS, (PICTURES + np.roll(PICTURES, -1, axis=2)) / 2),
-    (ROWS, COLUMNS, PICTURES.transpose(0, 2, 1)),
-    (27 - COLUMNS, ROWS, PICTURES[:, :, ::-1]),
-    (COLUMNS, ROWS + np.arange(5, dtype=np.float32)[:, None],  # another place for each image
-     np.array([np.roll(picture, -i, axis=0) for i, picture in enumerate(PICTURES)])),
-])
+@pytest.mark.parametrize(
+    'x, y, expected',
+    [
+        (COLUMNS, ROWS, PICTURES),
+        (COLUMNS + 3, ROWS, np.roll(PICTURES, -3, axis=2)),
+        (COLUMNS, ROWS - 2, np.roll(PICTURES, 2, axis=1)),
+        (COLUMNS + 0.5, ROWS, (PICTURES + np.roll(PICTURES, -1, axis=2)) / 2),
+        (ROWS, COLUMNS, PICTURES.transpose(0, 2, 1)),
+        (27 - COLUMNS, ROWS, PICTURES[:, :, ::-1]),
+        (
+            COLUMNS,
+            ROWS + np.arange(5, dtype=np.float32)[:, None],  # another place for each image
+            np.array([np.roll(picture, -i, axis=0) for i, picture in enumerate(PICTURES)]),
+        ),
+    ],
+)
 def test_resample(x, y, expected):
-    resampled = script.resample(PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2])
+    resampled = script.resample(
+        PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2]
+    )
     assert resampled.dtype == np.float32
     assert np.allclose(resampled.reshape(5, 28, 28), expected, atol=2e-3)
 
@@ -163,10 +195,10 @@ def test_distorted_digits_stay_digits(small_mnist):
     assert distorted.dtype == np.float32 and distorted.shape == images.shape
     assert distorted.min() >= 0 and distorted.max() <= 1
     ink = distorted.sum(1) / images.sum(1)
-    assert abs(ink.mean() - 1) < .03 and .6 < ink.min() and ink.max() < 1.6
+    assert abs(ink.mean() - 1) < 0.03 and 0.6 < ink.min() and ink.max() < 1.6
     grid = np.mgrid[:28, :28].reshape(2, 784)
     moved = (grid @ distorted.T / distorted.sum(1)) - (grid @ images.T / images.sum(1))
-    assert abs(moved).max() < 2.5 and .3 < moved.std() < .9
+    assert abs(moved).max() < 2.5 and 0.3 < moved.std() < 0.9
     same = script.distort(np.repeat(images[:1], 50, axis=0))
     assert len(np.unique(same, axis=0)) == 50
 
@@ -177,20 +209,41 @@ def test_augmentation_changes_images_only(small_mnist):
     images, labels = script.concat_distorted(batch, -1)
     plain, expected = script.chainer.dataset.concat_examples(batch)
     assert (labels == expected).all() and labels.dtype == np.int32
-    assert images.shape == plain.shape and 0 < abs(images - plain).mean() < .2
+    assert images.shape == plain.shape and 0 < abs(images - plain).mean() < 0.2
 
 
 @pytest.mark.slow
 def test_the_learning_rate_falls_in_the_last_third(small_mnist, tmp_path, monkeypatch):
     rates = []
     update = script.chainer.optimizers.Adam.update
-    monkeypatch.setattr(script.chainer.optimizers.Adam, 'update',
-                        lambda self, *args: (rates.append(self.alpha), update(self, *args)))
-    script.train(script.parse_args([
-        '--epochs', '3', '--batch-size', '1000', '--learning-rate', '0.002', '--num-gpus', '0',
-        '--train', str(small_mnist / 'train'), '--test', str(small_mnist / 'test'),
-        '--model-dir', str(tmp_path), '--output-data-dir', str(tmp_path)]))
-    assert rates == pytest.approx([.002, .002, .002, .002, .002, .001])
+    monkeypatch.setattr(
+        script.chainer.optimizers.Adam,
+        'update',
+        lambda self, *args: (rates.append(self.alpha), update(self, *args)),
+    )
+    script.train(
+        script.parse_args(
+            [
+                '--epochs',
+                '3',
+                '--batch-size',
+                '1000',
+                '--learning-rate',
+                '0.002',
+                '--num-gpus',
+                '0',
+                '--train',
+                str(small_mnist / 'train'),
+                '--test',
+                str(small_mnist / 'test'),
+                '--model-dir',
+                str(tmp_path),
+                '--output-data-dir',
+                str(tmp_path),
+            ]
+        )
+    )
+    assert rates == pytest.approx([0.002, 0.002, 0.002, 0.002, 0.002, 0.001])
 
 
 @pytest.mark.slow
@@ -198,7 +251,7 @@ def test_augment_arrives_in_training(small_mnist, trained, tmp_path):
     _, log = train(small_mnist, tmp_path, '--augment', 'True')
     plain = json.loads((trained / 'data' / 'log').read_text())
     assert log[0]['main/loss'] > plain[0]['main/loss']  # the distorted are harder
-    assert log[0]['validation/main/accuracy'] > .7
+    assert log[0]['validation/main/accuracy'] > 0.7
 
 
 @pytest.mark.parametrize('argument', ['--batchsize', '--epoch', '-e', '--unknown'])
@@ -283,14 +336,30 @@ def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, t
     assert (tmp_path / 'out' / 'data' / 'accuracy.png').exists()
     (tmp_path / 'checkpoints').mkdir()
     for epochs, resuming in (1, False), (2, True):
-        done, _ = train(small_mnist, tmp_path / str(epochs), '--epochs', epochs, '--checkpoint-dir', tmp_path / 'checkpoints',
-                        python=aws_python)
+        done, _ = train(
+            small_mnist,
+            tmp_path / str(epochs),
+            '--epochs',
+            epochs,
+            '--checkpoint-dir',
+            tmp_path / 'checkpoints',
+            python=aws_python,
+        )
         assert ('Resuming after epoch 1' in done.stdout) is resuming
     # A model trained here is hosted there, and the other way round.
-    load = ('import sys, chainer; import chainer_mnist_single_machine as s; '
-            's.model_fn(sys.argv[1]); print(chainer.__version__)')
-    for python, model, version in ((aws_python, trained / 'model', '5.0.0'),
-                                   (sys.executable, tmp_path / 'out' / 'model', '7.8.1')):
-        loaded = subprocess.run([str(python), '-c', load, str(model)], cwd=str(SCRIPT.parent),
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    load = (
+        'import sys, chainer; import chainer_mnist_single_machine as s; '
+        's.model_fn(sys.argv[1]); print(chainer.__version__)'
+    )
+    for python, model, version in (
+        (aws_python, trained / 'model', '5.0.0'),
+        (sys.executable, tmp_path / 'out' / 'model', '7.8.1'),
+    ):
+        loaded = subprocess.run(
+            [str(python), '-c', load, str(model)],
+            cwd=str(SCRIPT.parent),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert loaded.stdout.strip() == version, loaded.stderr

@@ -1,4 +1,5 @@
 """The server of container/ with real requests, without Docker: contract, formats, bad input."""
+
 import concurrent.futures
 import contextlib
 import io
@@ -18,7 +19,8 @@ import chainer
 import numpy as np
 import pytest
 import urllib3
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import chainer_mnist_single_machine as script
 
@@ -36,14 +38,31 @@ def free_port():
 def start(code, program, model_dir, workers=1, **env):
     """Start `serve` as the container's entry point does, on loopback; return (process, URL)."""
     port = free_port()
-    env = {**os.environ, 'SAGEMAKER_SUBMIT_DIRECTORY': str(code), 'SAGEMAKER_PROGRAM': program,
-           'SM_MODEL_DIR': str(model_dir), 'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
-           'PYTHONPATH': str(ROOT / 'container'), **env}
+    env = {
+        **os.environ,
+        'SAGEMAKER_SUBMIT_DIRECTORY': str(code),
+        'SAGEMAKER_PROGRAM': program,
+        'SM_MODEL_DIR': str(model_dir),
+        'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
+        'PYTHONPATH': str(ROOT / 'container'),
+        **env,
+    }
     process = subprocess.Popen(
-        [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py'),
-         '--bind', '127.0.0.1:{}'.format(port)], env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return process, 'http://127.0.0.1:{}'.format(port)
+        [
+            sys.executable,
+            '-m',
+            'gunicorn',
+            '-c',
+            str(ROOT / 'container' / 'gunicorn.conf.py'),
+            '--bind',
+            f'127.0.0.1:{port}',
+        ],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return process, f'http://127.0.0.1:{port}'
 
 
 @contextlib.contextmanager
@@ -113,9 +132,11 @@ def post(url, body, content_type=NPY, accept=NPY):
     return http.request('POST', url + '/invocations', body=body, headers=headers)
 
 
-DECODE = {NPY: lambda body: np.load(io.BytesIO(body), allow_pickle=False),
-          JSON: lambda body: np.array(json.loads(body)),
-          CSV: lambda body: np.loadtxt(io.BytesIO(body), delimiter=',', ndmin=2)}
+DECODE = {
+    NPY: lambda body: np.load(io.BytesIO(body), allow_pickle=False),
+    JSON: lambda body: np.array(json.loads(body)),
+    CSV: lambda body: np.loadtxt(io.BytesIO(body), delimiter=',', ndmin=2),
+}
 
 
 @pytest.mark.parametrize('accept', DECODE)
@@ -145,9 +166,16 @@ def test_fortran_order_and_npy_version_2(url, images, scores):
     np.testing.assert_allclose(DECODE[NPY](post(url, stream.getvalue()).data), scores, atol=1e-4)
 
 
-@pytest.mark.parametrize('accept, answered', [
-    (None, JSON), ('*/*', JSON), ('text/*', CSV), ('application/x-npy, */*;q=0.1', NPY),
-    ('image/png, text/csv;q=0.5', CSV)])
+@pytest.mark.parametrize(
+    'accept, answered',
+    [
+        (None, JSON),
+        ('*/*', JSON),
+        ('text/*', CSV),
+        ('application/x-npy, */*;q=0.1', NPY),
+        ('image/png, text/csv;q=0.5', CSV),
+    ],
+)
 def test_accept_is_negotiated(url, images, accept, answered):
     response = post(url, npy(images), accept=accept)
     assert response.status == 200 and response.headers['Content-Type'].startswith(answered)
@@ -171,10 +199,12 @@ BAD = [
     (npy(ONE)[:-1], NPY, 'does not fill'),
     (npy(ONE) + b'x', NPY, 'does not fill'),
     (npy(ONE)[:40], NPY, 'not valid'),
-    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 784)}"), NPY,
-     'does not fill'),
-    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -784)}") + ONE.tobytes(), NPY,
-     'does not fill'),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 784)}"), NPY, 'does not fill'),
+    (
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -784)}") + ONE.tobytes(),
+        NPY,
+        'does not fill',
+    ),
     (header("{'descr': '<f4', 'fortran_order': False, 'shape': ("), NPY, 'not valid'),
     (header("{'descr': '<f4'}"), NPY, 'not valid'),
     (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b'\0' * 8, NPY, 'dtype'),
@@ -218,16 +248,16 @@ def test_bad_bodies_get_400_with_a_sentence(url, images, body, content_type, sen
 
 def test_other_refusals(url, images):
     for response, status, sentence in (
-            (post(url, npy(images), 'image/png'), 415, 'Content-Type must be one of'),
-            (post(url, npy(images), accept='image/png'), 406, 'Accept must allow one of'),
-            (http.request('GET', url + '/invocations'), 405, 'not allowed'),
-            (http.request('GET', url + '/other'), 404, 'GET /ping and POST /invocations')):
+        (post(url, npy(images), 'image/png'), 415, 'Content-Type must be one of'),
+        (post(url, npy(images), accept='image/png'), 406, 'Accept must allow one of'),
+        (http.request('GET', url + '/invocations'), 405, 'not allowed'),
+        (http.request('GET', url + '/other'), 404, 'GET /ping and POST /invocations'),
+    ):
         assert response.status == status and sentence in response.data.decode()
 
 
 def test_too_large_a_body_gets_413(code, model):
-    with serving(code, 'chainer_mnist_single_machine.py', model,
-                 SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
+    with serving(code, 'chainer_mnist_single_machine.py', model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
         body = npy(np.zeros((400, 784), np.float32))  # 1.2 MB
         for chunks in lambda: body, lambda: iter([body]), lambda: iter([body[:600000], body[600000:]]):
             for _ in range(5):
@@ -243,8 +273,10 @@ def test_bodies_beyond_the_memory_get_503(code, model):
         host, port = urllib3.util.parse_url(url).host, urllib3.util.parse_url(url).port
         clients = [socket.create_connection((host, port), timeout=30) for _ in range(20)]
         for client in clients:
-            client.sendall(b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 1000000\r\n\r\n'
-                           + b'1' * 999999)
+            client.sendall(
+                b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 1000000\r\n\r\n'
+                + b'1' * 999999
+            )
         time.sleep(1)
         assert http.request('GET', url + '/ping').status == 200
         statuses = []
@@ -266,8 +298,7 @@ class Canary:
 
 def test_a_pickle_never_runs(url, tmp_path):
     canary = str(tmp_path / 'canary')
-    bodies = [pickle.dumps(Canary(canary)),
-              npy(np.array([Canary(canary)], dtype=object), allow_pickle=True)]
+    bodies = [pickle.dumps(Canary(canary)), npy(np.array([Canary(canary)], dtype=object), allow_pickle=True)]
     pickle.loads(bodies[0]).close()
     assert os.path.exists(canary)  # it does sing
     os.remove(canary)
@@ -277,13 +308,17 @@ def test_a_pickle_never_runs(url, tmp_path):
     assert not os.path.exists(canary)
 
 
-@given(body=st.one_of(
-           st.binary(max_size=200),
-           st.binary(max_size=64).map(lambda b: npy(ONE)[:10] + b),
-           st.text(max_size=80).map(header),
-           st.recursive(st.none() | st.floats() | st.text(max_size=3),
-                        lambda x: st.lists(x, max_size=4)).map(lambda x: json.dumps(x).encode())),
-       content_type=st.sampled_from(list(DECODE)))
+@given(
+    body=st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=64).map(lambda b: npy(ONE)[:10] + b),
+        st.text(max_size=80).map(header),
+        st.recursive(st.none() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=4)).map(
+            lambda x: json.dumps(x).encode()
+        ),
+    ),
+    content_type=st.sampled_from(list(DECODE)),
+)
 @example(body=b'\r\0', content_type='text/csv')  # csv.Error is no ValueError
 @example(body=b'[1' + b'0' * 400 + b']', content_type='application/json')  # nor is OverflowError
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -293,7 +328,7 @@ def test_generated_bodies_never_get_5xx(url, body, content_type):
     assert response.data
 
 
-HOOKS = '''
+HOOKS = """
 import os
 import numpy as np
 
@@ -312,7 +347,7 @@ def predict_fn(data, model):
 
 def output_fn(prediction, accept):
     return (prediction + '|' + accept).upper(), 'text/x-own'
-'''
+"""
 
 
 def test_the_users_functions_win_and_model_fn_runs_once_per_worker(tmp_path):
@@ -332,7 +367,7 @@ def test_the_users_functions_win_and_model_fn_runs_once_per_worker(tmp_path):
         assert len(loads) == len(set(loads)) == 2
 
 
-SLOW = '''
+SLOW = """
 import threading
 import time
 import chainer
@@ -350,15 +385,17 @@ def predict_fn(data, model):
     time.sleep(float(data[0]))
     together.pop()
     return np.array([chainer.config.train, threading.current_thread() is threading.main_thread()], float)
-'''
+"""
 
 
 @pytest.mark.slow
 def test_slow_predictions_run_in_a_thread_one_at_a_time_with_the_config_of_model_fn(tmp_path):
     (tmp_path / 'slow.py').write_text(SLOW)
     with serving(tmp_path, 'slow.py', tmp_path) as url, concurrent.futures.ThreadPoolExecutor(8) as pool:
+
         def ask(seconds):
             return json.loads(post(url, json.dumps([seconds, 0]).encode(), JSON, JSON).data)
+
         assert [ask(0) for _ in range(3)] == [[0, 0], [0, 1], [0, 1]]  # quick: from the second on, inline
         together = [pool.submit(ask, seconds) for seconds in [1.5] + 5 * [0.0]]
         assert all(future.result()[0] == 0 for future in together)
@@ -382,8 +419,13 @@ def test_a_stop_finishes_what_runs_and_does_not_wait_for_idle_connections(tmp_pa
                     break
             time.sleep(0.05)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            response = pool.submit(urllib3.PoolManager(retries=False).request, 'POST', url + '/invocations', body=b'[2, 0]',
-                                   headers={'Content-Type': JSON, 'Accept': JSON})
+            response = pool.submit(
+                urllib3.PoolManager(retries=False).request,
+                'POST',
+                url + '/invocations',
+                body=b'[2, 0]',
+                headers={'Content-Type': JSON, 'Accept': JSON},
+            )
             time.sleep(0.5)
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
@@ -399,26 +441,37 @@ def test_a_stop_finishes_what_runs_and_does_not_wait_for_idle_connections(tmp_pa
 @pytest.mark.slow
 def test_connections_are_kept_after_large_bodies(url, images):
     body = npy(np.zeros((1000, 784), np.float32))
-    pool = urllib3.HTTPConnectionPool(url[7:].split(':')[0], int(url.split(':')[2]), maxsize=4, block=True, retries=False)
+    pool = urllib3.HTTPConnectionPool(
+        url[7:].split(':')[0], int(url.split(':')[2]), maxsize=4, block=True, retries=False
+    )
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        responses = list(threads.map(lambda _: pool.urlopen('POST', '/invocations', body, {
-            'Content-Type': NPY, 'Accept': NPY}), range(100)))
+        responses = list(
+            threads.map(
+                lambda _: pool.urlopen('POST', '/invocations', body, {'Content-Type': NPY, 'Accept': NPY}),
+                range(100),
+            )
+        )
     assert {r.status for r in responses} == {200} and pool.num_connections == 4
 
 
 @pytest.mark.slow
 def test_connections_are_spread_over_the_workers(tmp_path):
-    (tmp_path / 'mine.py').write_text('import os\ndef model_fn(d): pass\n'
-                                      'def predict_fn(data, model): return [os.getpid()]\n')
+    (tmp_path / 'mine.py').write_text(
+        'import os\ndef model_fn(d): pass\ndef predict_fn(data, model): return [os.getpid()]\n'
+    )
     with serving(tmp_path, 'mine.py', tmp_path, workers=2) as url:
         time.sleep(1)  # /ping may answer before the other worker is up
         spread = 0
         for _ in range(40):
-            clients = [socket.create_connection((url[7:].split(':')[0], int(url.split(':')[2]))) for _ in range(4)]
+            clients = [
+                socket.create_connection((url[7:].split(':')[0], int(url.split(':')[2]))) for _ in range(4)
+            ]
             pids = set()
             for client in clients:
-                client.sendall(b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
-                               b'Accept: application/json\r\nContent-Length: 3\r\n\r\n[1]')
+                client.sendall(
+                    b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
+                    b'Accept: application/json\r\nContent-Length: 3\r\n\r\n[1]'
+                )
                 pids.add(client.recv(4096).split(b'\r\n\r\n')[1])
             for client in clients:
                 client.close()
@@ -427,10 +480,14 @@ def test_connections_are_spread_over_the_workers(tmp_path):
         assert spread >= 36, spread
 
 
-@pytest.mark.parametrize('source, reason', [
-    ('', 'must define model_fn'),
-    ('def model_fn(d): raise OSError("weights are gone")', 'weights are gone'),
-    ('import nonexistent', "No module named 'nonexistent'")])
+@pytest.mark.parametrize(
+    'source, reason',
+    [
+        ('', 'must define model_fn'),
+        ('def model_fn(d): raise OSError("weights are gone")', 'weights are gone'),
+        ('import nonexistent', "No module named 'nonexistent'"),
+    ],
+)
 def test_a_model_that_cannot_be_loaded_stops_the_server_with_the_reason(tmp_path, source, reason):
     (tmp_path / 'broken.py').write_text(source)
     process, _ = start(tmp_path, 'broken.py', tmp_path, workers=2)

@@ -1,4 +1,5 @@
 """The session and what it asks of this machine, without Docker."""
+
 import os
 import pathlib
 import socket
@@ -9,12 +10,12 @@ import tarfile
 
 import botocore.exceptions
 import pytest
-
-from local_mode import aws, docker
-from local_mode import session as session_module
 import sagemaker
 from sagemaker.local.image import _SageMakerContainer
 from sagemaker.s3 import S3Downloader
+
+from local_mode import aws, docker
+from local_mode import session as session_module
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def path(tmp_path, monkeypatch):
     def put(name, script):
         (directory / name).write_text('#!/bin/sh\n' + script)
         (directory / name).chmod(stat.S_IRWXU)
+
     return put
 
 
@@ -119,12 +121,15 @@ def test_no_compose_is_said_in_words(path):
 
 
 def test_a_compose_newer_than_the_sdk_knows_works(path):
-    path('docker', 'case "$1 $2" in images*) echo id;; "compose version") echo "Docker Compose '
-                   'version v5.0.1";; compose*) echo "ran $@";; esac')
+    path(
+        'docker',
+        'case "$1 $2" in images*) echo id;; "compose version") echo "Docker Compose '
+        'version v5.0.1";; compose*) echo "ran $@";; esac',
+    )
     with pytest.raises(ImportError):  # what the SDK does on its own
         _SageMakerContainer._get_compose_cmd_prefix()
     docker.check('sagemaker-chainer:x')
-    command, = _SageMakerContainer._get_compose_cmd_prefix()
+    (command,) = _SageMakerContainer._get_compose_cmd_prefix()
     shim = docker.shutil.which(command)
     assert docker.subprocess.run([shim, 'up'], capture_output=True, text=True).stdout == 'ran compose up\n'
 
@@ -144,10 +149,12 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
     assert not docker.gpu_available()
 
 
-@pytest.mark.parametrize('instance_type, processor', [
-    ('local', 'cpu'), ('local_gpu', 'gpu'), ('ml.m5.xlarge', 'cpu'), ('ml.g5.xlarge', 'gpu')])
+@pytest.mark.parametrize(
+    'instance_type, processor',
+    [('local', 'cpu'), ('local_gpu', 'gpu'), ('ml.m5.xlarge', 'cpu'), ('ml.g5.xlarge', 'gpu')],
+)
 def test_the_image_fits_the_instance_type(instance_type, processor):
-    assert docker.image_uri(instance_type) == 'sagemaker-chainer:7.8.1-{}-py313'.format(processor)
+    assert docker.image_uri(instance_type) == f'sagemaker-chainer:7.8.1-{processor}-py313'
 
 
 def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
@@ -157,13 +164,15 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
     copy = session.local_copy(uri)
     assert copy.startswith('file://' + session.directory)
-    assert os.listdir(copy[len('file://'):]) == ['script.py']
+    assert os.listdir(copy[len('file://') :]) == ['script.py']
     assert session.local_copy('file:///some/where') == 'file:///some/where'
 
 
 def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(session_module.RuntimeClient, 'timeout', .5)
-    monkeypatch.setattr('sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1')  # which asks Docker
+    monkeypatch.setattr(session_module.RuntimeClient, 'timeout', 0.5)
+    monkeypatch.setattr(
+        'sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1'
+    )  # which asks Docker
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
@@ -177,17 +186,27 @@ def test_nothing_is_sent_to_aws_with_credentials_present(tmp_path):
     with socket.socket() as aws:
         aws.bind(('127.0.0.1', 0))
         aws.listen()
-        code = '''
+        code = """
 from local_mode.session import open_session
 session = open_session(embedded=True)
 print(session.account_id())
 uri = session.upload_data('README.md', key_prefix='a')
 assert session.read_s3_file(uri.split('/')[2], 'a/README.md').startswith('# MNIST')
 session.close()
-'''
-        done = subprocess.run([sys.executable, '-c', code], cwd=pathlib.Path(__file__).parent.parent, text=True, capture_output=True, env={
-            **os.environ, 'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE', 'AWS_SECRET_ACCESS_KEY': 'secret', 'AWS_DEFAULT_REGION': 'eu-central-1',
-            'AWS_ENDPOINT_URL': 'http://127.0.0.1:{}'.format(aws.getsockname()[1])})
+"""
+        done = subprocess.run(
+            [sys.executable, '-c', code],
+            cwd=pathlib.Path(__file__).parent.parent,
+            text=True,
+            capture_output=True,
+            env={
+                **os.environ,
+                'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE',
+                'AWS_SECRET_ACCESS_KEY': 'secret',
+                'AWS_DEFAULT_REGION': 'eu-central-1',
+                'AWS_ENDPOINT_URL': f'http://127.0.0.1:{aws.getsockname()[1]}',
+            },
+        )
         assert done.returncode == 0 and '123456789012' in done.stdout, done.stderr
         aws.settimeout(0)
         with pytest.raises(BlockingIOError):

@@ -1,4 +1,5 @@
 """What is installed is what is locked, each file with its hash; and the SBOM names it all."""
+
 import json
 import pathlib
 import re
@@ -12,9 +13,12 @@ from packaging.utils import canonicalize_name
 from local_mode.docker import image_uri
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LOCKS = {'requirements.lock': ['requirements.txt'], 'tests/requirements.lock': ['tests/requirements.txt'],
-         'container/requirements.lock': ['container/requirements.txt'],
-         'container/requirements-gpu.lock': ['container/requirements.txt', 'container/requirements-gpu.txt']}
+LOCKS = {
+    'requirements.lock': ['requirements.txt'],
+    'tests/requirements.lock': ['tests/requirements.txt'],
+    'container/requirements.lock': ['container/requirements.txt'],
+    'container/requirements-gpu.lock': ['container/requirements.txt', 'container/requirements-gpu.txt'],
+}
 
 OURS = {'chainer': '7.8.1+numpy2', 'chainer-fast': '1.0'}  # container/chainer and container/chainer_fast
 
@@ -24,8 +28,11 @@ def pins(path, environment=None):
     text = (ROOT / path).read_text().replace('\\\n', ' ')
     lines = [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in text.splitlines()]
     requirements = [Requirement(line) for line in lines if line]
-    return {canonicalize_name(r.name): str(r.specifier).lstrip('=') for r in requirements
-            if not r.marker or r.marker.evaluate(environment)}
+    return {
+        canonicalize_name(r.name): str(r.specifier).lstrip('=')
+        for r in requirements
+        if not r.marker or r.marker.evaluate(environment)
+    }
 
 
 @pytest.mark.parametrize('lock', LOCKS)
@@ -40,7 +47,9 @@ def test_locks_hold_the_pins_and_hashes(lock):
 def test_the_base_is_pinned_by_its_digest_and_setup_takes_that():
     base = re.search('^ARG BASE=(.*)', (ROOT / 'container' / 'Dockerfile').read_text(), re.MULTILINE)[1]
     assert re.fullmatch(r'debian:trixie-slim@sha256:[0-9a-f]{64}', base)
-    line, = [line for line in (ROOT / 'setup.sh').read_text().splitlines() if line.strip().startswith('base=$(')]
+    (line,) = [
+        line for line in (ROOT / 'setup.sh').read_text().splitlines() if line.strip().startswith('base=$(')
+    ]
     assert subprocess.check_output(['bash', '-c', line + '; printf %s "$base"'], cwd=ROOT, text=True) == base
 
 
@@ -54,12 +63,25 @@ def test_what_is_installed_here_is_what_is_locked():
 @pytest.mark.docker
 def test_the_image_holds_what_is_locked_and_the_sbom_lists_it():
     """So two builds of one commit have the same Python packages."""
-    sbom = json.loads(subprocess.run(
-        ['docker', 'run', '--rm', '--interactive', image_uri('local'), 'python', '-'],
-        input=(ROOT / 'container' / 'sbom.py').read_bytes(), stdout=subprocess.PIPE, check=True).stdout)
-    packages = {kind: {c['name']: c['version'] for c in sbom['components'] if c['purl'].startswith('pkg:' + kind)}
-                for kind in ('pypi', 'deb')}
-    python = {'python_version': '3.13', 'python_full_version': '3.13.5', 'sys_platform': 'linux', 'platform_system': 'Linux'}
+    sbom = json.loads(
+        subprocess.run(
+            ['docker', 'run', '--rm', '--interactive', image_uri('local'), 'python', '-'],
+            input=(ROOT / 'container' / 'sbom.py').read_bytes(),
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    )
+    packages = {
+        kind: {c['name']: c['version'] for c in sbom['components'] if c['purl'].startswith('pkg:' + kind)}
+        for kind in ('pypi', 'deb')
+    }
+    python = {
+        'python_version': '3.13',
+        'python_full_version': '3.13.5',
+        'sys_platform': 'linux',
+        'platform_system': 'Linux',
+    }
     assert {n: v for n, v in packages['pypi'].items() if n != 'pip'} == {
-        n: v for n, v in {**pins('container/requirements.lock', python), **OURS}.items() if n != 'pip'}
+        n: v for n, v in {**pins('container/requirements.lock', python), **OURS}.items() if n != 'pip'
+    }
     assert {'libc6', 'python3.13-minimal', 'openssh-server'} <= packages['deb'].keys()

@@ -1,4 +1,5 @@
 """What pip calls to build Chainer's wheel (PEP 517): fetches its sdist, applies patches/, leaves the rest to setuptools."""
+
 import hashlib
 import io
 import os

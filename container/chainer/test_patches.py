@@ -1,4 +1,5 @@
 """A test for each of patches/, which fails without it. Chainer's own suite is `make test-chainer`."""
+
 import subprocess
 import sys
 import unittest
@@ -27,30 +28,37 @@ def test_no_pkg_resources():
     assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'False\n'
     for requirement, met in ('numpy>=2', True), ('numpy<2', False), ('no-such-package', False):
         for decorate, skips in (testing.with_requires, not met), (testing.without_requires, met):
+
             class Case(unittest.TestCase):
                 pass
+
             assert getattr(decorate(requirement)(Case), '__unittest_skip__', False) == skips
 
 
 def test_resize_images():
     image = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
-    np.testing.assert_array_equal(F.resize_images(image, (3, 3)).array[0, 0], [[0, .5, 1], [1, 1.5, 2], [2, 2.5, 3]])
+    np.testing.assert_array_equal(
+        F.resize_images(image, (3, 3)).array[0, 0], [[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]]
+    )
 
 
 def test_categorical():
-    p = np.array([[.25, .75], [.5, .5]], np.float32)
+    p = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
     log_prob = chainer.distributions.Categorical(p=p).log_prob(np.array([1, 0]))
-    np.testing.assert_allclose(log_prob.array, np.log([.75, .5]), rtol=1e-6)
+    np.testing.assert_allclose(log_prob.array, np.log([0.75, 0.5]), rtol=1e-6)
 
 
 @pytest.mark.docker
 def test_sparse_matmul():
-    assert in_image('''
+    assert (
+        in_image("""
 import chainer, numpy as np
 dense = np.array([[1, 0], [0, 2]], np.float16)
 y = chainer.functions.sparse_matmul(chainer.utils.to_coo(dense), dense)
 print(y.dtype, y.array.tolist())
-''') == 'float16 [[1.0, 0.0], [0.0, 4.0]]\n'
+""")
+        == 'float16 [[1.0, 0.0], [0.0, 4.0]]\n'
+    )
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint64, np.int8, np.float32])
@@ -66,7 +74,9 @@ def test_debug_print():
 @pytest.mark.docker
 def test_multi_node_iterator():
     """One process failed, and the other one waited."""
-    assert in_image('''
+    assert (
+        in_image(
+            """
 import chainer, chainermn, numpy as np
 comm = chainermn.create_communicator('naive')
 data = chainer.datasets.TupleDataset(np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.int32))
@@ -74,13 +84,25 @@ iterator = chainermn.iterators.create_multi_node_iterator(chainer.iterators.Seri
 batches = comm.mpi_comm.gather([(image.tolist(), int(label)) for image, label in iterator.next()])
 if comm.rank == 0:
     print(batches[0] == batches[1] == [([0.0, 1.0], 0), ([2.0, 3.0], 1)])
-''', 'timeout', '60', 'mpirun', '--allow-run-as-root', '--oversubscribe', '-n', '2') == 'True\n'
+""",
+            'timeout',
+            '60',
+            'mpirun',
+            '--allow-run-as-root',
+            '--oversubscribe',
+            '-n',
+            '2',
+        )
+        == 'True\n'
+    )
 
 
 @pytest.mark.filterwarnings('error')
 def test_deprecations():
     np.testing.assert_array_equal(F.fix(np.array([-1.5, 1.5], np.float32)).array, [-1, 1])
-    link = chainer.links.Maxout(2, 3, 4, initialW=lambda array: array.fill(len(array)), initial_bias=lambda array: array.fill(0))
+    link = chainer.links.Maxout(
+        2, 3, 4, initialW=lambda array: array.fill(len(array)), initial_bias=lambda array: array.fill(0)
+    )
     assert link.linear.W.shape == (12, 2) and (link.linear.W.array == 3).all()
     padded = chainer.dataset.concat_examples([np.zeros(2, np.float32), np.ones(3, np.float32)], padding=7)
     np.testing.assert_array_equal(padded, [[0, 0, 7], [1, 1, 1]])
@@ -93,13 +115,16 @@ def test_deprecations():
 
 @pytest.mark.docker
 def test_observation_aggregator():
-    assert in_image('''
+    assert (
+        in_image("""
 import types, chainer, chainermn, numpy as np
 trainer = types.SimpleNamespace(observation={'loss': chainer.Variable(np.array(3, np.float32))})
 comm = chainermn.create_communicator('naive')
 chainermn.extensions.ObservationAggregator(comm, 'loss', 'mean', comm_trigger=lambda trainer: True)(trainer)
 print(trainer.observation['mean'].array)
-''') == '3.0\n'
+""")
+        == '3.0\n'
+    )
 
 
 def test_chainer_fast():

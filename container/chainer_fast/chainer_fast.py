@@ -5,6 +5,7 @@ Methods of Chainer's that go from arrays to arrays (forward passes, gradients, A
 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its graph and its gradients without
 Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
 """
+
 import ctypes
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import os
 import weakref
 
 import chainer
+import numpy as np
 from chainer import _backprop
 from chainer.dataset import convert
 from chainer.datasets import TupleDataset
@@ -20,35 +22,52 @@ from chainer.function_node import FunctionNode
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
 from chainer.functions.evaluation.accuracy import Accuracy
-from chainer.functions.loss.softmax_cross_entropy import SoftmaxCrossEntropy, _SoftmaxCrossEntropyGrad_NoDoubleBackprop
+from chainer.functions.loss.softmax_cross_entropy import (
+    SoftmaxCrossEntropy,
+    _SoftmaxCrossEntropyGrad_NoDoubleBackprop,
+)
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.variable import Variable
-import numpy as np
 
 replacements = []
 
 
 def replaces(owner, name):
     """Let a function take the place of owner's method of that name, which still runs where the function returns None."""
+
     def decorate(fast):
         replacements.append((owner, name, fast))
         return fast
+
     return decorate
 
 
 def plain(*arrays):
     """Return whether all are what the loops take: contiguous float32 NumPy arrays, and not empty."""
     for a in arrays:
-        if type(a) is not np.ndarray or a.dtype != np.float32 or not (a.flags.c_contiguous and a.flags.aligned and a.size):
+        if (
+            type(a) is not np.ndarray
+            or a.dtype != np.float32
+            or not (a.flags.c_contiguous and a.flags.aligned and a.size)
+        ):
             return False
     return True
 
 
 def scores_and_labels(x, t, ignore_label=-1):
     """Return whether x are scores, (N, columns), and t int32 labels, (N,); C's int must hold ignore_label, too."""
-    return (plain(x) and x.ndim == 2 and type(t) is np.ndarray and t.dtype == np.int32 and t.shape == x.shape[:1]
-            and t.flags.c_contiguous and t.flags.aligned and type(ignore_label) is int and abs(ignore_label) < 2 ** 31)
+    return (
+        plain(x)
+        and x.ndim == 2
+        and type(t) is np.ndarray
+        and t.dtype == np.int32
+        and t.shape == x.shape[:1]
+        and t.flags.c_contiguous
+        and t.flags.aligned
+        and type(ignore_label) is int
+        and abs(ignore_label) < 2**31
+    )
 
 
 @replaces(LinearFunction, 'forward')
@@ -66,14 +85,25 @@ def linear(self, inputs):
     else:
         y = np.empty((len(x), len(W)), np.float32)
         loops.linear(y, x, W, b, *x.shape, len(W))
-    return y,
+    return (y,)
 
 
 def linear_gradients(x, W, gy, wanted):
     """Return the gradients of a linear layer's x, W and b for which wanted has an index."""
-    gradients = {i: np.empty(((len(gy), W.shape[1]), (gy.shape[1], x.shape[1]), gy.shape[1])[i], np.float32) for i in wanted}
-    loops.linear_grad(*[gradients.get(i, gy) for i in range(3)], x, W, gy, len(gy), x.shape[1], gy.shape[1],
-                      sum([1 << i for i in wanted]))
+    gradients = {
+        i: np.empty(((len(gy), W.shape[1]), (gy.shape[1], x.shape[1]), gy.shape[1])[i], np.float32)
+        for i in wanted
+    }
+    loops.linear_grad(
+        *[gradients.get(i, gy) for i in range(3)],
+        x,
+        W,
+        gy,
+        len(gy),
+        x.shape[1],
+        gy.shape[1],
+        sum([1 << i for i in wanted]),
+    )
     return tuple(gradients.values())
 
 
@@ -99,30 +129,36 @@ def linear_grad_weight(self, inputs):
 
 @replaces(ReLU, 'forward_cpu')
 def relu(self, inputs):
-    x, = inputs
+    (x,) = inputs
     if not plain(x):
         return None
     self.retain_outputs((0,))
     y = np.empty_like(x)
     loops.relu(y, x, x.size)
-    return y,
+    return (y,)
 
 
 @replaces(ReLUGrad2, 'forward_cpu')
 def relu_grad(self, inputs):
-    gy, = inputs
+    (gy,) = inputs
     if not plain(self.b, gy) or gy.shape != self.b.shape:
         return None
     gx = np.empty_like(gy)
     loops.relu_grad(gx, self.b, gy, gy.size)
-    return gx,
+    return (gx,)
 
 
 @replaces(SoftmaxCrossEntropy, 'forward_cpu')
 def softmax_cross_entropy(self, inputs):
     x, t = inputs
-    if (not scores_and_labels(x, t, self.ignore_label) or chainer.config.debug or self.class_weight is not None
-            or self.reduce != 'mean' or not self.cache_score or not self.normalize):
+    if (
+        not scores_and_labels(x, t, self.ignore_label)
+        or chainer.config.debug
+        or self.class_weight is not None
+        or self.reduce != 'mean'
+        or not self.cache_score
+        or not self.normalize
+    ):
         return None
     y, loss = np.empty_like(x), ctypes.c_float()
     count = loops.softmax_cross_entropy(y, x, t, *x.shape, self.ignore_label, loss)
@@ -130,19 +166,31 @@ def softmax_cross_entropy(self, inputs):
         return None
     self.retain_inputs((0, 1))
     self.y, self._coeff = y, 1.0 / max(count, 1)
-    return np.array(loss.value, np.float32),
+    return (np.array(loss.value, np.float32),)
 
 
 @replaces(_SoftmaxCrossEntropyGrad_NoDoubleBackprop, 'forward_cpu')
 def softmax_cross_entropy_grad(self, inputs):
     x, t, gloss = inputs
-    if (not scores_and_labels(x, t, self.ignore_label) or not plain(self.y, gloss) or self.y.shape != x.shape or gloss.shape
-            or self.soft_target or self.class_weight is not None or self.coeff is None):
+    if (
+        not scores_and_labels(x, t, self.ignore_label)
+        or not plain(self.y, gloss)
+        or self.y.shape != x.shape
+        or gloss.shape
+        or self.soft_target
+        or self.class_weight is not None
+        or self.coeff is None
+    ):
         return None
     gx = np.empty_like(x)
-    if loops.softmax_cross_entropy_grad(gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff) < 0:
+    if (
+        loops.softmax_cross_entropy_grad(
+            gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff
+        )
+        < 0
+    ):
         return None
-    return gx,
+    return (gx,)
 
 
 @replaces(Accuracy, 'forward_cpu')
@@ -157,8 +205,15 @@ def accuracy(self, inputs):
 @replaces(AdamRule, 'update_core_cpu')
 def adam(self, param):
     p, g, m, v, hp = param.data, param.grad, self.state['m'], self.state['v'], self.hyperparam
-    if (not plain(p, g, m, v) or not p.shape == g.shape == m.shape == v.shape or not p.flags.writeable
-            or hp.weight_decay_rate or hp.amsgrad or hp.adabound or hp.eps < 1e-30):
+    if (
+        not plain(p, g, m, v)
+        or not p.shape == g.shape == m.shape == v.shape
+        or not p.flags.writeable
+        or hp.weight_decay_rate
+        or hp.amsgrad
+        or hp.adabound
+        or hp.eps < 1e-30
+    ):
         return None
     loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps)
     return True
@@ -176,7 +231,8 @@ def next_batch(self):
         return None
     self._previous_epoch_detail = self.epoch_detail
     self._state, indices = _statemachine.iterator_statemachine(
-        self._state, self.batch_size, self.repeat, self.order_sampler, len(self.dataset))
+        self._state, self.batch_size, self.repeat, self.order_sampler, len(self.dataset)
+    )
     if indices is None:
         raise StopIteration
     numbers = indices.tolist()
@@ -190,8 +246,15 @@ def concat_examples(self, *args, **kwargs):
     """One gather for each array, where the batch has the examples that next_batch gave it: views of these arrays."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
-    if (self.base_callable is not convert.concat_examples_func or len(args) != 2 or kwargs or not made or args[0] is not made
-            or len(made) != len(examples) or not all(map(operator.is_, made, examples))):
+    if (
+        self.base_callable is not convert.concat_examples_func
+        or len(args) != 2
+        or kwargs
+        or not made
+        or args[0] is not made
+        or len(made) != len(examples)
+        or not all(map(operator.is_, made, examples))
+    ):
         return None
     return tuple([convert.to_device(args[1], array.take(indices, axis=0)) for array in arrays])
 
@@ -202,8 +265,13 @@ FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cros
 @replaces(FunctionNode, 'apply')
 def apply(self, inputs):
     forward, config = FORWARD.get(type(self)), chainer.config
-    if (forward is None or self._n_local_function_hooks or chainer.get_function_hooks() or config.debug
-            or config.schedule_func is not None):
+    if (
+        forward is None
+        or self._n_local_function_hooks
+        or chainer.get_function_hooks()
+        or config.debug
+        or config.schedule_func is not None
+    ):
         return None
     variables = [x if isinstance(x, Variable) else chainer.as_variable(x) for x in inputs]
     for x in variables:
@@ -213,7 +281,9 @@ def apply(self, inputs):
     outputs = forward(self, [x._data[0] for x in variables])
     if outputs is None:
         return None
-    y = Variable._init_unchecked(outputs[0], None, None, None, True, any([x._requires_grad for x in variables]), False)
+    y = Variable._init_unchecked(
+        outputs[0], None, None, None, True, any([x._requires_grad for x in variables]), False
+    )
     self._input_layouts, self._output_layouts, self._output_count = (None,) * len(variables), (None,), 1
     if config.enable_backprop:
         self.inputs, self.outputs = tuple([x._node for x in variables]), (weakref.ref(y._node),)
@@ -225,37 +295,55 @@ def apply(self, inputs):
             y.retain_data()
             self._retained_output_data = outputs
         self.lazy_grad_sum = config.lazy_grad_sum
-    return y,
+    return (y,)
 
 
 def linear_backward(function, indexes, gy):
     x, W = [x.data for x in function.inputs[:2]]
-    if not plain(x, W, gy) or x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[1] or gy.shape != (len(x), len(W)):
+    if (
+        not plain(x, W, gy)
+        or x.ndim != 2
+        or W.ndim != 2
+        or x.shape[1] != W.shape[1]
+        or gy.shape != (len(x), len(W))
+    ):
         return None
     return linear_gradients(x, W, gy, indexes)
 
 
 def relu_backward(function, indexes, gy):
-    y, = function.get_retained_outputs()
+    (y,) = function.get_retained_outputs()
     return relu_grad(ReLUGrad2(y.raw_array), (gy,))
 
 
 def softmax_cross_entropy_backward(function, indexes, gy):
     grad = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(
-        function.ignore_label, function.class_weight, function.y, function._coeff, function.soft_target)
+        function.ignore_label, function.class_weight, function.y, function._coeff, function.soft_target
+    )
     return softmax_cross_entropy_grad(grad, (*[x.data for x in function.inputs], gy))
 
 
-BACKWARD = {LinearFunction: linear_backward, ReLU: relu_backward, SoftmaxCrossEntropy: softmax_cross_entropy_backward}
+BACKWARD = {
+    LinearFunction: linear_backward,
+    ReLU: relu_backward,
+    SoftmaxCrossEntropy: softmax_cross_entropy_backward,
+}
 
 
 @replaces(_backprop, '_backprop_to_all')
 def backprop_to_all(outputs, retain_grad, loss_scale):
     config = chainer.config
-    if (len(outputs) != 1 or outputs[0][1] is None or retain_grad or loss_scale is not None or config.debug or config.enable_backprop
-            or chainer.get_function_hooks()):
+    if (
+        len(outputs) != 1
+        or outputs[0][1] is None
+        or retain_grad
+        or loss_scale is not None
+        or config.debug
+        or config.enable_backprop
+        or chainer.get_function_hooks()
+    ):
         return None
-    (node, gy), = outputs
+    ((node, gy),) = outputs
     gy, found = gy._data[0], {}  # {leaf: (variable, its gradient)}; nothing is changed until the chain's end
     while node is not None:
         function, node = node.creator_node, None
@@ -270,8 +358,13 @@ def backprop_to_all(outputs, retain_grad, loss_scale):
             x = function.inputs[i]
             if x.creator_node is None:
                 variable = x.get_variable_or_none()
-                if (variable is None or x in found or x._old_style_grad_generator is not None
-                        or not variable._grad_valid or variable.grad is not None):
+                if (
+                    variable is None
+                    or x in found
+                    or x._old_style_grad_generator is not None
+                    or not variable._grad_valid
+                    or variable.grad is not None
+                ):
                     return None
                 found[x] = variable, gradient
             elif node is not None:  # two branches
@@ -286,9 +379,17 @@ def backprop_to_all(outputs, retain_grad, loss_scale):
 
 @replaces(AdamRule, 'update')
 def update(self, param):
-    if (type(self) is not AdamRule or not self.enabled or self._state is None or param._loss_scale is not None
-            or self._hookable._pre_update_hooks or self._hookable._post_update_hooks
-            or not param._grad_valid or param._has_chainerx_array or param._layout is not None):
+    if (
+        type(self) is not AdamRule
+        or not self.enabled
+        or self._state is None
+        or param._loss_scale is not None
+        or self._hookable._pre_update_hooks
+        or self._hookable._post_update_hooks
+        or not param._grad_valid
+        or param._has_chainerx_array
+        or param._layout is not None
+    ):
         return None
     self.t += 1
     done = adam(self, param)
@@ -299,23 +400,27 @@ def update(self, param):
 def load():
     """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
     import scipy_openblas64
+
     loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
     array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
     for function, *types in (
-            (loops.set_up, ctypes.c_void_p, integer),
-            (loops.linear, array, array, array, array, size, size, size),
-            (loops.linear_grad, array, array, array, array, array, array, size, size, size, integer),
-            (loops.adam, array, array, array, array, size, real, real, real, real),
-            (loops.relu, array, array, size),
-            (loops.relu_grad, array, array, array, size),
-            (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
-            (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
-            (loops.correct, array, array, size, size)):
+        (loops.set_up, ctypes.c_void_p, integer),
+        (loops.linear, array, array, array, array, size, size, size),
+        (loops.linear_grad, array, array, array, array, array, array, size, size, size, integer),
+        (loops.adam, array, array, array, array, size, real, real, real, real),
+        (loops.relu, array, array, size),
+        (loops.relu_grad, array, array, array, size),
+        (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
+        (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
+        (loops.correct, array, array, size, size),
+    ):
         function.argtypes, function.restype = types, None
     for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
         function.restype = size
     # A BLAS of its own, with one thread: NumPy's keeps its threads, which those in chainer_fast.c scale better than.
-    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
+    blas = ctypes.CDLL(
+        os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True))
+    )
     loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
     blas.scipy_openblas_set_num_threads64_(1)
     return loops, blas
@@ -328,6 +433,7 @@ def install(owner, name, fast):
     def method(*args, **kwargs):
         result = fast(*args, **kwargs)
         return slow(*args, **kwargs) if result is None else result
+
     setattr(owner, name, method)
 
 

@@ -2,6 +2,7 @@
 
 Every case below runs in two processes, one with CHAINER_FAST=0, and what it returns is compared.
 """
+
 import os
 import pathlib
 import platform
@@ -27,7 +28,9 @@ def batch(n=32, dtype=np.float32):
 
 def classifier():
     import chainer
+
     import chainer_mnist_single_machine as script
+
     np.random.seed(0)
     return chainer.links.Classifier(script.MLP(50, 10))
 
@@ -50,26 +53,37 @@ def steps(optimizer, hook=None, n=10, model=None, **options):
 @case
 def ten_steps_of_adam():
     from chainer.optimizers import Adam
+
     return steps(Adam())
 
 
 @case
 def accuracy():
     import chainer.functions as F
+
     rng = np.random.RandomState(0)
     y, t = rng.randint(0, 4, (64, 10)).astype(np.float32), rng.randint(0, 10, 64).astype(np.int32)
     nan = y.copy()
     nan[::3, 7] = np.nan  # where argmax points
-    return [F.accuracy(y, t).array, F.accuracy(y, np.full_like(t, 12)).array, F.accuracy(nan, t).array,
-            F.accuracy(nan, np.full_like(t, 7)).array, F.accuracy(y, t.astype(np.int64)).array,
-            F.accuracy(y, t, ignore_label=3).array, F.accuracy(y.astype(np.float64), t).array,
-            F.accuracy(y[:, ::2], t).array, F.accuracy(y[:, :, None], t[:, None]).array]
+    return [
+        F.accuracy(y, t).array,
+        F.accuracy(y, np.full_like(t, 12)).array,
+        F.accuracy(nan, t).array,
+        F.accuracy(nan, np.full_like(t, 7)).array,
+        F.accuracy(y, t.astype(np.int64)).array,
+        F.accuracy(y, t, ignore_label=3).array,
+        F.accuracy(y.astype(np.float64), t).array,
+        F.accuracy(y[:, ::2], t).array,
+        F.accuracy(y[:, :, None], t[:, None]).array,
+    ]
 
 
 @case
 def adam_with_large_arrays_for_two_threads():
     import chainer
+
     import chainer_mnist_single_machine as script
+
     np.random.seed(0)
     return steps(chainer.optimizers.Adam(), model=chainer.links.Classifier(script.MLP(400, 10)), n=3)
 
@@ -78,8 +92,11 @@ def a_linear_layer(rows, columns, out):
     """y, and the gradients of x, W and b: of all, of W alone, and of x alone."""
     import chainer
     import chainer.functions as F
+
     rng = np.random.RandomState(rows)
-    arrays = [rng.rand(*shape).astype(np.float32) - 0.5 for shape in ((rows, columns), (out, columns), (out,))]
+    arrays = [
+        rng.rand(*shape).astype(np.float32) - 0.5 for shape in ((rows, columns), (out, columns), (out,))
+    ]
     results = []
     for wanted in (0, 1, 2), (1,), (0,):
         inputs = [chainer.Variable(a, requires_grad=i in wanted) for i, a in enumerate(arrays)]
@@ -91,7 +108,15 @@ def a_linear_layer(rows, columns, out):
 
 @case
 def linear_layers_of_any_size():
-    shapes = (1, 784, 1000), (2, 1, 1), (33, 7, 5), (128, 784, 1000), (100, 1, 3001), (300, 999, 3), (64, 500, 17)
+    shapes = (
+        (1, 784, 1000),
+        (2, 1, 1),
+        (33, 7, 5),
+        (128, 784, 1000),
+        (100, 1, 3001),
+        (300, 999, 3),
+        (64, 500, 17),
+    )
     return [array for shape in shapes for array in a_linear_layer(*shape)]
 
 
@@ -99,9 +124,12 @@ def linear_layers_of_any_size():
 def several_threads_and_a_forked_process():
     import multiprocessing
     from concurrent.futures import ThreadPoolExecutor
+
     shapes = [(100 + i, 300, 200) for i in range(20)]
     with ThreadPoolExecutor(4) as pool:
-        results = [array for arrays in pool.map(lambda shape: a_linear_layer(*shape), shapes) for array in arrays]
+        results = [
+            array for arrays in pool.map(lambda shape: a_linear_layer(*shape), shapes) for array in arrays
+        ]
     fork = multiprocessing.get_context('fork')
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=lambda: sender.send(a_linear_layer(*shapes[0])))
@@ -117,6 +145,7 @@ def several_threads_and_a_forked_process():
 @case
 def adams_options():
     from chainer.optimizers import Adam
+
     results = []
     for options in ({'eta': 0.5}, {'weight_decay_rate': 0.1}, {'amsgrad': True}, {'eps': 0.1}):
         results += steps(Adam(**options))
@@ -133,18 +162,21 @@ def hooks_of_the_optimizer_and_of_a_parameter():
         optimizer.add_hook(optimizer_hooks.WeightDecay(0.01))
         optimizer.target.predictor.l1.W.update_rule.add_hook(optimizer_hooks.WeightDecay(0.1))
         optimizer.target.predictor.l2.disable_update()
+
     return steps(Adam(), hook)
 
 
 @case
 def another_optimizer():
     from chainer.optimizers import MomentumSGD
+
     return steps(MomentumSGD())
 
 
 @case
 def double_precision():
     import chainer
+
     with chainer.using_config('dtype', np.float64):
         model = classifier()
     optimizer = chainer.optimizers.Adam().setup(model)
@@ -155,27 +187,30 @@ def double_precision():
 
 @case
 def other_functions_shared_parameters_and_several_losses():
-    import chainer
     import chainer.functions as F
     import chainer.links as L
+
     np.random.seed(0)
     x = np.random.rand(4, 1, 8, 8).astype(np.float32)
     conv, norm, line = L.Convolution2D(1, 3, 3, nobias=True), L.BatchNormalization(3), L.Linear(108, 108)
     h = F.dropout(F.relu(norm(conv(x))), 0.2)
     a = F.relu(line(F.reshape(h, (4, 108))))
     b = F.concat([line(a), F.tanh(a)], axis=0) * 2 + 1
-    loss = F.sum(b ** 2) + F.sum(a * a) / F.sum(F.get_item(b, (slice(0, 2), 3)))
+    loss = F.sum(b**2) + F.sum(a * a) / F.sum(F.get_item(b, (slice(0, 2), 3)))
     for link in conv, norm, line:
         link.cleargrads()
     loss.backward()
     F.sum(a).backward()  # adds to the gradients that are there
-    return [loss.array, h.array] + [p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())]
+    return [loss.array, h.array] + [
+        p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())
+    ]
 
 
 @case
 def outputs_that_are_dead_or_cut_off():
     import chainer
     import chainer.functions as F
+
     x = chainer.Variable(np.arange(6, dtype=np.float32).reshape(2, 3))
     first, _, third = F.split_axis(x, 3, axis=1)
     third.unchain()
@@ -188,10 +223,11 @@ def outputs_that_are_dead_or_cut_off():
 def gradients_of_inputs_and_of_gradients():
     import chainer
     import chainer.functions as F
+
     x = chainer.Variable(np.array([[1, -2, 3]], np.float32))
     y = F.sum(F.relu(F.linear(x, np.eye(3, dtype=np.float32) * 2, np.ones(3, np.float32))) ** 3)
-    gx, = chainer.grad([y], [x], enable_double_backprop=True)
-    F.sum(gx ** 2).backward(retain_grad=True)
+    (gx,) = chainer.grad([y], [x], enable_double_backprop=True)
+    F.sum(gx**2).backward(retain_grad=True)
     first = x.grad
     x.cleargrad()
     y.backward(loss_scale=4)
@@ -202,6 +238,7 @@ def gradients_of_inputs_and_of_gradients():
 def labels_that_are_ignored_or_wrong():
     import chainer
     import chainer.functions as F
+
     x = chainer.Variable(np.array([[1, 2, 3], [0, 5, -5], [1e4, 0, 0]], np.float32))
     results = []
     for labels in ([0, -1, 0], [-1, -1, -1], [2, 1, -2]):
@@ -209,8 +246,14 @@ def labels_that_are_ignored_or_wrong():
         loss = F.softmax_cross_entropy(x, np.array(labels, np.int32))
         loss.backward()
         results += [loss.array, x.grad]
-    for options in ({'normalize': False}, {'reduce': 'no'}, {'cache_score': False}, {'ignore_label': 2},
-                    {'class_weight': np.array([1, 2, 3], np.float32)}, {'enable_double_backprop': True}):
+    for options in (
+        {'normalize': False},
+        {'reduce': 'no'},
+        {'cache_score': False},
+        {'ignore_label': 2},
+        {'class_weight': np.array([1, 2, 3], np.float32)},
+        {'enable_double_backprop': True},
+    ):
         x.cleargrad()
         loss = F.sum(F.softmax_cross_entropy(x, np.array([0, 2, 1], np.int32), **options))
         loss.backward()
@@ -225,15 +268,19 @@ def labels_that_are_ignored_or_wrong():
 @case
 def labels_to_ignore_that_are_no_small_int():
     import chainer.functions as F
+
     x, t = np.array([[1, 2, 3], [0, 5, -5]], np.float32), np.array([0, -1], np.int32)
     results = [F.softmax_cross_entropy(x, t * 0, ignore_label=None).array]
-    return results + [F.softmax_cross_entropy(x, t, ignore_label=label).array for label in (-1.0, np.int64(-1))]
+    return results + [
+        F.softmax_cross_entropy(x, t, ignore_label=label).array for label in (-1.0, np.int64(-1))
+    ]
 
 
 @case
 def gradients_of_another_shape():
     import chainer
     import chainer.functions as F
+
     x = chainer.Variable(-np.arange(-6, 0, dtype=np.float32).reshape(2, 3))
     gy = chainer.Variable(np.arange(6, dtype=np.float32).reshape(2, 3)[:1])
     chainer.backward([F.relu(x)], [gy])
@@ -243,6 +290,7 @@ def gradients_of_another_shape():
 @case
 def parameters_that_are_read_only():
     import chainer
+
     link = chainer.Chain()
     with link.init_scope():
         link.p = chainer.Parameter(np.frombuffer(np.ones(3, np.float32).tobytes(), np.float32))
@@ -256,6 +304,7 @@ def parameters_that_are_read_only():
 @case
 def nan_is_seen():
     import chainer.functions as F
+
     x = np.array([[np.nan, 1, np.inf, -1]], np.float32)
     return [F.relu(x).array, F.softmax_cross_entropy(x[:, :2], np.array([1], np.int32)).array]
 
@@ -263,6 +312,7 @@ def nan_is_seen():
 @case
 def nothing_is_kept_without_backprop():
     import chainer
+
     model = classifier().predictor
     with chainer.no_backprop_mode():
         y = model(batch()[0])
@@ -274,6 +324,7 @@ def nothing_is_kept_without_backprop():
 def wrong_shapes_are_refused():
     import chainer
     import chainer.functions as F
+
     messages = []
     for x, W, b in ((3, 4), (5, 3), (5,)), ((2, 3), (5, 3), (4,)), ((2, 3, 4), (5, 12), (6,)):
         try:
@@ -288,6 +339,7 @@ def wrong_shapes_are_refused():
 def function_hooks_and_debug_mode():
     import chainer
     import chainer.functions as F
+
     model, calls = classifier(), []
 
     class Hook(chainer.FunctionHook):
@@ -301,7 +353,7 @@ def function_hooks_and_debug_mode():
         model(*batch()).backward()
     function = F.activation.relu.ReLU()
     function.add_hook(Hook())
-    y, = function.apply((chainer.Variable(np.ones((1, 3), np.float32)),))
+    (y,) = function.apply((chainer.Variable(np.ones((1, 3), np.float32)),))
     F.sum(y).backward()
     with chainer.using_config('debug', True):
         try:
@@ -315,6 +367,7 @@ def function_hooks_and_debug_mode():
 @case
 def batches_of_an_iterator():
     import chainer
+
     np.random.seed(0)
     x, t = batch(10)
     data = chainer.datasets.TupleDataset(x, t)
@@ -323,7 +376,10 @@ def batches_of_an_iterator():
         iterator = chainer.iterators.SerialIterator(dataset, 4)
         for _ in range(5):
             examples = iterator.next()
-            results += [*chainer.dataset.concat_examples(examples), *chainer.dataset.concat_examples(examples[1:3], -1)]
+            results += [
+                *chainer.dataset.concat_examples(examples),
+                *chainer.dataset.concat_examples(examples[1:3], -1),
+            ]
             results += [np.array(len(examples)), *examples[2], np.array([label for _, label in examples])]
             results.append(np.array([iterator.epoch, iterator.is_new_epoch, iterator.epoch_detail]))
     return results
@@ -332,8 +388,11 @@ def batches_of_an_iterator():
 @case
 def a_batch_is_a_list_of_views():
     import chainer
+
     images, labels = batch(10)
-    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
+    iterator = chainer.iterators.SerialIterator(
+        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
+    )
     examples = next(iterator)
     assert type(examples) is list and type(examples[0]) is tuple and examples[0][0].base is images
     return [examples[0][1]]
@@ -342,12 +401,21 @@ def a_batch_is_a_list_of_views():
 @case
 def batches_that_were_changed_and_a_converter_that_was_pickled():
     import pickle
+
     import chainer
+
     images, labels = batch(10)
-    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
+    iterator = chainer.iterators.SerialIterator(
+        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
+    )
     concat, results = chainer.dataset.concat_examples, []
-    for change in (lambda examples: examples.reverse(), lambda examples: examples.pop(), lambda examples: examples.append(examples[0]),
-                   lambda examples: examples[1][0].fill(7), lambda examples: examples.__setitem__(2, (images[9], 3))):
+    for change in (
+        lambda examples: examples.reverse(),
+        lambda examples: examples.pop(),
+        lambda examples: examples.append(examples[0]),
+        lambda examples: examples[1][0].fill(7),
+        lambda examples: examples.__setitem__(2, (images[9], 3)),
+    ):
         examples = next(iterator)
         change(examples)
         results += [*concat(examples, None), *concat(examples, -1), *concat(examples[1:], padding=2)]
@@ -357,16 +425,26 @@ def batches_that_were_changed_and_a_converter_that_was_pickled():
 @case
 def examples_that_do_not_fit_together():
     import chainer
+
     results = []
-    for examples in ([np.zeros(3), np.zeros(4)], [np.zeros(3), np.zeros((1, 3))], [np.zeros(3), [1, 2, 3]], [object()] * 2):
+    for examples in (
+        [np.zeros(3), np.zeros(4)],
+        [np.zeros(3), np.zeros((1, 3))],
+        [np.zeros(3), [1, 2, 3]],
+        [object()] * 2,
+    ):
         try:
             chainer.dataset.concat_examples(examples)
         except (ValueError, TypeError, AttributeError) as e:
             results.append(type(e).__name__)
     assert len(results) == 4
     mixed = chainer.dataset.concat_examples([np.zeros(3, np.float32), np.ones(3)])
-    return [np.array(results), mixed, chainer.dataset.concat_examples([[1, 2], [3, 4]]),
-            chainer.dataset.concat_examples([np.zeros(3, np.float32), np.ones(2, np.float32)], padding=9)]
+    return [
+        np.array(results),
+        mixed,
+        chainer.dataset.concat_examples([[1, 2], [3, 4]]),
+        chainer.dataset.concat_examples([np.zeros(3, np.float32), np.ones(2, np.float32)], padding=9),
+    ]
 
 
 @case
@@ -374,7 +452,9 @@ def a_model_that_was_pickled():
     """Its optimizer could not update."""
     import copy
     import pickle
+
     import chainer
+
     results = []
     for restore in (lambda model: pickle.loads(pickle.dumps(model))), copy.deepcopy:
         for optimizer in 'Adam', 'SGD', 'MomentumSGD':
@@ -389,6 +469,7 @@ def arrays_without_a_dimension():
     """Sums of their gradients were no arrays any more, and F.gaussian's and F.squared_error's were refused."""
     import chainer
     import chainer.functions as F
+
     x, y = [chainer.Variable(np.array(n, np.float32)) for n in (0.3, 0.7)]
     np.random.seed(0)
     loss = F.squared_error(x, y) + F.gaussian(x, y) * x + F.sum(F.relu(x) + x * x)
@@ -403,6 +484,7 @@ def arrays_without_a_dimension():
 def gradients_of_a_chain_that_are_added_or_shared():
     import chainer
     import chainer.functions as F
+
     model, (x, t) = classifier(), batch()
     l1, l2 = model.predictor.l1, model.predictor.l2
     x = chainer.Variable(x)
@@ -422,6 +504,7 @@ def gradients_of_a_chain_that_are_added_or_shared():
 def gradients_of_hidden_layers_and_parts_of_a_chain():
     import chainer
     import chainer.functions as F
+
     model, (x, t) = classifier().predictor, batch()
     h = F.relu(model.l1(x))
     y = model.l3(F.relu(model.l2(h)))
@@ -432,14 +515,17 @@ def gradients_of_hidden_layers_and_parts_of_a_chain():
     cut = F.relu(model.l1(x))
     cut.unchain_backward()
     F.softmax_cross_entropy(model.l3(F.relu(model.l2(cut))), t).backward()
-    gx, = chainer.grad([F.softmax_cross_entropy(model(chainer.Variable(x)), t)], [model.l1.W])
-    return [h.grad, cut.grad, gx.array, model.l1.W.grad_var.array] + [p.grad for _, p in sorted(model.namedparams())]
+    (gx,) = chainer.grad([F.softmax_cross_entropy(model(chainer.Variable(x)), t)], [model.l1.W])
+    return [h.grad, cut.grad, gx.array, model.l1.W.grad_var.array] + [
+        p.grad for _, p in sorted(model.namedparams())
+    ]
 
 
 @case
 def scaled_losses_and_parameters_that_come_late():
     import chainer
     import chainer.links as L
+
     np.random.seed(0)
     results = steps(chainer.optimizers.Adam(), lambda optimizer: optimizer.loss_scaling(scale=8), n=3)
     late = L.Classifier(chainer.Sequential(L.Linear(None, 20), chainer.functions.relu, L.Linear(None, 10)))
@@ -454,13 +540,16 @@ def gradients_of_gradients_of_an_old_function():
     class Square(chainer.Function):
         def forward(self, inputs):
             self.retain_inputs((0,))
-            return inputs[0] ** 2,
+            return (inputs[0] ** 2,)
 
         def backward(self, inputs, gys):
-            return 2 * inputs[0] * gys[0],
+            return (2 * inputs[0] * gys[0],)
+
     x = chainer.Variable(np.ones((2, 3), np.float32))
     y = Square()(chainer.functions.relu(x))
-    gx, = chainer.grad([y], [x], [chainer.Variable(np.ones((2, 3), np.float32))], enable_double_backprop=True)
+    (gx,) = chainer.grad(
+        [y], [x], [chainer.Variable(np.ones((2, 3), np.float32))], enable_double_backprop=True
+    )
     try:
         chainer.functions.sum(gx).backward()
     except RuntimeError as e:
@@ -473,10 +562,11 @@ def a_function_in_the_old_style():
 
     class Double(chainer.Function):
         def forward(self, inputs):
-            return inputs[0] * 2,
+            return (inputs[0] * 2,)
 
         def backward(self, inputs, gys):
-            return gys[0] * 2,
+            return (gys[0] * 2,)
+
     x = chainer.Variable(np.ones((2, 3), np.float32))
     chainer.functions.sum(Double()(x) * Double()(x)).backward()
     return [x.grad]
@@ -488,11 +578,17 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp('fast')
     found = []
     for fast in '0', '1':
-        path = directory / 'results{}.npz'.format(fast)
-        subprocess.run([sys.executable, __file__, str(path)], check=True, timeout=100, env={
-            **os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': '2', 'PYTHONPATH': str(ROOT)})
+        path = directory / f'results{fast}.npz'
+        subprocess.run(
+            [sys.executable, __file__, str(path)],
+            check=True,
+            timeout=100,
+            env={**os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': '2', 'PYTHONPATH': str(ROOT)},
+        )
         with np.load(path) as arrays:
-            found.append({name: [arrays[key] for key in sorted(arrays) if key.split(' ')[0] == name] for name in CASES})
+            found.append(
+                {name: [arrays[key] for key in sorted(arrays) if key.split(' ')[0] == name] for name in CASES}
+            )
     return found
 
 
@@ -509,19 +605,27 @@ def test_fast_chainer_does_what_plain_chainer_does(results, name):
 
 
 def run(code, **env):
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env={**os.environ, **env})
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, env={**os.environ, **env}
+    )
     return done.stdout.strip()
 
 
 def test_the_switch():
     for fast, file in ('0', 'function_node.py'), ('1', 'chainer_fast.py'):
-        assert run('import chainer; print(chainer.FunctionNode.apply.__code__.co_filename)', CHAINER_FAST=fast).endswith(file)
+        assert run(
+            'import chainer; print(chainer.FunctionNode.apply.__code__.co_filename)', CHAINER_FAST=fast
+        ).endswith(file)
 
 
-@pytest.mark.skipif(platform.machine() not in ('x86_64', 'aarch64'), reason='other CPUs keep subnormal numbers')
+@pytest.mark.skipif(
+    platform.machine() not in ('x86_64', 'aarch64'), reason='other CPUs keep subnormal numbers'
+)
 def test_adams_averages_become_zero_and_not_subnormal():
     """Those are a hundred times as slow; nobody else's arithmetic changes."""
-    assert run('''
+    assert (
+        run(
+            """
 import chainer, numpy as np
 link = chainer.links.Linear(1000, 1000)
 optimizer = chainer.optimizers.Adam().setup(link)
@@ -534,11 +638,16 @@ for p in link.params():
     p.grad = np.zeros_like(p.data)
 optimizer.update()
 print([not p.update_rule.state[average].any() for p in link.params() for average in 'mv'], np.float32(1.2e-38) / np.float32(2) > 0)
-''', CHAINER_FAST='1') == '[True, True, True, True] True'
+""",
+            CHAINER_FAST='1',
+        )
+        == '[True, True, True, True] True'
+    )
 
 
 if __name__ == '__main__':
     import chainer_fast
+
     used = set()
 
     def note(name, function):
@@ -546,6 +655,7 @@ if __name__ == '__main__':
             result = function(*args)
             used.update([name] if result is not None else [])
             return result
+
         return noting
 
     assert hasattr(chainer_fast, 'loops') == (os.environ['CHAINER_FAST'] == '1')
@@ -557,8 +667,18 @@ if __name__ == '__main__':
                 table[kind] = note(function.__name__, function)
         loop = chainer_fast.loops.adam
         chainer_fast.loops.adam = lambda *args: (used.add('adam'), loop(*args))
-    np.savez(sys.argv[1], **{'{} {:03}'.format(name, i): array for name, function in CASES.items()
-                             for i, array in enumerate(function())})
+    np.savez(
+        sys.argv[1],
+        **{f'{name} {i:03}': array for name, function in CASES.items() for i, array in enumerate(function())},
+    )
     if os.environ['CHAINER_FAST'] == '1':
-        assert used == {'adam', 'linear', 'linear_backward', 'relu', 'relu_backward', 'softmax_cross_entropy',
-                        'softmax_cross_entropy_backward', 'accuracy'}, used
+        assert used == {
+            'adam',
+            'linear',
+            'linear_backward',
+            'relu',
+            'relu_backward',
+            'softmax_cross_entropy',
+            'softmax_cross_entropy_backward',
+            'accuracy',
+        }, used
