@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import chainer_mnist_single_machine as script
+from chainer_mnist import augment, channels
 
 SCRIPT = pathlib.Path(script.__file__)
 
@@ -180,7 +181,7 @@ ROWS, COLUMNS = np.mgrid[:28, :28].reshape(2, 1, 784).astype(np.float32)
     ],
 )
 def test_resample(x, y, expected):
-    resampled = script.resample(
+    resampled = augment.resample(
         PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2]
     )
     assert resampled.dtype == np.float32
@@ -191,7 +192,7 @@ def test_distorted_digits_stay_digits(small_mnist):
     """A few degrees and pixels: ink, place and range stay, and no two are distorted alike."""
     images = np.load(small_mnist / 'train' / 'train.npz')['images']
     np.random.seed(0)
-    distorted = script.distort(images)
+    distorted = augment.distort(images)
     assert distorted.dtype == np.float32 and distorted.shape == images.shape
     assert distorted.min() >= 0 and distorted.max() <= 1
     ink = distorted.sum(1) / images.sum(1)
@@ -199,14 +200,14 @@ def test_distorted_digits_stay_digits(small_mnist):
     grid = np.mgrid[:28, :28].reshape(2, 784)
     moved = (grid @ distorted.T / distorted.sum(1)) - (grid @ images.T / images.sum(1))
     assert abs(moved).max() < 2.5 and 0.3 < moved.std() < 0.9
-    same = script.distort(np.repeat(images[:1], 50, axis=0))
+    same = augment.distort(np.repeat(images[:1], 50, axis=0))
     assert len(np.unique(same, axis=0)) == 50
 
 
 def test_augmentation_changes_images_only(small_mnist):
     with np.load(small_mnist / 'train' / 'train.npz') as arrays:
         batch = list(zip(arrays['images'][:100], arrays['labels'][:100].astype(np.int32)))
-    images, labels = script.concat_distorted(batch, -1)
+    images, labels = augment.concat_distorted(batch, -1)
     plain, expected = script.chainer.dataset.concat_examples(batch)
     assert (labels == expected).all() and labels.dtype == np.int32
     assert images.shape == plain.shape and 0 < abs(images - plain).mean() < 0.2
@@ -302,18 +303,18 @@ def test_bad_data_ends_with_one_sentence(tmp_path, case):
     if arrays is not None:
         np.savez(tmp_path / 'train.npz', **arrays)
     with pytest.raises(SystemExit) as exit:
-        script.load_channel('train', str(tmp_path))
+        channels.load('train', str(tmp_path))
     assert sentence in exit.value.code and '\n' not in exit.value.code
 
 
 def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
     images, labels = script.chainer.dataset.concat_examples(script.chainer.datasets.get_mnist()[1])
     np.savez_compressed(tmp_path / 'test.npz', images=(images * 255).round().astype(np.uint8), labels=labels)
-    assert (script.load_channel('test', str(tmp_path))._datasets[0] == images).all()
+    assert (channels.load('test', str(tmp_path))._datasets[0] == images).all()
 
 
 def test_a_model_that_gives_nan_is_not_hosted(tmp_path):
-    model = script.L.Classifier(script.MLP(1000, 10))
+    model = script.L.Classifier(script.MLP())
     model.predictor.l3.b.array[7] = np.nan
     script.serializers.save_npz(str(tmp_path / 'model.npz'), model)
     with pytest.raises(ValueError, match='model.npz gives NaN'):

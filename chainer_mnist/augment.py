@@ -1,0 +1,50 @@
+"""Images of digits, distorted at random so that a network learns to read more hands."""
+
+import chainer
+import numpy as np
+from chainer.backends import cuda
+
+
+def resample(images, x, y):
+    """Return images, float32 (N, 784), with the pixels that are at (x, y), bilinearly.
+
+    x, y: float32, (N, 784), columns and rows from 0 to 27; beyond the edge it is the edge's.
+    """
+    xp = cuda.get_array_module(images)
+    x, y = xp.clip(x, 0, 26.999), xp.clip(y, 0, 26.999)
+    column, row = x.astype(np.int32), y.astype(np.int32)
+    x, y = x - column.astype(np.float32), y - row.astype(np.float32)
+    at = row * 28 + column + xp.arange(len(images), dtype=np.int32)[:, None] * 784
+    pixels = images.ravel()
+    top, bottom = pixels[at], pixels[at + 28]
+    top += x * (pixels[at + 1] - top)
+    bottom += x * (pixels[at + 29] - bottom)
+    return top + y * (bottom - top)
+
+
+def distort(images):
+    """Return images, float32 (N, 784), each bent, turned, slanted, scaled and shifted a little.
+
+    They may be on a GPU; the random numbers are NumPy's in any case.
+    """
+    xp = cuda.get_array_module(images)
+    rows, columns = xp.asarray(np.mgrid[:28, :28].reshape(2, 784), np.float32) - np.float32(13.5)
+    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = xp.asarray(
+        np.random.uniform(-1, 1, (10, len(images), 1)), np.float32
+    )
+    pi = np.float32(np.pi)
+    x = columns + 1.5 * bend_x * xp.sin(rows * pi / 14 + wave_x * pi)
+    y = rows + 1.5 * bend_y * xp.sin(columns * pi / 14 + wave_y * pi)
+    x = x + 0.2 * slant * y
+    cos, sin = xp.cos(turn * pi / 15), xp.sin(turn * pi / 15)  # up to 12 degrees
+    return resample(
+        images,
+        13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y),
+        13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y),
+    )
+
+
+def concat_distorted(batch, device=None):
+    """chainer.dataset.concat_examples for a batch of (image, label), with the images distorted."""
+    images, labels = chainer.dataset.concat_examples(batch, device)
+    return distort(images), labels

@@ -1,0 +1,57 @@
+"""The same training on several hosts or processes, over MPI: one script for all of them, run by mpirun.
+
+Each process (rank) trains on its share of every batch, and a multi-node optimizer averages the gradients:
+batch_size means the same on any number of them. Rank 0 alone reports and saves.
+"""
+
+import os
+import sys
+
+import chainer
+import numpy as np
+
+from chainer_mnist import channels, saving
+from chainer_mnist_single_machine import make_model, make_trainer, model_fn, parse_args, report
+
+__all__ = ['model_fn']  # hosting is the same
+
+
+def train(args):
+    """Train as one of the processes; see chainer_mnist_single_machine.train."""
+    import chainermn  # starts MPI, which hosting does not need
+
+    comm = chainermn.create_communicator('pure_nccl' if args.num_gpus > 0 else 'naive')
+    if args.batch_size % comm.size:
+        sys.exit(
+            f'--batch-size {args.batch_size} cannot be shared by {comm.size} processes: '
+            f'make it a multiple of {comm.size}.'
+        )
+    saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)
+    train_data = channels.load('train', args.train, comm.rank, comm.size)
+    test_data = channels.load('test', args.test, comm.rank, comm.size)
+    device = comm.intra_rank if args.num_gpus > 0 else -1
+    model = make_model(args.seed, device)
+    np.random.seed(args.seed + comm.rank)  # each shuffles and distorts in its own way
+    optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(alpha=args.learning_rate), comm)
+    optimizer.setup(model)
+    comm.bcast_data(model)
+    optimizer.is_changed(model)  # or its first update would do nothing but broadcast, after a resume too
+    trainer, evaluator = make_trainer(
+        args, optimizer, train_data, test_data, args.batch_size // comm.size, device
+    )
+    trainer.extend(chainermn.create_multi_node_evaluator(evaluator, comm))
+    if comm.rank == 0:
+        report(trainer, args.epochs)
+        print(
+            f'Training on {len(train_data) * comm.size} images, testing on {len(test_data) * comm.size}, '
+            f'{args.epochs} epochs, {comm.size} processes',
+            flush=True,
+        )
+    saving.keep_checkpoints(trainer, args.checkpoint_dir, comm)
+    trainer.run()
+    if comm.rank == 0:
+        saving.save(os.path.join(args.model_dir, 'model.npz'), model)
+
+
+if __name__ == '__main__':
+    train(parse_args())
