@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 
-from local_mode import ROOT
-
 LABEL = 'chainer-mnist-local-mode'  # on every container of ours; its value names the session
 VERSION = '7.8.1'
 
@@ -49,7 +47,7 @@ def check(image):
         raise RuntimeError(f'There is no image {image}: build it with `make image`.')
     # The SDK takes `docker compose` only if its version starts with v2, else docker-compose from
     # PATH. For newer ones bin/docker-compose hands over to `docker compose`; a real one goes first.
-    bin_directory = str(ROOT / 'local_mode' / 'bin')
+    bin_directory = os.path.join(os.path.dirname(__file__), 'bin')
     if bin_directory not in os.environ['PATH'].split(os.pathsep):
         if not shutil.which('docker-compose'):
             try:
@@ -85,15 +83,12 @@ def gpu_available():
 
 
 def remove_containers(session, *filters):
-    """Remove this session's containers, running or not, that match Docker's ps filters, and networks they were in."""
+    """Remove this session's containers that match Docker's ps filters, and the networks they were in."""
     label = f'label={LABEL}={session}'
-    containers = docker(
-        'ps', '--all', '--quiet', *[arg for f in (label, *filters) for arg in ('--filter', f)]
-    ).split()
-    if containers:
+    filters = [f'--filter={f}' for f in (label, *filters)]
+    if containers := docker('ps', '--all', '--quiet', *filters).split():
         docker('rm', '--force', *containers)
-    for network in docker(
-        'network', 'ls', '--quiet', '--filter', label
-    ).split():  # `prune` fails while another prunes
+    # One by one, as `docker network prune` fails while another prunes.
+    for network in docker('network', 'ls', '--quiet', f'--filter={label}').split():
         with contextlib.suppress(RuntimeError):  # in use, by an endpoint
             docker('network', 'rm', network)

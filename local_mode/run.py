@@ -1,4 +1,4 @@
-"""Run a notebook top to bottom without a person: `python -m local_mode.run [NOTEBOOK]`, by default the tutorial.
+"""Run a notebook, by default the tutorial, without a person: `python -m local_mode.run [NOTEBOOK]`.
 
 Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1),
 and prints what the cells print, then how long each stage took.

@@ -14,7 +14,7 @@ import sagemaker
 from sagemaker.local.image import _SageMakerContainer
 from sagemaker.s3 import S3Downloader
 
-from local_mode import aws, docker
+from local_mode import aws, clients, docker
 from local_mode import session as session_module
 
 
@@ -162,21 +162,21 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     with tarfile.open(tmp_path / 'sourcedir.tar.gz', 'w:gz') as tar:
         tar.add(tmp_path / 'script.py', 'script.py')
     uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
-    copy = session.local_copy(uri)
+    copy = clients.local_copy(session, uri)
     assert copy.startswith('file://' + session.directory)
     assert os.listdir(copy[len('file://') :]) == ['script.py']
-    assert session.local_copy('file:///some/where') == 'file:///some/where'
+    assert clients.local_copy(session, 'file:///some/where') == 'file:///some/where'
 
 
 def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(session_module.RuntimeClient, 'timeout', 0.5)
+    monkeypatch.setattr(clients.RuntimeClient, 'timeout', 0.5)
     monkeypatch.setattr(
         'sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1'
     )  # which asks Docker
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
-        client = session_module.RuntimeClient({'local': {'serving_port': silent.getsockname()[1]}})
+        client = clients.RuntimeClient({'local': {'serving_port': silent.getsockname()[1]}})
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
             client.invoke_endpoint(b'[]', 'mine')
 
