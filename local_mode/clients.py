@@ -13,11 +13,10 @@ import time
 import botocore.exceptions
 import sagemaker.local.entities
 import urllib3
-from sagemaker.local.local_session import LocalSagemakerClient, LocalSagemakerRuntimeClient
-from sagemaker.s3 import S3Downloader
-
 from local_mode.docker import LABEL, check, docker
 from local_mode.sdk import ServingContainer, get_docker_host
+from sagemaker.local.local_session import LocalSagemakerClient, LocalSagemakerRuntimeClient
+from sagemaker.s3 import S3Downloader
 
 SUBMIT_DIRECTORY = 'sagemaker_submit_directory'
 

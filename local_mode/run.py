@@ -12,7 +12,6 @@ import time
 import nbclient
 import nbconvert
 import nbformat
-
 from local_mode import ROOT
 
 NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'

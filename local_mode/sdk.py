@@ -11,7 +11,6 @@ import sagemaker.local.entities
 import sagemaker.local.image
 import sagemaker.local.local_session
 import yaml
-
 from local_mode.docker import LABEL
 
 # The SDK runs two docker commands for every request to find a host that does not change.

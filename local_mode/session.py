@@ -8,12 +8,11 @@ import tempfile
 import uuid
 
 import boto3
-from sagemaker.local.local_session import LocalSession
-from sagemaker.session_settings import SessionSettings
-
 from local_mode import aws
 from local_mode.clients import RuntimeClient, SagemakerClient
 from local_mode.docker import LABEL, remove_containers
+from sagemaker.local.local_session import LocalSession
+from sagemaker.session_settings import SessionSettings
 
 
 class Session(LocalSession):
