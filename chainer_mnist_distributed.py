@@ -44,8 +44,7 @@ def train(args):
         report(trainer, args.epochs)
         print(
             f'Training on {len(train_data) * comm.size} images, testing on {len(test_data) * comm.size}, '
-            f'{args.epochs} epochs, {comm.size} processes',
-            flush=True,
+            f'{args.epochs} epochs, {comm.size} processes'
         )
     saving.keep_checkpoints(trainer, args.checkpoint_dir, comm)
     trainer.run()

@@ -79,9 +79,7 @@ def train(args):
     trainer, evaluator = make_trainer(args, optimizer, train_data, test_data, args.batch_size, device)
     trainer.extend(evaluator)
     report(trainer, args.epochs)
-    print(
-        f'Training on {len(train_data)} images, testing on {len(test_data)}, {args.epochs} epochs', flush=True
-    )
+    print(f'Training on {len(train_data)} images, testing on {len(test_data)}, {args.epochs} epochs')
     saving.keep_checkpoints(trainer, args.checkpoint_dir)
     trainer.run()
     saving.save(os.path.join(args.model_dir, 'model.npz'), model)
@@ -116,7 +114,9 @@ def make_trainer(args, optimizer, train_data, test_data, batch_size, device):
 
 def report(trainer, epochs):
     """Let the trainer print and plot its progress, and keep a log, the graph and a last snapshot."""
-    os.environ.setdefault('MPLBACKEND', 'Agg')  # PlotReport draws to files; a container has no display
+    import matplotlib
+
+    matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
     loss, accuracy = ([name, 'validation/' + name] for name in ('main/loss', 'main/accuracy'))
     trainer.extend(extensions.dump_graph('main/loss'))
     trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'), trigger=(epochs, 'epoch'))
