@@ -2,9 +2,9 @@
 
     .venv-bench/bin/python -m benchmarks.serving          # some 5 minutes on two cores
 
-AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers, the same
-model and the same settings for OpenBLAS; wrk asks them in turn, over keep-alive connections, with npy bodies of
-one and of 1,000 images. Then how both do with more connections, AWS's also without these settings.
+AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers, the
+same model and the same settings for OpenBLAS; wrk asks them in turn, over keep-alive connections, with npy
+bodies of one and of 1,000 images. Then how both do with more connections, AWS's also without these settings.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import chainer
 import numpy as np
 
 import chainer_mnist_single_machine as script
+from benchmarks.report import section
 from benchmarks.training import machine
 from container.cpus import blas_settings
 
@@ -40,7 +41,8 @@ wrk.body = file:read('*a')
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format('RESULT [%f, %f, %f, %d]\\n', (summary.requests - e.status) / summary.duration * 1e6,
-    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, e.status + e.read + e.write + e.connect + e.timeout))
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    e.status + e.read + e.write + e.connect + e.timeout))
 end
 """
 HANDLER = """
@@ -68,7 +70,7 @@ PRODUCTS = """
 import time
 import numpy as np
 x, h = np.ones((1, 784), np.float32), np.ones((1, 1000), np.float32)
-W1, W2, W3 = np.ones((1000, 784), np.float32), np.ones((1000, 1000), np.float32), np.ones((10, 1000), np.float32)
+W1, W2, W3 = [np.ones(shape, np.float32) for shape in ((1000, 784), (1000, 1000), (10, 1000))]
 count, end = 0, time.perf_counter() + 1
 while time.perf_counter() < end:
     x.dot(W1.T), h.dot(W2.T), h.dot(W3.T)
@@ -154,7 +156,7 @@ def memory(process):
 
 
 def ask(name, directory, images, connections):
-    """Have wrk ask a server for a second, or two; return answers/s, p50 and p99 in ms, and the number of errors."""
+    """Have wrk ask a server for a second or two; return answers/s, p50 and p99 in ms, and how many errors."""
     lua = pathlib.Path(directory, f'wrk-{images}.lua')
     if not lua.exists():
         sent = lua.with_suffix('.npy')
@@ -191,7 +193,8 @@ def products():
 def growth(directory, rounds=3):
     """Print how the servers do with more connections, in answers a second."""
     print(
-        f'\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms | {AWS}: requests/s | p50, ms | p99, ms '
+        '\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms '
+        f'| {AWS}: requests/s | p50, ms | p99, ms '
         f'| {UNSET}: requests/s | matrix products alone: images/s |\n|---|---|---|---|---|---|---|---|---|'
     )
     with server(UNSET, directory):
@@ -216,7 +219,7 @@ def growth(directory, rounds=3):
 def main(rounds=10):
     """Print one table: medians, and the ratio of ours and AWS's with its quartiles; then that of growth."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        print(machine(), flush=True)
+        print(here := machine(), flush=True)
         np.random.seed(0)
         chainer.serializers.save_npz(
             os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10))
@@ -250,16 +253,19 @@ def main(rounds=10):
                 )
         rows.append(('start to the first answer, s', starts[OURS], starts[AWS]))
         rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in (OURS, AWS)]))
-        print("| endpoint, two workers | ours | AWS's | ours / AWS's |\n|---|---|---|---|")
-        for what, ours, aws in rows:
-            if what.endswith('errors'):
-                print(f'| {what} | {int(sum(ours))} | {int(sum(aws))} | |')
-            else:
-                low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
-                print(
-                    f'| {what} | {statistics.median(ours):.4g} | {statistics.median(aws):.4g} | {median:.2f} ({low:.2f}-{high:.2f}) |'
-                )
-        growth(directory)
+        with section('benchmarks.serving.endpoint', here):
+            print("| endpoint, two workers | ours | AWS's | ours / AWS's |\n|---|---|---|---|")
+            for what, ours, aws in rows:
+                if what.endswith('errors'):
+                    print(f'| {what} | {int(sum(ours))} | {int(sum(aws))} | |')
+                else:
+                    low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
+                    print(
+                        f'| {what} | {statistics.median(ours):.4g} | {statistics.median(aws):.4g} '
+                        f'| {median:.2f} ({low:.2f}-{high:.2f}) |'
+                    )
+        with section('benchmarks.serving.connections', here):
+            growth(directory)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""How fast training is: the image's Chainer, plain Chainer and PyTorch beside the step's matrix products alone.
+"""How fast training is: the image's Chainer, plain Chainer, PyTorch, and the matrix products of a step alone.
 
     .venv-bench/bin/python -m benchmarks.training          # some 9 minutes on two cores
 
@@ -23,6 +23,7 @@ import time
 
 import numpy as np
 
+from benchmarks.report import section
 from container.cpus import blas_settings, cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def data(size):
 
 
 def matrix_products(images, labels, size):
-    """The step's eight matrix products alone, with chainer_fast's BLAS and threads, into arrays that are there."""
+    """The step's eight matrix products alone, with chainer_fast's BLAS and threads, without making arrays."""
     from chainer_fast import loops
 
     layers = []
@@ -165,7 +166,7 @@ VARIANTS = {
 
 
 def environment(fast):
-    """The variables that the image's entry point sets for training; plain Chainer has those for OpenBLAS only."""
+    """The variables that the image sets for training; plain Chainer has those for OpenBLAS only."""
     env = {**os.environ, **blas_settings(), 'CHAINER_FAST': fast, 'PYTHONPATH': str(ROOT)}
     if fast == '1':
         env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
@@ -173,7 +174,7 @@ def environment(fast):
 
 
 def work(name, size):
-    """A variant's process: for each line, take steps for some 0.25 s; print the seconds of one, and the peak memory."""
+    """A variant's process: for each line take steps for some 0.25 s; print seconds of one and peak memory."""
     run = VARIANTS[name][0](*data(size), size)
     run(3)
     step = 0.01
@@ -225,7 +226,8 @@ def steps(rounds):
     """Print the table of single steps."""
     seconds, memory = take_turns(VARIANTS, Size(), rounds)
     print(
-        '| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n|---|---|---|---|---|'
+        '| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n'
+        '|---|---|---|---|---|'
     )
     for name, values in seconds.items():
         print(
@@ -243,7 +245,8 @@ def steps(rounds):
 def growth(rounds):
     """Print how the image's Chainer, the bound and PyTorch grow."""
     print(
-        '\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n|---|---|---|---|---|---|---|'
+        '\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n'
+        '|---|---|---|---|---|---|---|'
     )
     for size in GROWTH:
         seconds, _ = take_turns((BOUND, OURS, TORCH), size, rounds)
@@ -300,12 +303,15 @@ def jobs(seeds, directory):
             log = json.loads(pathlib.Path(directory, 'log').read_text())
             accuracy[fast].append(log[-1]['validation/main/accuracy'])
     print(
-        f'\n| three epochs, the whole script | seconds, median | x plain | test accuracy, mean of {seeds} seeds |\n|---|---|---|---|'
+        '\n| three epochs, the whole script | seconds, median | x plain '
+        f'| test accuracy, mean of {seeds} seeds |\n|---|---|---|---|'
     )
     for name, fast in (OURS, '1'), (PLAIN, '0'):
         ratios = [p / s for p, s in zip(seconds['0'], seconds[fast])]
         print(
-            f'| {name} | {statistics.median(seconds[fast]):.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {statistics.mean(accuracy[fast]):.4f} ({min(accuracy[fast]):.4f}-{max(accuracy[fast]):.4f}) |'
+            f'| {name} | {statistics.median(seconds[fast]):.1f} '
+            f'| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) '
+            f'| {statistics.mean(accuracy[fast]):.4f} ({min(accuracy[fast]):.4f}-{max(accuracy[fast]):.4f}) |'
         )
 
 
@@ -318,10 +324,13 @@ def main():
     if args.worker:
         return work(args.worker[0], Size(*map(int, args.worker[1:])))
     with tempfile.TemporaryDirectory() as directory:
-        print(machine(), flush=True)
-        steps(args.rounds)
-        growth(max(2, args.rounds // 5))
-        jobs(args.seeds, directory)
+        print(here := machine(), flush=True)
+        with section('benchmarks.training.step', here):
+            steps(args.rounds)
+        with section('benchmarks.training.growth', here):
+            growth(max(2, args.rounds // 5))
+        with section('benchmarks.training.job', here):
+            jobs(args.seeds, directory)
 
 
 if __name__ == '__main__':
