@@ -13,6 +13,8 @@ import anywidget
 import numpy as np
 import traitlets
 
+ROOT = pathlib.Path(__file__).parent
+
 
 class DigitPad(anywidget.AnyWidget):
     """The drawing pad.
@@ -21,36 +23,8 @@ class DigitPad(anywidget.AnyWidget):
     predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows.
     """
 
-    _html = traitlets.Unicode((pathlib.Path(__file__).parent / 'input.html').read_text(encoding='ascii')).tag(
-        sync=True
-    )
-    _esm = """
-        export default {async render({model, el}) {
-          while (!el.isConnected) await new Promise(requestAnimationFrame);  // its script looks in the page
-          el.append(document.createRange().createContextualFragment(model.get('_html')));
-          const ask = data => new Promise((resolve, reject) => {
-            const id = Math.random();
-            const hear = message => {
-              if (message.id !== id) return;
-              stop();
-              message.error ? reject(Error(message.error)) : resolve(message.scores);
-            };
-            const stop = () => { clearTimeout(timer); model.off('msg:custom', hear); };
-            const fail = reason => { stop(); reject(Error(`${reason} If it was restarted, run this cell again.`)); };
-            const timer = setTimeout(() => fail('The kernel has not answered for two minutes.'), 120000);
-            model.on('msg:custom', hear);
-            try { model.send({id, data}); } catch { fail('Not sent: the kernel does not know this widget.'); }
-          });
-          let newest = 0, queue = Promise.resolve();
-          el.addEventListener('digit', event => {
-            event.preventDefault();
-            const mine = ++newest, {data, respondWith} = event.detail;
-            const answer = queue.then(() => mine === newest ? ask(data) : null);
-            queue = answer.catch(() => {});
-            respondWith(answer, "Sent to this widget's `data`.");
-          });
-        }};
-    """
+    _html = traitlets.Unicode((ROOT / 'input.html').read_text(encoding='ascii')).tag(sync=True)
+    _esm = ROOT / 'pad' / 'widget.js'
 
     def __init__(self, predictor=None):
         super().__init__()

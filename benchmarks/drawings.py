@@ -4,7 +4,22 @@ STYLES[digit] lists the ways in which people write a digit; HELD_OUT holds other
 nothing was ever chosen. A style is a list of strokes in the unit square, x to the right, y down.
 """
 
+import json
+import pathlib
+import subprocess
+
 import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_raster(expression):
+    """The value of a JavaScript expression that uses what pad/raster.js exports, in Node."""
+    code = f"""import {{probabilities, rasterise}} from './pad/raster.js';
+        console.log(JSON.stringify({expression}));"""
+    command = ['node', '--input-type=module']
+    done = subprocess.run(command, input=code, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
 
 
 def line(*points):

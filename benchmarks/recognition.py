@@ -17,8 +17,6 @@ printed:
 import argparse
 import json
 import os
-import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,9 +25,8 @@ import chainer
 import numpy as np
 
 import chainer_mnist_single_machine as script
-from benchmarks.drawings import HELD_OUT, STYLES, drawings
+from benchmarks.drawings import HELD_OUT, STYLES, drawings, run_raster
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAIVE = """strokes => {  // 10 x 10 of the canvas's pixels, lines 24 wide as drawn there, for one of the image
   const value = (x, y) => strokes.some(stroke => stroke.some(([bx, by], i) => {
     const [ax, ay] = stroke[Math.max(0, i - 1)], ux = bx - ax, uy = by - ay;
@@ -38,7 +35,8 @@ NAIVE = """strokes => {  // 10 x 10 of the canvas's pixels, lines 24 wide as dra
   })) ? 1 : 0;
   return Array.from({length: 784}, (_, i) => {
     let sum = 0;
-    for (const dx of [2, 5, 8]) for (const dy of [2, 5, 8]) sum += value(i % 28 * 10 + dx, Math.floor(i / 28) * 10 + dy);
+    const x = i % 28 * 10, y = Math.floor(i / 28) * 10;
+    for (const dx of [2, 5, 8]) for (const dy of [2, 5, 8]) sum += value(x + dx, y + dy);
     return sum / 9;
   });
 }"""
@@ -46,10 +44,7 @@ NAIVE = """strokes => {  // 10 x 10 of the canvas's pixels, lines 24 wide as dra
 
 def images(strokes, how='rasterise'):
     """The images, float32 (N, 784), that a JavaScript function next to the pad's makes of drawings."""
-    pure = re.search('// <pure>.*// </pure>', (ROOT / 'input.html').read_text(), re.DOTALL).group()
-    code = f'{pure}\nconsole.log(JSON.stringify({json.dumps(strokes)}.map({how})))'
-    done = subprocess.run(['node', '-'], input=code, capture_output=True, text=True, check=True)
-    return np.array(json.loads(done.stdout), np.float32)
+    return np.array(run_raster(f'{json.dumps(strokes)}.map({how})'), np.float32)
 
 
 def accuracy(model, x, labels):
@@ -111,18 +106,13 @@ def main():
                 for name, x, labels in sets:
                     results.setdefault((name, augment), []).append(accuracy(model, x, labels))
 
-    print('{:<28} {:>6}   {:<22} {:<22}'.format('accuracy', 'images', 'plain', 'augmented'))
+    print(f'{"accuracy":<28} {"images":>6}   {"plain":<22} {"augmented":<22}')
     for name, x, _ in sets:
-        print(
-            '{:<28} {:>6}   {:<22} {:<22}'.format(
-                name,
-                len(x),
-                *(
-                    f'{np.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})'
-                    for values in (results[name, False], results[name, True])
-                ),
-            )
+        plain, augmented = (
+            f'{np.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})'
+            for values in (results[name, False], results[name, True])
         )
+        print(f'{name:<28} {len(x):>6}   {plain:<22} {augmented:<22}')
 
 
 if __name__ == '__main__':

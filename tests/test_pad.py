@@ -1,28 +1,30 @@
 """input.html: the pixels it computes (in Node), and the pad on a page without Jupyter (in Chromium)."""
 
 import json
-import re
-import subprocess
+import runpy
+import shutil
 
 import numpy as np
 import pytest
-from pad import BLANK, FOOT, HTML, LISTEN, ONE, draw, says, touch
 
-from benchmarks.drawings import STYLES, drawings
+from benchmarks.drawings import STYLES, drawings, run_raster
+from pad import BLANK, FOOT, HTML, LISTEN, ONE, ROOT, draw, says, touch
 
 
-def run_pure(expression):
-    """The value of a JavaScript expression after the pure part of input.html."""
-    pure = re.search('// <pure>.*// </pure>', HTML, re.DOTALL).group()
-    code = f'{pure}\nconsole.log(JSON.stringify({expression}))'
-    return json.loads(
-        subprocess.run(['node', '-'], input=code, capture_output=True, text=True, check=True).stdout
-    )
+def test_input_html_is_built_from_its_sources(tmp_path):
+    """And from every one of them."""
+    build = runpy.run_path(str(ROOT / 'pad' / 'build.py'))['build']
+    assert build() == HTML, 'python pad/build.py'
+    for source in 'pad.html', 'pad.css', 'raster.js', 'kernel.js', 'pad.js':
+        folder = shutil.copytree(ROOT / 'pad', tmp_path / source)
+        with (folder / source).open('a') as file:
+            file.write('changed\n')
+        assert build(folder) != HTML, source
 
 
 def rasterise(*strokes):
     """The image (28, 28) that the pad makes of strokes in its coordinates, 280 x 280."""
-    pixels = run_pure(f'rasterise({json.dumps(strokes)})')
+    pixels = run_raster(f'rasterise({json.dumps(strokes)})')
     assert len(pixels) == 784 and None not in pixels  # JSON's NaN
     assert all(0 <= pixel <= 1 for pixel in pixels)
     return np.reshape(pixels, (28, 28))
@@ -46,7 +48,7 @@ def test_drawings_have_the_statistics_of_mnist():
     """MNIST's training images: the longer side is 20 pixels, the centre of mass 14 before rounding
     to whole pixels, mean ink 0.131, and 29 % of the inked pixels are white (0.99 or more)."""
     many, _ = drawings(STYLES, 10, seed=2)
-    images = np.reshape(run_pure(f'{json.dumps(many)}.map(rasterise)'), (-1, 28, 28))
+    images = np.reshape(run_raster(f'{json.dumps(many)}.map(rasterise)'), (-1, 28, 28))
     assert {max(sides(image, above=0)) for image in images} == {20}
     centres = np.array([centre(image) for image in images])
     assert abs(centres - 14).max() < 0.52
@@ -92,7 +94,7 @@ def test_a_stroke_is_as_wide_as_in_mnist():
     angles = np.linspace(0, np.pi, 30)
     x, y = np.cos(angles), np.sin(angles)
     lines = [[[[140, 140], [140 + 100 * dx, 140 + 100 * dy]]] for dx, dy in zip(x, y)]
-    ink = np.sum(run_pure(f'{json.dumps(lines)}.map(rasterise)'), axis=1)
+    ink = np.sum(run_raster(f'{json.dumps(lines)}.map(rasterise)'), axis=1)
     lengths = (20 - 2.79) / np.maximum(abs(x), abs(y)) + np.pi / 4 * 2.79  # the ends are two half discs
     widths = ink / lengths
     assert widths == pytest.approx([2.79] * 30, abs=0.15) and np.mean(widths) == pytest.approx(2.79, abs=0.03)
@@ -129,19 +131,19 @@ def test_no_ink_leaves_the_image():
 def test_probabilities_of_scores():
     scores = [3.5, -2, 0, 1, 1000, 999, 2, 2, 2, 2]
     expected = np.exp(np.array(scores) - 1000)
-    assert run_pure(f'probabilities({scores})') == pytest.approx(list(expected / expected.sum()))
+    assert run_raster(f'probabilities({scores})') == pytest.approx(list(expected / expected.sum()))
 
 
 def test_probabilities_stay_what_they_are():
     given = [0.02, 0.9, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.008]  # rounded
-    assert run_pure(f'probabilities({given})') == given
-    assert run_pure(f'probabilities({[given]})') == given
+    assert run_raster(f'probabilities({given})') == given
+    assert run_raster(f'probabilities({[given]})') == given
 
 
 @pytest.mark.parametrize('answer', ['[1, 2]', '[1, 2, 3, 4, 5, 6, 7, 8, 9, NaN]', '"0123456789"', '{}'])
 def test_what_is_not_ten_numbers_is_no_answer(answer):
-    code = '(() => {{ try {{ return probabilities({}); }} catch (error) {{ return error.message; }} }})()'
-    assert run_pure(code.format(answer)) == 'The endpoint did not answer with ten numbers.'
+    code = f'(() => {{ try {{ probabilities({answer}) }} catch ({{message}}) {{ return message }} }})()'
+    assert run_raster(code) == 'The endpoint did not answer with ten numbers.'
 
 
 def show(page, html):
@@ -329,7 +331,8 @@ def test_failures_are_said(page, failure):
                 content_type='text/html',
                 body=''.join(
                     [
-                        '<script id="jupyter-config-data" type="application/json">{"baseUrl": "/base/", "token": "t"}</script>',
+                        '<script id="jupyter-config-data" type="application/json">',
+                        '{"baseUrl": "/base/", "token": "t"}</script>',
                         '<div class="jp-NotebookPanel">' * (failure != 'outside'),
                         HTML,
                     ]

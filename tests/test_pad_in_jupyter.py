@@ -20,7 +20,8 @@ import uuid
 import nbformat.v4
 import numpy as np
 import pytest
-from pad import BLANK, FOOT, ONE, ROOT, draw, says, wait_for
+from local_mode.docker import image_uri
+from local_mode.session import open_session
 from sagemaker.chainer.model import ChainerModel
 from test_serving import free_port
 from tornado.httpclient import HTTPRequest
@@ -28,8 +29,7 @@ from tornado.websocket import websocket_connect
 
 import chainer_mnist_single_machine as script
 from benchmarks.drawings import STYLES
-from local_mode.docker import image_uri
-from local_mode.session import open_session
+from pad import BLANK, FOOT, ONE, ROOT, draw, says, wait_for
 
 pytestmark = pytest.mark.browser
 

@@ -1,0 +1,33 @@
+"""Join the pad's sources into the one file input.html:
+
+    python pad/build.py
+
+pad.html is the same pad unbuilt, for a web server. package.json tells Node that the scripts are modules.
+"""
+
+import pathlib
+import re
+
+PAD = pathlib.Path(__file__).parent
+
+
+def build(folder=PAD):
+    """The text of input.html, from the sources in a folder."""
+
+    def read(name):
+        return (folder / name).read_text(encoding='ascii')  # notebooks open() the built file in any encoding
+
+    # The modules become one function: without `export` and the imports, each on a line of its own.
+    modules = '\n'.join(read(name) for name in ('raster.js', 'kernel.js', 'pad.js'))
+    script = re.sub(r'^(import .*\n|export )', '', modules, flags=re.MULTILINE)
+    page = read('pad.html')
+    page = page.replace('<link rel="stylesheet" href="pad.css">', f'<style>\n{read("pad.css")}</style>')
+    page = page.replace(
+        '<script type="module" src="pad.js"></script>',
+        f"<script>\n(() => {{\n'use strict';\n\n{script}}})();\n</script>",
+    )
+    return f'<!-- Built by pad/build.py: change the files in pad/. -->\n{page}'
+
+
+if __name__ == '__main__':
+    (PAD.parent / 'input.html').write_text(build(), encoding='ascii', newline='\n')

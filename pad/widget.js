@@ -1,0 +1,26 @@
+// anywidget's part of DigitPad (digit_pad.py): the page gets input.html, and each drawing goes to its widget.
+export default {async render({model, el}) {
+  while (!el.isConnected) await new Promise(requestAnimationFrame);  // its script looks in the page
+  el.append(document.createRange().createContextualFragment(model.get('_html')));
+  const ask = data => new Promise((resolve, reject) => {
+    const id = Math.random();
+    const hear = message => {
+      if (message.id !== id) return;
+      stop();
+      message.error ? reject(Error(message.error)) : resolve(message.scores);
+    };
+    const stop = () => { clearTimeout(timer); model.off('msg:custom', hear); };
+    const fail = reason => { stop(); reject(Error(`${reason} If it was restarted, run this cell again.`)); };
+    const timer = setTimeout(() => fail('The kernel has not answered for two minutes.'), 120000);
+    model.on('msg:custom', hear);
+    try { model.send({id, data}); } catch { fail('Not sent: the kernel does not know this widget.'); }
+  });
+  let newest = 0, queue = Promise.resolve();
+  el.addEventListener('digit', event => {
+    event.preventDefault();
+    const mine = ++newest, {data, respondWith} = event.detail;
+    const answer = queue.then(() => mine === newest ? ask(data) : null);
+    queue = answer.catch(() => {});
+    respondWith(answer, "Sent to this widget's `data`.");
+  });
+}};
