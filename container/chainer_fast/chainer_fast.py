@@ -1,9 +1,9 @@
 """Chainer on CPUs without most of its overhead; where this is installed, `import chainer` loads it.
 
-Two parts, each of which takes only what it treats exactly as Chainer does; all else runs as if it were not there.
-Methods of Chainer's that go from arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32
-arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its graph and its gradients without
-Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
+Two parts, each of which takes only what it treats as Chainer does, to rounding, and leaves all else to
+Chainer. Methods of Chainer's that go from arrays to arrays (forward passes, gradients, Adam) run in C for
+contiguous float32 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its graph
+and its gradients without Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import operator
 import os
+import sysconfig
 import weakref
 
 import chainer
@@ -34,7 +35,7 @@ replacements = []
 
 
 def replaces(owner, name):
-    """Let a function take the place of owner's method of that name, which still runs where the function returns None."""
+    """Let a function take the place of owner's method of that name, which still runs where it returns None."""
 
     def decorate(fast):
         replacements.append((owner, name, fast))
@@ -56,7 +57,7 @@ def plain(*arrays):
 
 
 def scores_and_labels(x, t, ignore_label=-1):
-    """Return whether x are scores, (N, columns), and t int32 labels, (N,); C's int must hold ignore_label, too."""
+    """Return whether x are scores, (N, columns), and t int32 labels, (N,); C's int must hold ignore_label."""
     return (
         plain(x)
         and x.ndim == 2
@@ -213,10 +214,15 @@ def adam(self, param):
         or hp.amsgrad
         or hp.adabound
         or hp.eps < 1e-30
+        or np.ndim(self.alpha_t)
     ):
         return None
     loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps)
     return True
+
+
+def of_numbers(a):
+    return type(a) is np.ndarray and a.flags.c_contiguous and a.dtype.isnative and a.dtype.kind in 'biuf'
 
 
 latest = None, (), (), ()  # a batch, its examples, the arrays and the indices that they come from
@@ -227,7 +233,7 @@ latest = None, (), (), ()  # a batch, its examples, the arrays and the indices t
 def next_batch(self):
     global latest
     arrays = self.dataset._datasets if type(self.dataset) is TupleDataset else ()
-    if not arrays or not all([type(a) is np.ndarray and a.flags.c_contiguous for a in arrays]):
+    if not arrays or not all(map(of_numbers, arrays)):
         return None
     self._previous_epoch_detail = self.epoch_detail
     self._state, indices = _statemachine.iterator_statemachine(
@@ -243,7 +249,7 @@ def next_batch(self):
 
 @replaces(type(convert.concat_examples), '__call__')
 def concat_examples(self, *args, **kwargs):
-    """One gather for each array, where the batch has the examples that next_batch gave it: views of these arrays."""
+    """One gather for each array, where the batch has the examples that next_batch gave it."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
     if (
@@ -256,7 +262,15 @@ def concat_examples(self, *args, **kwargs):
         or not all(map(operator.is_, made, examples))
     ):
         return None
-    return tuple([convert.to_device(args[1], array.take(indices, axis=0)) for array in arrays])
+    gathered = []
+    for array, column in zip(arrays, zip(*made)):
+        if array.ndim == 1:  # numbers are copies, and the array may have changed
+            gathered.append(np.array(column))
+        elif any(a.shape != array.shape[1:] for a in column):
+            return None
+        else:
+            gathered.append(array.take(indices, axis=0))
+    return tuple([convert.to_device(args[1], a) for a in gathered])
 
 
 FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}
@@ -399,9 +413,14 @@ def update(self, param):
 
 def load():
     """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
-    import scipy_openblas64
+    try:
+        import scipy_openblas64
 
-    loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
+        loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
+        if sysconfig.get_config_var('Py_GIL_DISABLED'):
+            raise ImportError('for Python with a GIL')
+    except (ImportError, AttributeError, OSError) as e:
+        raise ImportError(f'chainer_fast is not whole here ({e}); CHAINER_FAST=0 does without') from e
     array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
@@ -417,7 +436,7 @@ def load():
         function.argtypes, function.restype = types, None
     for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
         function.restype = size
-    # A BLAS of its own, with one thread: NumPy's keeps its threads, which those in chainer_fast.c scale better than.
+    # A BLAS of its own, with one thread: NumPy's keeps its threads; those in chainer_fast.c scale better.
     blas = ctypes.CDLL(
         os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True))
     )

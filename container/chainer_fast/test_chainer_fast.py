@@ -423,6 +423,47 @@ def batches_that_were_changed_and_a_converter_that_was_pickled():
 
 
 @case
+def batches_of_which_something_else_changed():
+    """The labels in the data set, which a batch has copies of, and the shape of its images."""
+    import chainer
+
+    images, labels = batch(8)
+    iterator = chainer.iterators.SerialIterator(
+        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
+    )
+    examples = next(iterator)
+    labels[:] = 9
+    results = [*chainer.dataset.concat_examples(examples, None)]
+    examples = next(iterator)
+    for image, _ in examples:
+        image.shape = 28, 28
+    return results + [*chainer.dataset.concat_examples(examples, None)]
+
+
+@case
+def data_sets_of_other_arrays():
+    """Of another byte order, of objects, of words: what Chainer makes of them, or its error."""
+    import chainer
+
+    results = []
+    for images in batch(4)[0].astype('>f4'), np.array([*batch(4)[0], None], object)[:4], np.array(['a'] * 4):
+        data = chainer.datasets.TupleDataset(images, np.arange(4, dtype='>i4'))
+        try:
+            made = chainer.dataset.concat_examples(next(chainer.iterators.SerialIterator(data, 4)), -1)
+            results += [*made, np.array([a.dtype.str for a in made])]
+        except Exception as e:
+            results.append(np.array(repr(e)))
+    return results
+
+
+@case
+def a_learning_rate_that_is_an_array():
+    import chainer
+
+    return steps(chainer.optimizers.Adam(alpha=np.array([0.001], np.float32)), n=3)
+
+
+@case
 def examples_that_do_not_fit_together():
     import chainer
 
@@ -466,7 +507,7 @@ def a_model_that_was_pickled():
 
 @case
 def arrays_without_a_dimension():
-    """Sums of their gradients were no arrays any more, and F.gaussian's and F.squared_error's were refused."""
+    """Sums of their gradients were no arrays any more; F.gaussian's and F.squared_error's were refused."""
     import chainer
     import chainer.functions as F
 
@@ -580,10 +621,16 @@ def results(tmp_path_factory):
     for fast in '0', '1':
         path = directory / f'results{fast}.npz'
         subprocess.run(
-            [sys.executable, __file__, str(path)],
+            [sys.executable, '-P', __file__, str(path)],
             check=True,
-            timeout=100,
-            env={**os.environ, 'CHAINER_FAST': fast, 'OPENBLAS_NUM_THREADS': '2', 'PYTHONPATH': str(ROOT)},
+            timeout=300,
+            # -P: the package that is installed, not the source beside this file
+            env={
+                **os.environ,
+                'CHAINER_FAST': fast,
+                'OPENBLAS_NUM_THREADS': '2',
+                'PYTHONPATH': f'{ROOT}:{os.environ.get("PYTHONPATH", "")}',
+            },
         )
         with np.load(path) as arrays:
             found.append(
@@ -637,7 +684,8 @@ for p in link.params():
         p.update_rule.state[average][:] = 1e-39
     p.grad = np.zeros_like(p.data)
 optimizer.update()
-print([not p.update_rule.state[average].any() for p in link.params() for average in 'mv'], np.float32(1.2e-38) / np.float32(2) > 0)
+print([not p.update_rule.state[average].any() for p in link.params() for average in 'mv'],
+      np.float32(1.2e-38) / np.float32(2) > 0)
 """,
             CHAINER_FAST='1',
         )
