@@ -12,29 +12,33 @@ run: setup  ## set up, then run the notebook top to bottom; results in output/
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
 
-test:  ## set up, then run all tests but the four below
+test: lint  ## set up, then run all tests but the four below
+	$(PYTHON) -m pytest tests/fast tests/docker tests/browser container
+
+lint:  ## what ruff says, of style and of faults
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests container --ignore tests/test_gpu.py --ignore tests/test_arm64.py --ignore-glob 'tests/test_faults*'
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 
 test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be tested without
 	@./setup.sh tests gpu
-	$(PYTHON) -m pytest tests/test_gpu.py
+	$(PYTHON) -m pytest tests/gpu
 
 test-arm64:  ## build the image for arm64, emulated on other machines, and test it
 	@./setup.sh arm64
-	$(PYTHON) -m pytest tests/test_arm64.py
+	$(PYTHON) -m pytest tests/arm64
 
 test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it, in some 10 minutes
 	@./setup.sh
-	PYTHONPATH=. $(PYTHON) tests/chainer_suite.py
+	$(PYTHON) tests/chainer_suite.py
 
 test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests/test_faults.py tests/test_faults_machine.py
+	$(PYTHON) -m pytest tests/faults
 
 test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests container -m 'not docker and not browser and not slow'
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/fast container -m 'not docker and not slow'
 
 bench:  ## measure training and serving beside PyTorch and AWS's server, in some 13 minutes
 	@./setup.sh bench
@@ -50,12 +54,12 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 	@for f in $(LOCKED); do \
 		case $$f in container/*) python=3.13;; *) python=3.11;; esac; \
 		case $$f in \
-			requirements) with=container/chainer/pyproject.toml;; \
-			tests/*) with="container/chainer_fast/pyproject.toml --constraint requirements.lock";; \
-			container/*) with="container/requirements.txt container/chainer/pyproject.toml container/chainer_fast/pyproject.toml";; \
+			requirements) from="pyproject.toml --extra notebook container/chainer/pyproject.toml";; \
+			tests/*) from="pyproject.toml --extra tests container/chainer_fast/pyproject.toml --constraint requirements.lock";; \
+			container/*) from="$$f.txt container/requirements.txt container/chainer/pyproject.toml container/chainer_fast/pyproject.toml";; \
 		esac; \
 		echo "$$f.lock"; .venv/bin/uv pip compile --quiet --upgrade --universal --python-version $$python --generate-hashes \
-			--no-emit-index-url --no-header $$f.txt $$with --output-file $$f.lock || exit 1; \
+			--no-emit-index-url --no-header $$from --output-file $$f.lock || exit 1; \
 	done
 	@echo container/Dockerfile; base=$$(sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' container/Dockerfile); \
 		digest=$$(docker pull $$base | sed -n 's/^Digest: //p'); \
@@ -85,4 +89,4 @@ clean:  ## remove the project's containers, networks and temporary files, those 
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit sbom clean
+.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit sbom clean

@@ -52,6 +52,8 @@ make_venv() {
 
 install_packages() {
     export PIP_DISABLE_PIP_VERSION_CHECK=1
+    # The build in container/chainer knows pip's index from here only.
+    export PIP_INDEX_URL=${PIP_INDEX_URL:-$($python -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}
     for requirements in "$@"; do
         installed=$venv/installed-${requirements//\//-}
         if ! cmp -s "$requirements" "$installed"; then
@@ -63,12 +65,23 @@ install_packages() {
     done
 }
 
+install_notebook_packages() {
+    install_packages requirements.lock
+    install_sources container/chainer
+    # This project itself, in place: `import local_mode` works wherever a notebook or a test is.
+    if ! cmp -s pyproject.toml $venv/installed-pyproject.toml; then
+        $python -m pip install --quiet --no-deps --editable .
+        cp pyproject.toml $venv/installed-pyproject.toml
+    fi
+}
+
 # Our own packages, built anew when they have changed.
 install_sources() {
     for directory in "$@"; do
         installed=$venv/installed-${directory//\//-}
         if [ "$(checksum "$directory")" != "$(cat "$installed" 2>/dev/null)" ]; then
             say "building $directory"
+            rm -rf "$directory/build"  # setuptools does not see that flags have changed
             $python -m pip install --quiet --no-deps --force-reinstall "./$directory"
             checksum "$directory" > "$installed"
         fi
@@ -157,9 +170,10 @@ build_images() {
 }
 
 install_test_packages() {
-    install_packages requirements.lock tests/requirements.lock
+    install_notebook_packages
+    install_packages tests/requirements.lock
     install_compiler
-    install_sources container/chainer container/chainer_fast
+    install_sources container/chainer_fast
 }
 
 install_chromium() {
@@ -188,7 +202,7 @@ install_benchmarks() {
 
 make_venv
 case ${1:-} in
-    '') install_packages requirements.lock; install_sources container/chainer; start_docker; build_images ;;
+    '') install_notebook_packages; start_docker; build_images ;;
     tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
     fast) install_test_packages; install_node ;;
     arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;

@@ -135,7 +135,8 @@ def local_copy(session, code):
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
     with tar_on_s3(session, code) as tar:
-        tar.extractall(directory, filter='data')
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python has none
+        tar.extractall(directory)
     return 'file://' + directory
 
 

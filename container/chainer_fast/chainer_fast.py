@@ -2,8 +2,8 @@
 
 Two parts, each of which takes only what it treats as Chainer does, to rounding, and leaves all else to
 Chainer. Methods of Chainer's that go from arrays to arrays (forward passes, gradients, Adam) run in C for
-contiguous float32 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its graph
-and its gradients without Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
+contiguous float32 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its
+graph and its gradients without Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ replacements = []
 
 
 def replaces(owner, name):
-    """Let a function take the place of owner's method of that name, which still runs where it returns None."""
+    """Let a function take the place of owner's method of that name, which runs where it returns None."""
 
     def decorate(fast):
         replacements.append((owner, name, fast))
