@@ -1,0 +1,53 @@
+"""What the documents point to is there, and README keeps its promise of length."""
+
+import re
+import urllib.parse
+
+import pytest
+
+from support import ROOT
+
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob('*.md') if not {'.venv', '.venv-bench', 'output', 'build'} & {*path.parts}
+)
+
+
+def anchors(path):
+    """The anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r'^#+ (.*)', path.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    text = re.sub(r'^(```|    ).*?(^```|$)', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r'\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"', text)
+    for target in (urllib.parse.unquote(a or b) for a, b in targets):
+        file, _, anchor = target.partition('#')
+        if ':' in file:
+            continue  # the web, which a test does not ask
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_readme_can_be_read_to_the_end():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 120
+
+
+def test_the_script_can_be_read_to_the_end():
+    assert len((ROOT / 'chainer_mnist_single_machine.py').read_text().splitlines()) <= 150
+
+
+def test_every_command_that_a_document_names_is_in_the_makefile():
+    commands = set(re.findall(r'^([a-z0-9 -]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    commands = {name for line in commands for name in line.split()}
+    for path in DOCUMENTS:
+        named = re.findall(r'(?:`|^    |^)make ([a-z0-9-]+)', path.read_text(), re.MULTILINE)
+        assert {*named} <= commands, path
+
+
+def test_everything_that_python_is_told_to_run_is_there():
+    for path in DOCUMENTS:
+        for module in re.findall(r'python -m ((?:benchmarks|local_mode)\.\w+)', path.read_text()):
+            assert (ROOT / (module.replace('.', '/') + '.py')).exists(), (path, module)
