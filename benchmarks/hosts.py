@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from container.cpus import blas_settings
+from container.sagemaker_chainer_container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROUNDS, STEPS = 5, 60
@@ -30,7 +30,7 @@ def step(batch_size):
     import chainer_mnist_single_machine as script
 
     comm = chainermn.create_communicator('naive')
-    model = chainer.links.Classifier(script.MLP(1000, 10))
+    model = chainer.links.Classifier(script.MLP())
     optimizer = (
         chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
         if comm.size > 1
@@ -66,33 +66,12 @@ def step(batch_size):
 def run(processes, batch_size):
     """Return seconds a step and the share of communication for so many processes in one container."""
     settings = {**blas_settings(processes), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as training.py's
+    environment = ' '.join(f'-e {name}={value}' for name, value in settings.items())
+    mpirun = f'mpirun --allow-run-as-root --oversubscribe -bind-to none -n {processes}'
+    shared = '-mca btl_vader_single_copy_mechanism none'
     done = subprocess.run(
-        [
-            'docker',
-            'run',
-            '--rm',
-            '-v',
-            f'{ROOT}:/code:ro',
-            '-w',
-            '/code',
-            *[arg for setting in settings.items() for arg in ('-e', '='.join(setting))],
-            IMAGE,
-            'mpirun',
-            '--allow-run-as-root',
-            '--oversubscribe',
-            '-bind-to',
-            'none',
-            '-mca',
-            'btl_vader_single_copy_mechanism',
-            'none',
-            '-n',
-            str(processes),
-            'python',
-            '-m',
-            'benchmarks.hosts',
-            'step',
-            str(batch_size),
-        ],
+        ['docker', 'run', '--rm', '-v', f'{ROOT}:/code:ro', '-w', '/code', *environment.split(), IMAGE]
+        + f'{mpirun} {shared} python -m benchmarks.hosts step {batch_size}'.split(),
         check=True,
         capture_output=True,
         text=True,
@@ -105,9 +84,8 @@ def main():
     from benchmarks.training import machine
 
     print(machine())
-    print(
-        '| processes | images in all | ms a step | images/s, x one process | communication, with waiting |\n|---|---|---|---|---|'
-    )
+    print('| processes | images in all | ms a step | images/s, x one process | communication, with waiting |')
+    print('|---|---|---|---|---|')
     for batch_size in 128, 1024:
         results = {n: [] for n in (1, 2, 4)}
         for _ in range(ROUNDS):
@@ -116,14 +94,13 @@ def main():
         for n, rows in results.items():
             ratios = [one[0] / row[0] for one, row in zip(results[1], rows)]
             low, middle, high = statistics.quantiles(ratios)
+            ms, communicating = (statistics.median(column) for column in zip(*rows))
+            speed_up = f'{middle:.2f} ({low:.2f}-{high:.2f})'
             print(
-                f'| {n} | {batch_size:,} | {1000 * statistics.median(row[0] for row in rows):.1f} | {middle:.2f} ({low:.2f}-{high:.2f}) | {statistics.median(row[1] for row in rows):.0%} |',
-                flush=True,
+                f'| {n} | {batch_size:,} | {1000 * ms:.1f} | {speed_up} | {communicating:.0%} |', flush=True
             )
 
     from sagemaker.chainer.estimator import Chainer
-
-    from local_mode.session import open_session
 
     session = open_session(embedded=True)
     seconds = {1: [], 2: []}

@@ -27,7 +27,7 @@ import numpy as np
 import chainer_mnist_single_machine as script
 from benchmarks.report import section
 from benchmarks.training import machine
-from container.cpus import blas_settings
+from container.sagemaker_chainer_container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NPY = 'application/x-npy'
@@ -222,9 +222,10 @@ def main(rounds=10):
         print(here := machine(), flush=True)
         np.random.seed(0)
         chainer.serializers.save_npz(
-            os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP(1000, 10))
+            os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP())
         )
         shutil.copy(script.__file__, directory)
+        shutil.copytree(ROOT / 'chainer_mnist', os.path.join(directory, 'chainer_mnist'))
         pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
         starts, servers = {OURS: [], AWS: []}, {}
         for _ in range(2):
