@@ -100,6 +100,7 @@ def main():
                 f'| {n} | {batch_size:,} | {1000 * ms:.1f} | {speed_up} | {communicating:.0%} |', flush=True
             )
 
+    from local_mode.session import open_session
     from sagemaker.chainer.estimator import Chainer
 
     session = open_session(embedded=True)
