@@ -1,14 +1,16 @@
-"""What pip calls to build Chainer's wheel (PEP 517): fetches its sdist, applies patches/, leaves the rest to setuptools."""
+"""What pip calls to build Chainer's wheel (PEP 517): fetches its sdist, applies patches/, has it built."""
 
+import base64
 import hashlib
+import html
 import io
 import os
 import pathlib
 import re
 import shutil
 import tarfile
-import urllib.parse
-import urllib.request
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import Request, urlopen
 
 import patch_ng
 import truststore
@@ -17,6 +19,7 @@ from setuptools import build_meta
 HERE = pathlib.Path(__file__).resolve().parent
 SDIST = 'chainer-7.8.1.tar.gz'
 SHA256 = '179f06176f8d7a42385bc7811956db04e68213cfe30f5081491b9e2b6ff70de8'
+LINK = rf"""(?i)href=["']?([^"'\s>]*\b{re.escape(SDIST)}(?:[#?][^"'\s>]*)?)["'\s>]"""
 
 
 def fetch():
@@ -24,34 +27,38 @@ def fetch():
     if (HERE / SDIST).exists():
         return (HERE / SDIST).read_bytes()
     truststore.inject_into_ssl()
-    page = os.environ.get('PIP_INDEX_URL', 'https://pypi.org/simple').rstrip('/') + '/chainer/'
-    with urllib.request.urlopen(page, timeout=60) as response:
-        link = re.search(rf'href="([^"]*/{re.escape(SDIST)}[^"]*)"', response.read().decode())[1]
-    with urllib.request.urlopen(urllib.parse.urljoin(page, link), timeout=60) as response:
-        return response.read()
+    index = urlsplit(os.environ.get('PIP_INDEX_URL') or 'https://pypi.org/simple')
+    login, _, host = index.netloc.rpartition('@')
+    page = f'{index.scheme}://{host}{index.path.rstrip("/")}/chainer/'
 
+    def get(url):
+        request = Request(url)
+        if login and url.startswith(urljoin(page, '/')):  # no other host sees it, redirected to or not
+            basic = unquote(f'{index.username}:{index.password or ""}').encode()
+            request.add_unredirected_header('Authorization', b'Basic ' + base64.b64encode(basic))
+        return urlopen(request, timeout=60)
 
-def unpack():
-    """Lay out the patched source in build/, anew."""
-    shutil.rmtree(HERE / 'build', ignore_errors=True)
-    try:
-        sdist = fetch()
-    except Exception as e:
-        raise SystemExit(f'Cannot fetch {SDIST} ({e!r}): put it into {HERE} and try again.') from e
-    if hashlib.sha256(sdist).hexdigest() != SHA256:
-        raise SystemExit(f'{SDIST} is not the one that the patches are for: its SHA-256 differs.')
-    tarfile.open(fileobj=io.BytesIO(sdist)).extractall(HERE / 'build', filter='data')
-    for path in sorted((HERE / 'patches').glob('*.patch')):
-        patch = patch_ng.fromfile(str(path))
-        if not patch or not patch.apply(strip=1, root=str(HERE / 'build' / SDIST.removesuffix('.tar.gz'))):
-            raise SystemExit(f'{path.name} does not apply.')
-
-
-def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    unpack()
-    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    response = get(page)
+    if not (link := re.search(LINK, response.read().decode())):
+        raise FileNotFoundError('the index does not list it')
+    return get(urljoin(response.url, html.unescape(link[1]))).read()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    unpack()
+    """Lay out the patched source in build/, anew, and let setuptools build it."""
+    shutil.rmtree(HERE / 'build', ignore_errors=True)
+    try:
+        sdist = fetch()
+    except Exception as e:  # those that are no OSError can quote a piece of a password
+        reason = e if isinstance(e, OSError) else type(e).__name__
+        raise SystemExit(f'Cannot fetch {SDIST} ({reason}): put it into {HERE} and try again.') from None
+    if hashlib.sha256(sdist).hexdigest() != SHA256:
+        raise SystemExit(f'{SDIST} is not the one that the patches are for: its SHA-256 differs.')
+    with tarfile.open(fileobj=io.BytesIO(sdist)) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Python 3.11.2 has none
+        tar.extractall(HERE / 'build')
+    for path in sorted((HERE / 'patches').glob('*.patch')):
+        patch = patch_ng.fromfile(str(path))
+        if not patch or not patch.apply(root=str(HERE / 'build' / SDIST.removesuffix('.tar.gz'))):
+            raise SystemExit(f'{path.name} does not apply.')
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)

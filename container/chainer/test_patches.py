@@ -1,5 +1,6 @@
 """A test for each of patches/, which fails without it. Chainer's own suite is `make test-chainer`."""
 
+import importlib.util
 import subprocess
 import sys
 import unittest
@@ -9,7 +10,6 @@ import chainer.functions as F
 import numpy as np
 import pytest
 from chainer import testing
-
 from local_mode.docker import docker, image_uri
 
 
@@ -24,8 +24,9 @@ def test_numpy_sctypes():
 
 
 def test_no_pkg_resources():
-    code = 'import sys, chainer, chainer.testing, chainer.testing.doctest_helper; print("pkg_resources" in sys.modules)'
+    code = 'import sys, chainer.testing.doctest_helper; print("pkg_resources" in sys.modules)'
     assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'False\n'
+    assert importlib.util.find_spec('chainer._environment_check') is None
     for requirement, met in ('numpy>=2', True), ('numpy<2', False), ('no-such-package', False):
         for decorate, skips in (testing.with_requires, not met), (testing.without_requires, met):
 
@@ -67,6 +68,14 @@ def test_pad_sequence(dtype):
     np.testing.assert_array_equal(y.array, np.array([[1, 2], [3, -1]]).astype(dtype))
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32])
+@pytest.mark.parametrize('padding', [np.nan, np.inf, 1e10, 1 << 32])
+def test_pad_sequence_as_assignment(dtype, padding):
+    """What is no number of the type is refused."""
+    with pytest.raises((ValueError, OverflowError)):
+        F.pad_sequence([np.array([1, 2], dtype), np.array([3], dtype)], padding=padding)
+
+
 def test_debug_print():
     assert 'device: CPU' in chainer.Variable(np.ones(3, np.float32)).debug_print()
 
@@ -79,8 +88,10 @@ def test_multi_node_iterator():
             """
 import chainer, chainermn, numpy as np
 comm = chainermn.create_communicator('naive')
-data = chainer.datasets.TupleDataset(np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.int32))
-iterator = chainermn.iterators.create_multi_node_iterator(chainer.iterators.SerialIterator(data, 2, shuffle=False), comm)
+images, labels = np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.int32)
+data = chainer.datasets.TupleDataset(images, labels)
+iterator = chainer.iterators.SerialIterator(data, 2, shuffle=False)
+iterator = chainermn.iterators.create_multi_node_iterator(iterator, comm)
 batches = comm.mpi_comm.gather([(image.tolist(), int(label)) for image, label in iterator.next()])
 if comm.rank == 0:
     print(batches[0] == batches[1] == [([0.0, 1.0], 0), ([2.0, 3.0], 1)])
