@@ -4,24 +4,20 @@ import importlib.metadata
 import json
 import re
 import subprocess
+from urllib.parse import quote
 
 
 def components():
     """Yield (name, version, purl) of every package."""
     for package in importlib.metadata.distributions():
         name = re.sub(r'[-_.]+', '-', package.metadata['Name']).lower()
-        yield name, package.version, f'pkg:pypi/{name}@{package.version}'
+        yield name, package.version, f'pkg:pypi/{name}@{quote(package.version)}'
     for line in subprocess.check_output(
         ['dpkg-query', '--show', '--showformat', r'${Package} ${Version} ${Architecture}\n'], text=True
     ).splitlines():
         name, version, architecture = line.split()
-        yield (
-            name,
-            version,
-            'pkg:deb/debian/{}@{}?arch={}&distro=trixie'.format(
-                name, version.replace(':', '%3A'), architecture
-            ),
-        )
+        purl = f'pkg:deb/debian/{quote(name)}@{quote(version, ":")}?arch={architecture}&distro=trixie'
+        yield name, version, purl
 
 
 print(
