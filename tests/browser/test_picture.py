@@ -1,21 +1,16 @@
-"""The picture in README: a digit is drawn on the pad, and the bars follow. To make it anew, after a look at it:
+"""The picture in README: a digit is drawn on the pad, and the bars follow. To make it anew, and look at it:
 
 PAD_GIF=docs/pad.gif .venv/bin/python -m pytest tests/browser/test_picture.py
 """
 
 import io
 import os
-import subprocess
-import sys
 
 import numpy as np
-import pytest
 from PIL import Image
-
-import chainer_mnist_single_machine as script
 from support import HTML, LISTEN
 
-pytestmark = pytest.mark.browser
+import chainer_mnist_single_machine as script
 
 # A four in two strokes, in parts of the pad's sides.
 STROKES = [[(0.36, 0.16), (0.33, 0.3), (0.29, 0.45), (0.27, 0.57), (0.45, 0.57), (0.6, 0.56), (0.76, 0.55)],
@@ -26,22 +21,12 @@ ASK = """addEventListener('digit', event => {
 })"""
 
 
-@pytest.fixture(scope='module')
-def model(mnist, tmp_path_factory):
-    """The tutorial's, after one epoch."""
-    directory = str(tmp_path_factory.mktemp('model'))
-    channels = [f'--{name}={mnist / name}' for name in ('train', 'test')]
-    outputs = [f'--{name}={directory}' for name in ('model-dir', 'output-data-dir')]
-    options = ['--epochs=1', '--batch-size=128', '--augment=True', '--num-gpus=0']
-    subprocess.run([sys.executable, script.__file__, *options, *channels, *outputs], check=True)
-    return script.model_fn(directory)
-
-
 def test_the_bars_follow_the_drawing(page, model, tmp_path):
     answers, frames = [], []
+    predictor = script.model_fn(str(model))
 
     def ask(data):
-        answers.append(model(np.array(data, np.float32)).array[0].tolist())
+        answers.append(predictor(np.array(data, np.float32)).array[0].tolist())
         return answers[-1]
 
     page.expose_function('ask', ask)
@@ -52,8 +37,8 @@ def test_the_bars_follow_the_drawing(page, model, tmp_path):
     box = pad.locator('.ink').bounding_box()
 
     def look(milliseconds):
-        frames.append((Image.open(io.BytesIO(pad.screenshot())).convert('P', palette=Image.ADAPTIVE, colors=64),
-                       milliseconds))  # fmt: skip
+        image = Image.open(io.BytesIO(pad.screenshot()))
+        frames.append((image.convert('P', palette=Image.ADAPTIVE, colors=64), milliseconds))
 
     look(700)
     for number, stroke in enumerate(STROKES, 1):
@@ -70,6 +55,8 @@ def test_the_bars_follow_the_drawing(page, model, tmp_path):
     assert len(answers) == len(STROKES) and np.argmax(answers[-1]) == 4 != np.argmax(answers[0])
     path = os.environ.get('PAD_GIF', tmp_path / 'pad.gif')
     first, *others = [frame for frame, _ in frames]
-    first.save(path, save_all=True, append_images=others, duration=[ms for _, ms in frames], loop=0, optimize=True)
+    first.save(
+        path, save_all=True, append_images=others, duration=[ms for _, ms in frames], loop=0, optimize=True
+    )
     with Image.open(path) as picture:
         assert picture.n_frames > 10 and os.path.getsize(path) < 300_000

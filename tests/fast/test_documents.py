@@ -4,7 +4,6 @@ import re
 import urllib.parse
 
 import pytest
-
 from support import ROOT
 
 DOCUMENTS = sorted(

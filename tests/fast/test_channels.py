@@ -1,0 +1,39 @@
+"""The data of a job, good and bad: chainer_mnist/channels.py."""
+
+import chainer
+import numpy as np
+import pytest
+
+from chainer_mnist import channels
+
+IMAGES = np.zeros((10, 784), np.float32)
+LABELS = np.arange(10)
+BAD = {
+    'no file': (None, 'No such file'),
+    'missing key': ({'images': IMAGES}, 'labels'),
+    'wrong shape': ({'images': IMAGES[:, :100], 'labels': LABELS}, 'shape (N, 784)'),
+    'integers': ({'images': IMAGES.astype(np.int32), 'labels': LABELS}, 'uint8 or floating point'),
+    'too few labels': ({'images': IMAGES, 'labels': LABELS[:9]}, 'shape (10,)'),
+    'float labels': ({'images': IMAGES, 'labels': LABELS * 1.0}, 'must be integers'),
+    'label 10': ({'images': IMAGES, 'labels': LABELS + 1}, 'must be 0 to 9, but range from 1 to 10'),
+    'label -1': ({'images': IMAGES, 'labels': LABELS - 1}, 'must be 0 to 9'),
+    'NaN': ({'images': IMAGES + np.nan, 'labels': LABELS}, 'NaN'),
+    'empty': ({'images': IMAGES[:0], 'labels': LABELS[:0]}, 'no images'),
+    'pickle': ({'images': np.array([object()] * 10), 'labels': LABELS}, 'allow_pickle=False'),
+}
+
+
+@pytest.mark.parametrize('case', sorted(BAD))
+def test_bad_data_ends_with_one_sentence(tmp_path, case):
+    arrays, sentence = BAD[case]
+    if arrays is not None:
+        np.savez(tmp_path / 'train.npz', **arrays)
+    with pytest.raises(SystemExit) as exit:
+        channels.load('train', str(tmp_path))
+    assert sentence in exit.value.code and '\n' not in exit.value.code
+
+
+def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
+    images, labels = chainer.dataset.concat_examples(chainer.datasets.get_mnist()[1])
+    np.savez_compressed(tmp_path / 'test.npz', images=(images * 255).round().astype(np.uint8), labels=labels)
+    assert (channels.load('test', str(tmp_path))._datasets[0] == images).all()

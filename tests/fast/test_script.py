@@ -1,0 +1,188 @@
+"""The script alone, as a process, on today's Chainer and on what AWS's last image holds."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from support import CHANNELS, DISTRIBUTED, SCRIPT, arguments, load, python, run
+
+import chainer_mnist_single_machine as script
+
+
+def train(data, out, options='', launcher=(sys.executable,), entry_point=SCRIPT, **env):
+    """Train with SageMaker's variables for a data directory; return (finished process, log of LogReport)."""
+    (out / 'model').mkdir(parents=True)
+    env.update({f'SM_CHANNEL_{name.upper()}': str(data / name) for name in CHANNELS}, SM_NUM_GPUS='0')
+    env.update(SM_OUTPUT_DATA_DIR=str(out / 'data'), SM_MODEL_DIR=str(out / 'model'))
+    words = f'--epochs 1 --batch-size 100 {options}'.split()
+    done = run(*launcher, entry_point, *words, env=os.environ | env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((out / 'data' / 'log').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(small_mnist, tmp_path_factory):
+    out = tmp_path_factory.mktemp('trained')
+    train(small_mnist, out)
+    return out
+
+
+@pytest.fixture
+def plain(trained):
+    """The log of a training without options."""
+    return json.loads((trained / 'data' / 'log').read_text())
+
+
+def test_writes_model_plots_log_graph_and_snapshot(trained):
+    assert (trained / 'model' / 'model.npz').exists()
+    written = {path.name for path in (trained / 'data').iterdir()}
+    assert written == {'accuracy.png', 'loss.png', 'log', 'cg.dot', 'snapshot_epoch_1'}
+    for plot in 'accuracy.png', 'loss.png':
+        assert (trained / 'data' / plot).read_bytes().startswith(b'\x89PNG')
+
+
+LOAD = """
+import sys, numpy as np, chainer_mnist_single_machine as s
+assert "matplotlib" not in sys.modules or s.chainer.__version__ == "5.0.0"  # which imports it
+model = s.model_fn(sys.argv[1])
+d = np.load(sys.argv[2])
+x = d["images"]
+p = model(x).array
+for shape in (-1, 28, 28), (-1, 1, 28, 28):
+    assert np.array_equal(model(x.reshape(shape)).array, p)
+assert np.allclose(model(x[0]).array, p[:1], atol=1e-5)
+print(s.chainer.__version__, (p.argmax(1) == d["labels"]).mean())
+"""
+
+
+def loaded(executable, model, data):
+    """The version of Chainer and the accuracy of what model_fn loads in another process."""
+    done = run(executable, '-c', LOAD, model, data / 'test' / 'test.npz')
+    assert done.returncode == 0, done.stderr
+    version, accuracy = done.stdout.split()
+    return version, float(accuracy)
+
+
+def test_model_fn_loads_what_training_saved(trained, small_mnist):
+    _, accuracy = loaded(sys.executable, trained / 'model', small_mnist)
+    assert accuracy > 0.75
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_result(plain, small_mnist, tmp_path):
+    _, log = train(small_mnist, tmp_path / 'again')
+    _, other = train(small_mnist, tmp_path / 'other', '--seed 1')
+    keys = 'main/loss', 'validation/main/loss', 'validation/main/accuracy'
+    assert [log[0][k] for k in keys] == [plain[0][k] for k in keys]
+    assert [log[0][k] for k in keys] != [other[0][k] for k in keys]
+
+
+@pytest.mark.slow
+def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
+    """kill -9 at random moments, start again: the same weights to the bit, and the same log."""
+    options = '--epochs 6 --augment True'
+    _, log = train(small_mnist, tmp_path / 'whole', options)
+    checkpoints, out = tmp_path / 'checkpoints', tmp_path / 'end'
+    options += f' --checkpoint-dir {checkpoints}'
+    rng = random.Random(0)
+    for epoch in 1, 2, 4, 5:
+        killed = tmp_path / f'killed-after-{epoch}'
+        words = arguments(small_mnist, killed, f'--batch-size 100 {options}')
+        process = subprocess.Popen([sys.executable, SCRIPT, *words], stdout=subprocess.DEVNULL)
+        while not list(checkpoints.glob(f'epoch_{epoch}_*.npz')):
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL and not (killed / 'model.npz').exists()
+    done, again = train(small_mnist, out, options)
+    assert 'Resuming after epoch 5' in done.stdout
+    for line in log + again:
+        del line['elapsed_time']
+    assert again == log
+    np.testing.assert_equal(*(load(tmp_path / name / 'model' / 'model.npz') for name in ('whole', 'end')))
+    assert len(list(checkpoints.glob('*.npz'))) == 2  # of the last epochs
+
+
+@pytest.mark.slow
+def test_hyperparameters_arrive_in_training(small_mnist, tmp_path):
+    _, log = train(small_mnist, tmp_path, '--batch_size 500 --learning_rate 1e-12')
+    assert log[-1]['iteration'] == 4  # 2,000 images / 500
+    assert log[-1]['validation/main/accuracy'] < 0.3
+
+
+@pytest.mark.slow
+def test_augment_arrives_in_training(small_mnist, plain, tmp_path):
+    _, log = train(small_mnist, tmp_path, '--augment True')
+    assert log[0]['main/loss'] > plain[0]['main/loss']  # the distorted are harder
+    assert log[0]['validation/main/accuracy'] > 0.7
+
+
+@pytest.mark.slow
+def test_the_learning_rate_falls_in_the_last_third(small_mnist, tmp_path, monkeypatch):
+    rates = []
+    adam, update = script.chainer.optimizers.Adam, script.chainer.optimizers.Adam.update
+    monkeypatch.setattr(adam, 'update', lambda self, *args: (rates.append(self.alpha), update(self, *args)))
+    options = '--epochs 3 --batch-size 1000 --learning-rate 0.002'
+    script.train(script.parse_args(arguments(small_mnist, tmp_path, options)))
+    assert rates == pytest.approx([0.002, 0.002, 0.002, 0.002, 0.002, 0.001])
+
+
+def test_the_test_channel_is_not_the_output_directory(small_mnist, tmp_path):
+    env = {'SM_CHANNEL_TRAIN': str(small_mnist / 'train'), 'SM_OUTPUT_DATA_DIR': str(tmp_path)}
+    done = python(SCRIPT, env=os.environ | env)
+    assert done.returncode == 1 and "no 'test' channel" in done.stderr
+
+
+def test_bad_data_ends_the_process_before_any_epoch(tmp_path):
+    np.savez(tmp_path / 'train.npz', images=np.full((10, 784), np.nan, np.float32), labels=np.arange(10))
+    done = python(SCRIPT, '--train', tmp_path, '--test', tmp_path)
+    assert done.returncode == 1 and done.stdout == ''
+    assert 'NaN' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_one_of_several_processes_is_told_which_script_to_use(small_mnist, tmp_path):
+    done = python(SCRIPT, *arguments(small_mnist, tmp_path), env=os.environ | {'OMPI_COMM_WORLD_SIZE': '2'})
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'For several hosts or processes use chainer_mnist_distributed.py' in done.stderr
+
+
+def test_a_model_that_gives_nan_is_not_hosted(tmp_path):
+    model = script.L.Classifier(script.MLP())
+    model.predictor.l3.b.array[7] = np.nan
+    script.serializers.save_npz(str(tmp_path / 'model.npz'), model)
+    with pytest.raises(ValueError, match='model.npz gives NaN'):
+        script.model_fn(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, trained, tmp_path):
+    aws = dict(launcher=[aws_python])
+    _, log = train(small_mnist, tmp_path / 'augmented', '--augment True', **aws)
+    assert log[-1]['validation/main/accuracy'] > 0.7
+    _, log = train(small_mnist, tmp_path / 'out', **aws)
+    assert log[-1]['validation/main/accuracy'] > 0.75
+    assert (tmp_path / 'out' / 'data' / 'accuracy.png').exists()
+    for epochs, resuming in (1, False), (2, True):
+        options = f'--epochs {epochs} --checkpoint-dir {tmp_path}/checkpoints'
+        done, _ = train(small_mnist, tmp_path / str(epochs), options, **aws)
+        assert ('Resuming after epoch 1' in done.stdout) is resuming
+    # A model trained here is hosted there, and the other way round.
+    assert loaded(aws_python, trained / 'model', small_mnist)[0] == '5.0.0'
+    assert loaded(sys.executable, tmp_path / 'out' / 'model', small_mnist)[0] == '7.8.1'
+
+
+@pytest.mark.slow
+def test_several_processes_run_on_the_versions_of_awss_image(aws_python, small_mnist, tmp_path):
+    mpirun = f'{aws_python.parent}/mpirun --allow-run-as-root --oversubscribe -n 2 {aws_python}'.split()
+    prefix = str(aws_python.parent.parent)
+    done, log = train(small_mnist, tmp_path, launcher=mpirun, entry_point=DISTRIBUTED, OPAL_PREFIX=prefix)
+    assert 'Training on 2000 images, testing on 1000, 1 epochs, 2 processes' in done.stdout
+    assert log[-1]['iteration'] == 20 and log[-1]['validation/main/accuracy'] > 0.75
+    assert (tmp_path / 'model' / 'model.npz').exists()

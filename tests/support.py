@@ -1,0 +1,221 @@
+"""What tests share: names, asking and waiting, Docker, what jobs and endpoints get, hands for the pad."""
+
+import contextlib
+import io
+import pathlib
+import shlex
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+import local_mode.docker
+import numpy as np
+import urllib3
+from local_mode import ROOT
+from local_mode.clients import tar_on_s3
+from local_mode.docker import LABEL, image_uri
+from sagemaker.chainer.estimator import Chainer
+from sagemaker.chainer.model import ChainerModel
+
+SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
+MODULES = ROOT / 'chainer_mnist'  # what both import
+CHANNELS = 'train', 'test'
+TUTORIAL = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
+IMAGE = image_uri('local')
+ROLE = 'arn:aws:iam::123456789012:role/SageMakerRole'
+NPY, JSON = 'application/x-npy', 'application/json'
+HTML = (ROOT / 'input.html').read_text(encoding='ascii')  # notebooks open() it with the locale's encoding
+BLANK = [[0.0] * 784]
+ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, in parts of the pad's sides
+FOOT = (0.3, 0.85), (0.7, 0.85)
+LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
+http = urllib3.PoolManager(retries=False, timeout=30)
+
+
+def run(*command, **options):
+    """A finished process, of the project's directory, with what it wrote, as text."""
+    options = dict(cwd=ROOT, capture_output=True, text=True) | options
+    return subprocess.run([str(word) for word in command], **options)
+
+
+def python(*args, **options):
+    return run(sys.executable, *args, **options)
+
+
+def wait_for(get, seconds=60, why=lambda: ''):
+    """The first true result of get(); why() is said where there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (result := get()):
+        assert time.monotonic() < deadline, f'waited {seconds} s in vain {why()}'
+        time.sleep(0.05)
+    return result
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def answers(port):
+    with socket.socket() as s:
+        return s.connect_ex(('127.0.0.1', port)) == 0
+
+
+def ping(url):
+    with contextlib.suppress(urllib3.exceptions.HTTPError):
+        return http.request('GET', url + '/ping').status == 200
+
+
+def post(url, body, content_type=NPY, accept=NPY):
+    headers = {k: v for k, v in (('Content-Type', content_type), ('Accept', accept)) if v}
+    return http.request('POST', url + '/invocations', body=body, headers=headers)
+
+
+def npy(array, **options):
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def load(path_or_bytes):
+    """What is in a .npy; of an .npz {name: array}."""
+    loaded = np.load(io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes)
+    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+
+
+class Canary:
+    """Its pickle makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def pack(archive, *paths):
+    """Write a .tar.gz of these files and directories; return its path."""
+    with tarfile.open(archive, 'w:gz') as tar:
+        for path in paths:
+            tar.add(path, path.name)
+    return str(archive)
+
+
+def docker(line, *args):
+    """What a docker command prints; line: split as a shell does."""
+    return local_mode.docker.docker(*shlex.split(line), *args)
+
+
+def containers(session, *states):
+    """The ids of the session's containers, in any state or in one of these."""
+    states = ' '.join(f'--filter status={state}' for state in states)
+    return docker(f'ps --all --quiet --filter label={LABEL}={session.name} {states}').split()
+
+
+def ours():
+    """The project's containers, by name, its networks' ids, its temporary directories."""
+    label = f'--filter label={LABEL}'
+    return (
+        docker(f'ps --all --format {{{{.Names}}}} {label}').split(),
+        docker(f'network ls --quiet {label}').split(),
+        sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')),
+    )
+
+
+@contextlib.contextmanager
+def container(options, command, image=IMAGE):
+    """`docker run --detach`; removed in the end."""
+    name = docker(f'run --detach --label {LABEL}=by-hand {options} {image} {command}').strip()
+    try:
+        yield name
+    finally:
+        docker(f'rm --force {name}')
+
+
+@contextlib.contextmanager
+def serve(options, program=SCRIPT.name, image=IMAGE):
+    """`docker run … serve`, once it answers: its name and URL. An option may hold {port}."""
+    port = free_port()
+    options = options.replace('{port}', str(port)) + f' --env SAGEMAKER_PROGRAM={program}'
+    url = f'http://127.0.0.1:{port}'
+    with container(f'--publish 127.0.0.1:{port}:8080 {options}', 'serve', image) as name:
+        wait_for(lambda: ping(url), 120, lambda: docker(f'logs {name}'))
+        yield name, url
+
+
+def arguments(data, out, options=''):
+    """The script's: a directory with the channels, and one for all output."""
+    channels = f'--train {data}/train --test {data}/test'
+    return f'--num-gpus 0 {channels} --model-dir {out} --output-data-dir {out} {options}'.split()
+
+
+def common(session, entry_point):
+    dependencies = [MODULES] + [SCRIPT] * (entry_point == DISTRIBUTED)
+    given = dict(role=ROLE, image_uri=IMAGE, sagemaker_session=session)
+    return dict(entry_point=str(entry_point), dependencies=[str(path) for path in dependencies], **given)
+
+
+def make_estimator(session, entry_point=SCRIPT, options=(), **hyperparameters):
+    where = dict(
+        instance_count=1, instance_type='local', output_path=f's3://{session.default_bucket()}/model'
+    )
+    given = common(session, entry_point) | where | dict(options)
+    return Chainer(hyperparameters=hyperparameters, **given)
+
+
+def make_model(session, model_data, entry_point=SCRIPT):
+    """A ChainerModel of a model.tar.gz, here or on S3."""
+    if not model_data.startswith('s3:'):
+        model_data = session.upload_data(model_data, key_prefix='model')
+    return ChainerModel(model_data, **common(session, entry_point))
+
+
+def output(estimator):
+    """A context with the job's output.tar.gz, open, also that of a failed job."""
+    uri = f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz'
+    return tar_on_s3(estimator.sagemaker_session, uri)
+
+
+def draw(pad, *points, pointer='mouse'):
+    """Draw a stroke with the 'mouse', a finger ('touch') or a 'pen'; return its digit event's data."""
+    page, canvas = pad.page, pad.locator('.ink')
+    before = page.evaluate('digits.length')
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    places = [(box['x'] + x * box['width'], box['y'] + y * box['height']) for x, y in points]
+    session = page.context.new_cdp_session(page)
+    for i, place in enumerate(places):
+        move(session, pointer, 'Move' if i else 'Start', *place)
+    move(session, pointer, 'End', *places[-1])
+    session.detach()
+    wait_for(lambda: page.evaluate('digits.length') > before)
+    assert page.evaluate('digits.length') == before + 1
+    return page.evaluate('digits.at(-1)')
+
+
+def move(session, pointer, kind, x=0, y=0):
+    if pointer == 'touch':
+        points = [{'x': x, 'y': y}] if kind in ('Start', 'Move') else []
+        session.send('Input.dispatchTouchEvent', {'type': 'touch' + kind, 'touchPoints': points})
+    else:
+        event = dict(x=x, y=y, pointerType=pointer, force=0.5, button='left', clickCount=1)
+        event['type'] = {'Start': 'mousePressed', 'Move': 'mouseMoved', 'End': 'mouseReleased'}[kind]
+        session.send('Input.dispatchMouseEvent', event | {'buttons': int(kind != 'End')})
+
+
+def says(pad, text):
+    """Wait until the pad says this."""
+    pad.get_by_role('status').filter(has_text=text).wait_for()
+
+
+def centre(image):
+    rows, columns = np.mgrid[:28, :28]
+    return (rows * image).sum() / image.sum(), (columns * image).sum() / image.sum()
+
+
+def sides(image, above=0.5):
+    return [np.ptp(np.flatnonzero((np.reshape(image, (28, 28)) > above).any(axis))) + 1 for axis in (1, 0)]
