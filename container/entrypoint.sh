@@ -35,5 +35,6 @@ fi
 # shellcheck disable=SC2086  # several words
 case $1 in
     train) exec $run train ;;
-    serve) exec $run gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py $workers ;;
+    # A worker that hangs is ended by SIGABRT: without a file of its memory.
+    serve) ulimit -c 0; exec $run gunicorn -c /opt/sagemaker-chainer/gunicorn.conf.py $workers ;;
 esac

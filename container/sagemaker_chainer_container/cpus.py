@@ -21,6 +21,6 @@ def blas_settings(processes=1):
     """Return the environment for so many processes that share the CPUs; what is set already is left out."""
     settings = {
         'OPENBLAS_NUM_THREADS': str(max(1, cpus() // processes)),
-        'OPENBLAS_THREAD_TIMEOUT': '20',
-    }  # idle threads spin for 0.5 ms, not 120
+        'OPENBLAS_THREAD_TIMEOUT': '20',  # idle threads spin for 0.5 ms, not 120
+    }
     return {name: value for name, value in settings.items() if not os.environ.get(name)}

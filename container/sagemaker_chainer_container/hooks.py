@@ -1,0 +1,125 @@
+"""The user's script: its four hooks, their defaults, and a prediction made of them.
+
+The script must define model_fn; for input_fn, predict_fn and output_fn the defaults below step in.
+Errors that the client is to see are werkzeug's HTTPExceptions.
+"""
+
+import functools
+import importlib
+import os
+import sys
+
+import chainer
+import numpy as np
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.exceptions import BadRequest, NotAcceptable, UnsupportedMediaType
+from werkzeug.http import parse_accept_header, parse_options_header
+from werkzeug.wrappers import Response
+
+from sagemaker_chainer_container.formats import DECODERS, ENCODERS, JSON
+
+DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
+
+
+def default_model_fn(model_dir):
+    """There is no default: how a model is built is the script's to say."""
+    raise NotImplementedError(
+        f'The script must define model_fn(model_dir), which loads the model from {model_dir} and returns it.'
+    )
+
+
+def default_input_fn(input_data, content_type):
+    """Decode a body (bytes) of type npy, JSON or CSV into a NumPy array.
+
+    Floating point becomes float32, Chainer's default dtype; npy integers stay as they are, for
+    models that take indices. Raises UnsupportedMediaType (415) or BadRequest (400).
+    """
+    if content_type not in DECODERS:
+        raise UnsupportedMediaType(
+            f'Content-Type must be one of {", ".join(DECODERS)}, but is {content_type!r}.'
+        )
+    try:
+        with np.errstate(over='ignore'):  # too large a number becomes infinity, refused below
+            array = DECODERS[content_type](input_data)
+            if array.dtype.kind == 'f':
+                array = array.astype(np.float32, copy=False)
+    except ValueError as e:
+        raise BadRequest(f'The body is not valid {content_type}: {str(e).rstrip(".")}.') from e
+    if array.ndim == 0:
+        raise BadRequest('The body holds a single number, not an array.')
+    if array.dtype.kind == 'f' and not np.isfinite(array).all():
+        raise BadRequest('The array holds NaN, infinity, or a number too large for float32.')
+    return array
+
+
+def default_predict_fn(data, model):
+    """Call the model on data, an array, without training or a graph; return a NumPy array.
+
+    Raises BadRequest (400) where the model refuses the array's shape or dtype.
+    """
+    try:
+        with chainer.using_config('train', False), chainer.no_backprop_mode():
+            prediction = model(getattr(model, 'xp', np).asarray(data))
+    except (chainer.utils.type_check.InvalidType, ValueError, TypeError, IndexError) as e:
+        reason = ' '.join(str(e).split()).rstrip('.')
+        raise BadRequest(
+            f'The model cannot take an array of shape {data.shape} and dtype {data.dtype}: {reason}.'
+        ) from e
+    return chainer.backends.cuda.to_cpu(getattr(prediction, 'array', prediction))
+
+
+def default_output_fn(prediction, accept):
+    """Encode a NumPy array as npy, JSON or CSV; return (bytes or str, content type)."""
+    return ENCODERS[accept](np.asarray(prediction)), accept
+
+
+@functools.lru_cache(64)
+def negotiate(accept):
+    """Return the supported type that an Accept header likes best; NotAcceptable (406) if none."""
+    if not accept:
+        return DEFAULT_ACCEPT
+    supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
+    best = parse_accept_header(accept, MIMEAccept).best_match(supported)
+    if best is None:
+        raise NotAcceptable(f'Accept must allow one of {", ".join(ENCODERS)}, but is {accept!r}.')
+    return best
+
+
+@functools.lru_cache(64)
+def mimetype(content_type):
+    """Return a Content-Type header without its parameters; JSON is the default."""
+    return parse_options_header(content_type)[0].lower() or JSON
+
+
+class Predictor:
+    """The user's script, imported, with its model loaded."""
+
+    def __init__(self):
+        program = os.environ.get('SAGEMAKER_PROGRAM')
+        if not program:
+            raise RuntimeError('SAGEMAKER_PROGRAM must name the script that defines model_fn.')
+        sys.path.insert(0, os.environ['SAGEMAKER_SUBMIT_DIRECTORY'])
+        script = importlib.import_module(os.path.splitext(program)[0].replace('/', '.'))
+        self.input_fn = getattr(script, 'input_fn', default_input_fn)
+        self.predict_fn = getattr(script, 'predict_fn', default_predict_fn)
+        self.output_fn = getattr(script, 'output_fn', default_output_fn)
+        model_fn = getattr(script, 'model_fn', default_model_fn)
+        self.model = model_fn(os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
+
+    def __call__(self, body, headers):
+        """Return (status, body, [(name, value)]) for a body (bytes) and headers {lower-case name: value}.
+
+        Raises HTTPException, or what the script raises.
+        """
+        accept = headers.get('accept', '')
+        if self.output_fn is default_output_fn:
+            accept = negotiate(accept)
+        data = self.input_fn(body, mimetype(headers.get('content-type', '')))
+        output = self.output_fn(self.predict_fn(data, self.model), accept or DEFAULT_ACCEPT)
+        if isinstance(output, Response):
+            return output.status_code, output.get_data(), output.headers.to_wsgi_list()
+        if not isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
+            output = output, accept or DEFAULT_ACCEPT
+        body, content_type = output
+        body = body.encode() if isinstance(body, str) else bytes(memoryview(body))  # TypeError for all else
+        return 200, body, [('Content-Type', content_type)]
