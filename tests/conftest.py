@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -94,11 +95,35 @@ def inputs(session, data):
     return {name: session.upload_data(f'{data}/{name}', key_prefix=f'a/model/{name}') for name in CHANNELS}
 
 
+DEPLOY = f"""
+import pathlib, sys, tempfile
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+import chainer
+import chainer_mnist_single_machine as script
+from local_mode.session import open_session
+from support import make_estimator, make_model, pack
+
+session = open_session(embedded=True, serving_port=int(sys.argv[1]))
+with tempfile.TemporaryDirectory() as directory:
+    path = pathlib.Path(directory) / 'model.npz'
+    chainer.serializers.save_npz(path, chainer.links.Classifier(script.MLP()))
+    model = make_model(session, pack(path.with_name('model.tar.gz'), path))
+predictor = model.deploy(1, 'local')
+print('deployed', flush=True)
+"""
+
+
+@pytest.fixture(scope='session')
+def deploy():
+    """The command of a process that deploys an untrained model on this port, and then runs this code."""
+    return lambda port, then='', *args: [sys.executable, '-c', DEPLOY + then, str(port), *map(str, args)]
+
+
 @pytest.fixture
 def opt_ml(code, tmp_path):
-    """Makes a directory as SageMaker's contract has it, and as docs/image.md tells; for hosts[0]."""
+    """Makes a directory as SageMaker's contract has it, and as docs/image.md tells."""
 
-    def make(data=None, hosts=('algo-1',), owner=None, name='ml', **hyperparameters):
+    def make(data=None, owner=None, host='algo-1', hosts=('algo-1',), name='ml', **hyperparameters):
         root = tmp_path / name
         for directory in 'input/config', 'input/data', 'model', 'output/data':
             (root / directory).mkdir(parents=True)
@@ -108,7 +133,7 @@ def opt_ml(code, tmp_path):
         program = dict(sagemaker_program=SCRIPT.name, sagemaker_submit_directory='/opt/ml/code')
         for file, content in {
             'hyperparameters': program | hyperparameters,
-            'resourceconfig': dict(current_host=hosts[0], hosts=sorted(hosts), network_interface_name='eth0'),
+            'resourceconfig': dict(current_host=host, hosts=hosts, network_interface_name='eth0'),
             'inputdataconfig': {name: {'TrainingInputMode': 'File'} for name in CHANNELS if data},
         }.items():
             (root / 'input' / 'config' / f'{file}.json').write_text(json.dumps(content))

@@ -26,7 +26,7 @@ CHANNELS = 'train', 'test'
 TUTORIAL = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 IMAGE = image_uri('local')
 ROLE = 'arn:aws:iam::123456789012:role/SageMakerRole'
-NPY, JSON = 'application/x-npy', 'application/json'
+NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
 HTML = (ROOT / 'input.html').read_text(encoding='ascii')  # notebooks open() it with the locale's encoding
 BLANK = [[0.0] * 784]
 ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, in parts of the pad's sides

@@ -3,15 +3,9 @@
 import re
 import shutil
 import subprocess
-import sys
 
-import pytest
-import urllib3
+from support import LABEL, ROOT, docker, free_port, ping, python, run, wait_for
 
-from local_mode.docker import LABEL, docker
-from support import ROOT, free_port, wait_for
-
-pytestmark = pytest.mark.docker
 MY_SCRIPT = """
 import os
 import chainer
@@ -33,39 +27,27 @@ def test_readmes_test(tmp_path):
     (tmp_path / 'my_script.py').write_text(MY_SCRIPT)
     (tmp_path / 'tests' / 'data').mkdir(parents=True)
     (tmp_path / 'tests' / 'data' / 'any').write_text('data')
-    done = subprocess.run(
-        [sys.executable, '-m', 'pytest', 'test_mine.py'], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = python('-m', 'pytest', 'test_mine.py', cwd=tmp_path)
     assert '1 passed' in done.stdout, done.stdout + done.stderr
 
 
-def test_the_contract_by_hand(tmp_path, small_mnist):
+def test_the_contract_by_hand(tmp_path, small_mnist, code):
     text = (ROOT / 'docs' / 'image.md').read_text().partition('## By hand')[2]
     commands = '\n'.join(re.findall(r'^    (.*)', text, re.MULTILINE))
     prepare, train, serve = re.split(r'^(?=docker run)', commands, flags=re.MULTILINE)
-    shutil.copy(ROOT / 'chainer_mnist_single_machine.py', tmp_path)
-    shutil.copytree(ROOT / 'chainer_mnist', tmp_path / 'chainer_mnist')
-    subprocess.run(['bash', '-ec', prepare], cwd=tmp_path, check=True)
+    shutil.copytree(code, tmp_path, dirs_exist_ok=True)
+    run('bash', '-ec', prepare, cwd=tmp_path, check=True)
     shutil.copytree(small_mnist, tmp_path / 'ml' / 'input' / 'data', dirs_exist_ok=True)
-    subprocess.run(['bash', '-ec', train], cwd=tmp_path, check=True)
+    run('bash', '-ec', train, cwd=tmp_path, check=True)
     assert (tmp_path / 'ml' / 'model' / 'model.npz').exists()
 
     port, name = free_port(), f'by-hand-{free_port()}'
-    serve = serve.replace('8080:8080', f'{port}:8080').replace(
-        '--rm', f'--rm --name {name} --label {LABEL}=by-hand'
-    )
+    ours = f'--rm --name {name} --label {LABEL}=by-hand'
+    serve = serve.replace('8080:8080', f'{port}:8080').replace('--rm', ours)
     server = subprocess.Popen(['bash', '-c', serve], cwd=tmp_path)
     try:
-        ping = f'http://127.0.0.1:{port}/ping'
-        http = urllib3.PoolManager(retries=False)
-
-        def answers():
-            try:
-                return http.request('GET', ping).status == 200
-            except urllib3.exceptions.HTTPError:
-                assert server.poll() is None
-
-        wait_for(answers)
+        wait_for(lambda: ping(f'http://127.0.0.1:{port}') or server.poll() is not None)
+        assert server.poll() is None
     finally:
-        docker('rm', '--force', name)
+        docker(f'rm --force {name}')
         server.wait()

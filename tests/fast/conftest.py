@@ -1,11 +1,14 @@
-"""Mirrors of MNIST, good and bad ones, and an empty cache."""
+"""A server without Docker; mirrors of MNIST, good and bad ones, and an empty cache."""
 
+import contextlib
 import gzip
 import http.server
 import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +16,10 @@ import chainer
 import numpy as np
 import pytest
 from local_mode import mnist
-from support import load
+from support import ROOT, SCRIPT, free_port, load, ping, wait_for
+from support import http as pool
+
+import chainer_mnist_single_machine as script
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
@@ -131,3 +137,70 @@ def only_test_missing(cache, filled):
     """Leave only the small half to fetch, which saves time."""
     cache.mkdir(parents=True)
     os.link(filled / 'train.npz', cache / 'train.npz')
+
+
+@pytest.fixture(scope='session')
+def start():
+    """Starts `serve` as the container's entry point does, on loopback; returns (process, URL)."""
+
+    def start(code, program, model_dir=None, workers=1, **env):
+        variables = {
+            'SAGEMAKER_SUBMIT_DIRECTORY': str(code),
+            'SAGEMAKER_PROGRAM': program,
+            'SM_MODEL_DIR': str(model_dir or code),
+            'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
+            'PYTHONPATH': str(ROOT / 'container'),
+        }
+        address = f'127.0.0.1:{free_port()}'
+        command = f'-m gunicorn -c {ROOT}/container/gunicorn.conf.py --bind {address}'
+        streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, *command.split()], env=os.environ | variables | env, **streams
+        )
+        return process, 'http://' + address
+
+    return start
+
+
+@pytest.fixture(scope='session')
+def serving(start):
+    """Contexts with a server that answers: its URL."""
+
+    @contextlib.contextmanager
+    def serving(*args, **kwargs):
+        process, url = start(*args, **kwargs)
+        try:
+            wait_for(lambda: ping(url) or process.poll() is not None, 30)
+            assert process.poll() is None, process.stdout.read()
+            yield url
+        finally:
+            pool.clear()
+            process.terminate()
+            process.communicate(timeout=20)
+
+    return serving
+
+
+@pytest.fixture(scope='session')
+def connect():
+    """Connects to a URL's server."""
+    return lambda url: socket.create_connection(('127.0.0.1', int(url.rsplit(':')[-1])), timeout=30)
+
+
+@pytest.fixture(scope='session')
+def model(tmp_path_factory):
+    """A directory with an untrained model."""
+    directory = tmp_path_factory.mktemp('model')
+    chainer.serializers.save_npz(directory / 'model.npz', chainer.links.Classifier(script.MLP()))
+    return directory
+
+
+@pytest.fixture(scope='session')
+def url(serving, code, model):
+    with serving(code, SCRIPT.name, model) as url:
+        yield url
+
+
+@pytest.fixture(scope='session')
+def images():
+    return np.random.RandomState(0).rand(3, 784).astype(np.float32)

@@ -1,0 +1,132 @@
+"""What training wrote, hosted in the real container, through the SDK."""
+
+import contextlib
+import socket
+import time
+
+import botocore.exceptions
+import numpy as np
+import pytest
+from local_mode import clients
+from local_mode.session import open_session
+from support import (
+    LABEL,
+    SCRIPT,
+    answers,
+    arguments,
+    containers,
+    docker,
+    free_port,
+    load,
+    make_model,
+    pack,
+    run,
+)
+
+BLACK = np.zeros((1, 784), np.float32)
+
+
+@pytest.fixture(scope='module')
+def predictor(session, estimator):
+    predictor = estimator.deploy(1, 'local')
+    yield predictor
+    predictor.delete_model()
+    predictor.delete_endpoint()
+    assert containers(session) == [] and not answers(session.serving_port)
+
+
+def test_the_endpoint_reads_digits(predictor, small_mnist):
+    test = load(small_mnist / 'test' / 'test.npz')
+    prediction = predictor.predict(test['images'])
+    assert prediction.shape == (1000, 10) and prediction.dtype == np.float32
+    assert (prediction.argmax(axis=1) == test['labels']).mean() > 0.8
+    nested = predictor.predict(test['images'][:1].tolist())  # as the pad's data: float64 to the SDK
+    np.testing.assert_allclose(nested, prediction[:1], atol=1e-4)
+
+
+def test_the_user_sees_the_servers_sentence(predictor):
+    with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*400.*shape \(5, 7\)'):
+        predictor.predict(np.zeros((5, 7), np.float32))
+
+
+def test_the_endpoint_answers_on_this_machine_only(session, predictor):
+    binding = docker(f'ps --filter label={LABEL}={session.name} --format {{{{.Ports}}}}')
+    assert f'127.0.0.1:{session.serving_port}->8080' in binding and '0.0.0.0' not in binding
+
+
+def test_the_endpoint_has_few_privileges(session, predictor):
+    """No root for workers, no new privileges, nothing to write to but /tmp."""
+    (name,) = containers(session)
+    processes = docker(f'top {name} -eo pid,uid,cmd').splitlines()[2:]
+    workers = [line.split()[1] for line in processes if 'gunicorn' in line][1:]
+    assert workers and '0' not in workers
+    assert docker(f'inspect --format {{{{.HostConfig.ReadonlyRootfs}}}} {name}').strip() == 'true'
+    status = docker(f'exec {name} sh -c', 'cat /proc/[0-9]*/status')
+    assert 'NoNewPrivs:\t1' in status.split('Name:\tgunicorn')[1]
+
+
+def test_a_request_without_an_endpoint_is_explained(session, predictor, monkeypatch):
+    monkeypatch.setattr(session.sagemaker_runtime_client, 'serving_port', free_port())
+    with pytest.raises(ConnectionError, match='Nothing answers on port'):
+        predictor.predict(BLACK)
+
+
+def test_deploy_to_the_first_prediction_takes_seconds(estimator, other_port):
+    start = time.monotonic()
+    predictor = estimator.deploy(1, 'local')
+    try:
+        predictor.predict(BLACK)
+        assert time.monotonic() - start < 20  # 30 s and more with the SDK's own waiting
+    finally:
+        predictor.delete_endpoint()
+
+
+def test_a_model_that_does_not_load_is_reported_in_seconds(session, estimator, tmp_path, other_port):
+    (tmp_path / 'broken.py').write_text('def model_fn(model_dir): raise OSError("weights are gone")')
+    model = make_model(session, estimator.model_data, tmp_path / 'broken.py')
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match='(?s)The endpoint stopped.*weights are gone'):
+        model.deploy(1, 'local')
+    assert time.monotonic() - start < 30  # the SDK pings a dead container for 115 s
+    assert not answers(other_port)
+
+
+def test_a_taken_port_is_found_before_deploying(estimator, other_port):
+    with socket.socket() as stranger:
+        stranger.bind(('127.0.0.1', other_port))
+        stranger.listen()
+        with pytest.raises(RuntimeError, match='is taken by another program.*another port'):
+            estimator.deploy(1, 'local')
+
+
+def test_deploying_again_asks_to_delete_the_earlier_endpoint(predictor, estimator):
+    with pytest.raises(RuntimeError, match=r'earlier endpoint of this notebook.*delete_endpoint\(\)'):
+        estimator.deploy(1, 'local')
+
+
+def test_a_port_taken_by_another_notebook_is_named(session, predictor):
+    with contextlib.closing(open_session(embedded=True, serving_port=session.serving_port)) as other:
+        with pytest.raises(RuntimeError, match='another notebook.*docker rm -f'):
+            clients.check_serving_port(other)
+    assert answers(session.serving_port)  # closing one session does not touch another's endpoint
+
+
+SAYS = """
+import sys, numpy as np, chainer_mnist_single_machine as s
+directory, data = sys.argv[1:]
+np.save(directory + "/expected", s.model_fn(directory)(np.load(data)["images"][:100]).array)
+"""
+
+
+def test_a_model_of_awss_image_is_served(session, aws_python, small_mnist, tmp_path, other_port):
+    """What Chainer 5.0.0 on Python 3.6 wrote, as a model.tar.gz: the endpoint says what that Chainer says."""
+    test = small_mnist / 'test' / 'test.npz'
+    run(aws_python, SCRIPT, *arguments(small_mnist, tmp_path, '--epochs 1'), check=True)
+    run(aws_python, '-c', SAYS, tmp_path, test, check=True)
+    model = make_model(session, pack(tmp_path / 'model.tar.gz', tmp_path / 'model.npz'))
+    predictor = model.deploy(1, 'local')
+    try:
+        prediction = predictor.predict(load(test)['images'][:100])
+        np.testing.assert_allclose(prediction, load(tmp_path / 'expected.npy'), rtol=1e-4, atol=1e-4)
+    finally:
+        predictor.delete_endpoint()

@@ -1,0 +1,59 @@
+"""Set-up twice in a row; kernels that are killed or just end; `make clean`."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from local_mode import clients
+from local_mode.session import open_session
+from support import IMAGE, ROOT, answers, docker, free_port, ours, run
+
+
+@pytest.mark.parametrize('end', ['', 'raise SystemExit(3)', 'raise ValueError("oops")'])
+def test_a_script_that_ends_with_a_live_endpoint_ends_and_cleans_up(deploy, end):
+    before = ours()
+    assert 'deployed' in run(*deploy(free_port(), end), timeout=60).stdout  # the SDK alone would hang here
+    assert ours() == before
+
+
+def test_a_killed_notebook_leaves_what_deploy_names_and_make_clean_removes(deploy):
+    run('make', 'clean', check=True)
+    port = free_port()
+    stranger = docker(f'run --detach --entrypoint sleep {IMAGE} 600').strip()
+    streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(deploy(port, 'input()'), cwd=ROOT, stdin=subprocess.PIPE, **streams)
+    try:
+        assert 'deployed\n' in iter(process.stdout.readline, '')
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (name,), networks, directories = ours()
+        assert len(networks) == len(directories) == 1  # or this test shows nothing
+        with contextlib.closing(open_session(embedded=True, serving_port=port)) as session:
+            with pytest.raises(RuntimeError, match='docker rm -f ' + name):
+                clients.check_serving_port(session)
+        run('make', 'clean', check=True)
+        assert ours() == ([], [], []) and not answers(port)
+        assert docker(f'ps --quiet --no-trunc --filter id={stranger}').strip() == stranger
+    finally:
+        docker(f'rm --force {stranger}')
+
+
+def test_set_up_twice_in_a_row_is_quick_and_changes_nothing():
+    image = docker(f'images --quiet --no-trunc {IMAGE}')
+    start = time.monotonic()
+    done = run('./setup.sh', check=True)
+    assert time.monotonic() - start < 15
+    assert done.stdout.splitlines() == ['setup: ready']
+    assert docker(f'images --quiet --no-trunc {IMAGE}') == image
+
+
+def test_set_up_without_docker_and_without_a_package_manager_says_what_to_do(tmp_path):
+    for name in 'bash dirname uname id cmp find sort xargs cat cksum sed'.split():
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
+    assert done.returncode == 1
+    assert 'Docker is not installed: see https://docs.docker.com/get-docker/' in done.stderr

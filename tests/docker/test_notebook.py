@@ -1,0 +1,104 @@
+"""The notebooks as a user runs them: `make run`, what it shows, and what it leaves behind."""
+
+import os
+import re
+
+import nbformat
+import pytest
+from support import ROOT, docker, ours, python
+
+
+def executed(*args, **options):
+    """Run a notebook; return (what was printed, the notebook)."""
+    done = python('-m', 'local_mode.run', *args, **options)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    name = args[0].name if args else 'chainer_mnist_local_mode.ipynb'
+    return done.stdout, nbformat.read(ROOT / 'output' / name, as_version=4)
+
+
+@pytest.fixture(scope='module')
+def tutorial(tmp_path_factory):
+    """From another directory than its own."""
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    return executed(cwd=tmp_path_factory.mktemp('elsewhere'), env=env)
+
+
+@pytest.fixture
+def printed(tutorial):
+    return tutorial[0]
+
+
+@pytest.fixture
+def notebook(tutorial):
+    return tutorial[1]
+
+
+def outputs(notebook, source):
+    """What the cell with this in its source has put out."""
+    (cell,) = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
+    return cell.outputs
+
+
+def text(notebook, source):
+    found = outputs(notebook, source)
+    return ''.join(o.get('text', '') + o.get('data', {}).get('text/plain', '') for o in found)
+
+
+def images(notebook, source):
+    return [o.data['image/png'] for o in outputs(notebook, source) if 'image/png' in o.get('data', {})]
+
+
+def accuracy(log):
+    """After three epochs."""
+    return float(re.findall(r'3 +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)', log)[-1])
+
+
+def test_every_cell_ran(notebook):
+    assert all(c.execution_count for c in notebook.cells if c.cell_type == 'code')
+
+
+def test_the_accuracy_after_three_epochs(notebook):
+    log = text(notebook, '.fit(')
+    epochs = re.findall(r'(\d)( +\d+\.\d+){4} +(\d+\.\d+)', log)
+    assert [epoch[0] for epoch in epochs] == ['1', '2', '3'] and accuracy(log) >= 0.97
+
+
+def test_five_predictions(notebook):
+    lines = text(notebook, "print('The predicted labels are:'").splitlines()
+    labels, predicted = (re.findall(r'\d', line.split(':')[1]) for line in lines)
+    assert len(labels) == len(predicted) == 5
+    assert sum(a == b for a, b in zip(labels, predicted)) >= 4
+    assert len(images(notebook, 'num_samples = 5')) == 1
+
+
+def test_the_plots_are_shown(notebook):
+    plots = images(notebook, "'accuracy.png', 'loss.png'")
+    assert len(plots) == len(set(plots)) == 2
+
+
+def test_the_blank_pad_does_not_stop_an_unattended_run(notebook):
+    assert 'What you wrote is: nothing yet' in text(notebook, 'What you wrote is')
+
+
+def test_html_and_timings(printed, notebook):
+    html = (ROOT / 'output' / 'chainer_mnist_local_mode.html').read_text(encoding='utf-8')
+    assert 'MNIST training and prediction' in html and 'digit-pad' in html
+    assert 'Wall time' in text(notebook, '.fit(') and 'Wall time' in text(notebook, '.deploy(')
+    assert re.search(r'^Deploy +[\d.]+$', printed, re.MULTILINE)
+
+
+def test_no_secret_and_no_path_of_this_machine_is_kept(notebook):
+    code = nbformat.writes(notebook)
+    assert 'AWS_SECRET' not in code and 'aws_secret' not in code and str(ROOT) not in code
+
+
+def test_nothing_is_left(tutorial):
+    assert ours()[0] == [] and docker('ps --quiet --filter publish=8080') == ''
+
+
+def test_two_hosts():
+    _, notebook = executed(ROOT / 'notebooks' / 'chainer_mnist_two_hosts.ipynb')
+    log = text(notebook, '.fit(')
+    assert 'Training on 60000 images, testing on 10000, 3 epochs, 2 processes' in log
+    assert accuracy(log) >= 0.98
+    assert ours()[0] == []
