@@ -1,0 +1,147 @@
+"""What breaks what can break needs: a seed, a report, an endpoint in the real container, the tutorial.
+
+Each campaign prints what it did and found; FAULTS_SEED chooses other random requests and moments.
+"""
+
+import contextlib
+import http.client
+import os
+import random
+import socket
+import sys
+
+import nbformat
+import pytest
+from support import NPY, ROOT, SCRIPT, TUTORIAL, arguments, docker, python, run, serve
+
+
+@pytest.fixture(scope='session')
+def seed():
+    return int(os.environ.get('FAULTS_SEED', 0))
+
+
+@pytest.fixture
+def rng(seed):
+    return random.Random(seed)
+
+
+@pytest.fixture
+def report(capsys):
+    """Print a line, whatever pytest captures."""
+
+    def report(text):
+        with capsys.disabled():
+            print('\n' + text, flush=True)
+
+    return report
+
+
+@pytest.fixture(scope='session')
+def trained(small_mnist, tmp_path_factory):
+    """A directory with the script's model.npz after an epoch."""
+    directory = tmp_path_factory.mktemp('model')
+    for path in directory.parent, directory:
+        path.chmod(0o755)
+    words = arguments(small_mnist, directory, '--epochs 1 --batch-size 100')
+    python(SCRIPT, *words, check=True)
+    return directory
+
+
+class Endpoint:
+    """A container that serves, and what can be asked of it."""
+
+    def __init__(self, name, url):
+        self.name, self.port = name, int(url.rpartition(':')[2])
+
+    def connect(self, timeout=30):
+        return http.client.HTTPConnection('127.0.0.1', self.port, timeout=timeout)
+
+    def post(self, connection, body, content_type=NPY, accept=NPY):
+        connection.request('POST', '/invocations', body, {'Content-Type': content_type, 'Accept': accept})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def send(self, data):
+        """Send bytes, close this side; the answer's (status, sentence), or (0, b'') where there is none."""
+        with socket.create_connection(('127.0.0.1', self.port), timeout=20) as connection:
+            with contextlib.suppress(OSError):  # the server may have closed before all is sent
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+            response = http.client.HTTPResponse(connection, method='POST')
+            try:
+                response.begin()
+                return response.status, response.read()
+            except (http.client.HTTPException, ConnectionError):
+                return 0, b''
+
+    def processes(self):
+        """{pid in the container: memory in MB, its own (RssAnon)} of the server's processes."""
+        code = (
+            "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
+            'echo $p $(grep -s ^RssAnon: $p/status | tr -dc 0-9); done; true'
+        )
+        lines = [line.split() for line in docker(f'exec {self.name} sh -c', code).splitlines()]
+        return {int(line[0]): int(line[1]) / 1024 for line in lines if len(line) == 2}
+
+    @contextlib.contextmanager
+    def same(self, spare=0):
+        """A context after which the same processes are there, and no larger; yields [MB before, MB after]."""
+        before = self.processes()
+        memory = [sum(before.values())]
+        yield memory
+        after = self.processes()
+        memory.append(sum(after.values()))
+        assert len(before) >= 2 and before.keys() == after.keys()  # no worker died
+        assert memory[1] < 1.1 * memory[0] + spare
+
+
+@pytest.fixture(scope='session')
+def endpoint(code, trained):
+    """Contexts with an endpoint of the model after an epoch, or of another script, with two workers."""
+
+    @contextlib.contextmanager
+    def endpoint(code=code, program=SCRIPT.name):
+        mounts = f'-v {trained}:/opt/ml/model:ro -v {code}:/opt/ml/code:ro'
+        with serve(f'{mounts} -e SAGEMAKER_MODEL_SERVER_WORKERS=2', program) as (name, url):
+            yield Endpoint(name, url)
+
+    return endpoint
+
+
+@pytest.fixture(scope='module')
+def served(endpoint):
+    with endpoint() as served:
+        yield served
+
+
+# The tutorial, in 15 seconds instead of a minute.
+SHORT = {
+    '= chainer.datasets.get_mnist()': '= (data[:1000] for data in chainer.datasets.get_mnist())',
+    "'epochs': 3, 'batch_size': 128, 'augment': True": "'epochs': 1",
+    '[Path.cwd(), *Path.cwd().parents]': f"[Path('{ROOT}')]",
+}
+RUN = (
+    'import pathlib, sys; from local_mode import run; run.ROOT = pathlib.Path(sys.argv[1]); '
+    'sys.exit(run.main(run.ROOT / "notebook.ipynb"))'
+)
+
+
+@pytest.fixture
+def tutorial():
+    """Writes the tutorial, shortened and with replacements; returns it, and the command to run it."""
+
+    def tutorial(directory, replacements=()):
+        notebook = nbformat.read(TUTORIAL, as_version=4)
+        kept = {"Path('output/single_machine_mnist')": f"Path('{directory}/kept')"}
+        for old, new in (SHORT | kept | dict(replacements)).items():
+            (cell,) = [cell for cell in notebook.cells if old in cell.source]
+            cell.source = cell.source.replace(old, new)
+        nbformat.write(notebook, directory / 'notebook.ipynb')
+        return notebook, [sys.executable, '-c', RUN, str(directory)]
+
+    return tutorial
+
+
+@pytest.fixture
+def nothing_of_ours():
+    run('make', 'clean', check=True)  # what a test before has left, if it failed
