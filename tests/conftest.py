@@ -70,6 +70,7 @@ def small_mnist(tmp_path_factory):
 def code(tmp_path_factory):
     """The scripts alone, as they come from S3."""
     directory = tmp_path_factory.mktemp('code')
+    directory.chmod(0o755)  # for workers that are not root
     shutil.copytree(MODULES, directory / MODULES.name, ignore=shutil.ignore_patterns('__pycache__'))
     for script in SCRIPT, DISTRIBUTED:
         shutil.copy(script, directory)
