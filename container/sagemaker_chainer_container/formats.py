@@ -1,6 +1,7 @@
 """The formats of request and response bodies: npy, JSON and CSV, between bytes and NumPy arrays.
 
-A decoder takes bytes and raises ValueError for what it cannot read; an encoder takes an array.
+A decoder takes bytes (JSON's and CSV's also str) and raises ValueError for what it cannot read; an
+encoder takes an array or what NumPy makes one of.
 """
 
 import csv
@@ -64,14 +65,16 @@ def decode_json(body):
 
 
 def decode_csv(body):
-    """Return the float32 array, shape (rows, columns), in a CSV body without a header line."""
+    """Return the float32 array in a CSV body without a header: (rows, columns), or (rows,) of one column."""
+    text = body if isinstance(body, str) else body.decode()
     try:
-        rows = [row for row in csv.reader(io.StringIO(body.decode('utf-8'))) if row]
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
     except csv.Error as e:  # which is no ValueError
         raise ValueError(e) from e
     if not rows:
         raise ValueError('there are no rows')
-    return np.array(rows, dtype=np.float32)
+    array = np.array(rows, dtype=np.float32)
+    return array[:, 0] if array.shape[1] == 1 else array
 
 
 @functools.lru_cache(64)
@@ -84,6 +87,7 @@ def npy_header(shape, descr):
 
 def encode_npy(array):
     """Return the bytes of an .npy file; ValueError for objects."""
+    array = np.asarray(array)
     if array.dtype.kind not in NUMBERS:
         stream = io.BytesIO()
         np.save(stream, array, allow_pickle=False)
@@ -91,9 +95,9 @@ def encode_npy(array):
     return npy_header(array.shape, array.dtype.str) + array.tobytes()
 
 
-def encode_json(array):
-    """Return (nested) lists as JSON, a str."""
-    return json.dumps(array.tolist())
+def encode_json(value):
+    """Return arrays, and lists and dicts of them, as JSON, a str."""
+    return json.dumps(value, default=lambda array: array.tolist())
 
 
 def encode_csv(array):

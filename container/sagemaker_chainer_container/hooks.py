@@ -16,7 +16,7 @@ from werkzeug.exceptions import BadRequest, NotAcceptable, UnsupportedMediaType
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.wrappers import Response
 
-from sagemaker_chainer_container.formats import DECODERS, ENCODERS, JSON
+from sagemaker_chainer_container.formats import CSV, DECODERS, ENCODERS, JSON
 
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
@@ -29,7 +29,7 @@ def default_model_fn(model_dir):
 
 
 def default_input_fn(input_data, content_type):
-    """Decode a body (bytes) of type npy, JSON or CSV into a NumPy array.
+    """Decode a body of type npy (bytes), JSON or CSV (bytes or str) into a NumPy array.
 
     Floating point becomes float32, Chainer's default dtype; npy integers stay as they are, for
     models that take indices. Raises UnsupportedMediaType (415) or BadRequest (400).
@@ -69,8 +69,8 @@ def default_predict_fn(data, model):
 
 
 def default_output_fn(prediction, accept):
-    """Encode a NumPy array as npy, JSON or CSV; return (bytes or str, content type)."""
-    return ENCODERS[accept](np.asarray(prediction)), accept
+    """Encode a NumPy array, or for JSON also lists and dicts of them; return (bytes or str, content type)."""
+    return ENCODERS[accept](prediction), accept
 
 
 @functools.lru_cache(64)
@@ -89,6 +89,13 @@ def negotiate(accept):
 def mimetype(content_type):
     """Return a Content-Type header without its parameters; JSON is the default."""
     return parse_options_header(content_type)[0].lower() or JSON
+
+
+def as_text(body):
+    try:
+        return body.decode()
+    except UnicodeDecodeError as e:
+        raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
 
 
 class Predictor:
@@ -111,15 +118,18 @@ class Predictor:
 
         Raises HTTPException, or what the script raises.
         """
-        accept = headers.get('accept', '')
+        accept, content_type = headers.get('accept', ''), mimetype(headers.get('content-type', ''))
         if self.output_fn is default_output_fn:
             accept = negotiate(accept)
-        data = self.input_fn(body, mimetype(headers.get('content-type', '')))
-        output = self.output_fn(self.predict_fn(data, self.model), accept or DEFAULT_ACCEPT)
+        elif accept in ('', '*/*'):
+            accept = DEFAULT_ACCEPT
+        if self.input_fn is not default_input_fn and content_type in (JSON, CSV):
+            body = as_text(body)
+        output = self.output_fn(self.predict_fn(self.input_fn(body, content_type), self.model), accept)
         if isinstance(output, Response):
             return output.status_code, output.get_data(), output.headers.to_wsgi_list()
         if not isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
-            output = output, accept or DEFAULT_ACCEPT
+            output = output, accept
         body, content_type = output
         body = body.encode() if isinstance(body, str) else bytes(memoryview(body))  # TypeError for all else
         return 200, body, [('Content-Type', content_type)]

@@ -9,6 +9,7 @@ Started by `serve` through gunicorn.conf.py, one create_app() in each worker.
 import asyncio
 import concurrent.futures
 import logging
+import re
 import threading
 import time
 
@@ -23,6 +24,7 @@ from sagemaker_chainer_container.hooks import Predictor
 MAX_REQUESTS, MAX_BYTES = 256, 16 * MAX_PAYLOAD
 QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
 METHODS = {'/ping': ('GET', 'HEAD'), '/invocations': ('POST',)}
+NAMED = re.compile(r'/endpoints/[^/]+(?=/invocations$)')  # before the path, as AWS's clients post
 
 logger = logging.getLogger('gunicorn.error')
 
@@ -71,12 +73,13 @@ class App:
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
         with self.bytes.share() as share:
             content = await body.read(int(headers.get('content-length', 0)), share)
-            methods = METHODS.get(scope['path'])
+            path = NAMED.sub('', scope['path'])
+            methods = METHODS.get(path)
             if methods is None:
                 raise NotFound('There are GET /ping and POST /invocations.')
             if scope['method'] not in methods:
                 raise MethodNotAllowed(methods)
-            if scope['path'] == '/ping':
+            if path == '/ping':
                 return 200, b'', []
             with self.requests.share() as place:
                 place.take(1)
