@@ -1,17 +1,25 @@
 """The SageMaker SDK's local mode, mended: what is replaced in it, and nothing else (see docs/patches.md)."""
 
 import collections
+import contextlib
 import functools
 import os
 import subprocess
 import sys
 import threading
+import time
 
+import sagemaker.estimator
 import sagemaker.local.entities
 import sagemaker.local.image
 import sagemaker.local.local_session
+import urllib3
 import yaml
 from local_mode.docker import LABEL
+from local_mode.s3 import local_copy
+from sagemaker.chainer.estimator import Chainer
+
+START = 120  # seconds in which a container must answer
 
 # The SDK runs two docker commands for every request to find a host that does not change.
 get_docker_host = functools.lru_cache(maxsize=None)(sagemaker.local.local_session.get_docker_host)
@@ -49,7 +57,23 @@ class Container(sagemaker.local.image._SageMakerContainer):
     """A job's or an endpoint's containers, in a network of their own that bears the session's label.
 
     The SDK's is one for all of this machine's SDKs, and has no label by which to remove it.
+    options: what Compose is told of each of them besides. mounts: {path in the container: directory here}.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.options, self.mounts = {}, {}
+
+    def label(self, **labels):
+        """Add labels: LABEL.name = value."""
+        ours = {LABEL: self.sagemaker_session.name, **{f'{LABEL}.{name}': labels[name] for name in labels}}
+        self.options['labels'] = ours
+
+    def _create_docker_host(self, host, environment, optml_subdirs, command, volumes):
+        environment = [text.replace('$', '$$') for text in environment]  # or Compose reads names there
+        mounts = [sagemaker.local.image._Volume(here, there) for there, here in self.mounts.items()]
+        content = super()._create_docker_host(host, environment, optml_subdirs, command, volumes + mounts)
+        return {**content, **self.options}
 
     def _generate_compose_file(self, *args, **kwargs):
         content = super()._generate_compose_file(*args, **kwargs)
@@ -61,28 +85,62 @@ class Container(sagemaker.local.image._SageMakerContainer):
         return content
 
 
-sagemaker.local.local_session._SageMakerContainer = sagemaker.local.entities._SageMakerContainer = Container
-
-
 class ServingContainer(Container):
-    """A serving container that only this machine reaches, and that can write to /tmp only.
+    """A serving container that only this machine reaches, and that can write to /tmp and the model only.
 
     Where the user's requirements are to be installed it can write to its own file system, too.
     """
 
-    requirements = False
+    def serve(self, model_dir, environment):
+        """Start it, and return once /ping answers 200; RuntimeError with its log if it stops."""
+        key = sagemaker.estimator.DIR_PARAM_NAME.upper()
+        code = local_copy(self.sagemaker_session, environment.get(key, ''))
+        if not os.path.exists(os.path.join(code.replace('file://', ''), 'requirements.txt')):
+            self.options.update(read_only=True, tmpfs=['/tmp'])
+        super().serve(model_dir, {**environment, key: code} if code else environment)
+        url = f'http://{get_docker_host()}:{self.sagemaker_session.serving_port}/ping'
+        http = urllib3.PoolManager(retries=False, timeout=2)
+        hosting, deadline = self.container, time.monotonic() + START
+        while hosting.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if http.request('GET', url).status == 200:
+                    return
+            time.sleep(0.1)
+        what = f'did not answer within {START} s' if hosting.is_alive() else 'stopped'
+        raise RuntimeError(f'The endpoint {what}. Its log ends:\n{"".join(hosting.log)}')
 
     def _prepare_serving_volumes(self, model_location):
         volumes = super()._prepare_serving_volumes(model_location)
         for volume in volumes:
             if volume.host_dir.startswith(self.sagemaker_session.directory):
-                os.chmod(volume.host_dir, 0o755)  # for workers that are not root; outside has no way here
+                os.chmod(volume.host_dir, 0o777)  # for workers that are not root; outside has no way here
         return volumes
 
     def _create_docker_host(self, *args, **kwargs):
         host = super()._create_docker_host(*args, **kwargs)
-        if not self.requirements:
-            host.update(read_only=True, tmpfs=['/tmp'])
         if 'ports' in host and get_docker_host() == 'localhost':
             host['ports'] = ['127.0.0.1:' + port for port in host['ports']]
         return host
+
+
+sagemaker.local.local_session._SageMakerContainer = Container  # of processing jobs
+sagemaker.local.entities._SageMakerContainer = ServingContainer  # of batch transform
+
+
+def add_checkpoint_args(
+    local_mode, estimator, train_args, _add=sagemaker.estimator._TrainingJob._add_spot_checkpoint_args
+):
+    """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; ours knows it."""
+    _add(False, estimator, train_args)
+
+
+sagemaker.estimator._TrainingJob._add_spot_checkpoint_args = staticmethod(add_checkpoint_args)
+
+
+def hyperparameters(self, _hyperparameters=Chainer.hyperparameters):
+    """Pass on use_mpi=False, which the SDK drops; several hosts then each run the script alone."""
+    given = _hyperparameters(self)
+    return given if self.use_mpi is not False else {**given, 'sagemaker_use_mpi': 'false'}
+
+
+Chainer.hyperparameters = hyperparameters

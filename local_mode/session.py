@@ -9,8 +9,9 @@ import uuid
 
 import boto3
 from local_mode import aws
-from local_mode.clients import RuntimeClient, SagemakerClient
+from local_mode.clients import SagemakerClient
 from local_mode.docker import LABEL, remove_containers
+from local_mode.endpoints import RuntimeClient
 from sagemaker.local.local_session import LocalSession
 from sagemaker.session_settings import SessionSettings
 
@@ -27,7 +28,7 @@ class Session(LocalSession):
         self.name = uuid.uuid4().hex[:12]
         super().__init__(boto_session=boto_session, sagemaker_config=sagemaker_config)
         self.sagemaker_client = SagemakerClient(self)
-        self.sagemaker_runtime_client = RuntimeClient(self.config)
+        self.sagemaker_runtime_client = RuntimeClient(self)
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
         self.settings = SessionSettings(local_download_dir=self.directory)  # where the SDK packs the script

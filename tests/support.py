@@ -15,8 +15,8 @@ import local_mode.docker
 import numpy as np
 import urllib3
 from local_mode import ROOT
-from local_mode.clients import tar_on_s3
 from local_mode.docker import LABEL, image_uri
+from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 
@@ -177,7 +177,7 @@ def make_model(session, model_data, entry_point=SCRIPT):
 def output(estimator):
     """A context with the job's output.tar.gz, open, also that of a failed job."""
     uri = f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz'
-    return tar_on_s3(estimator.sagemaker_session, uri)
+    return open_tar(estimator.sagemaker_session, uri)
 
 
 def draw(pad, *points, pointer='mouse'):

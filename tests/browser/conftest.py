@@ -65,14 +65,18 @@ START = f"""import os, sys
 os.chdir({str(ROOT)!r})
 sys.path.insert(0, {str(ROOT)!r})
 """
-# The tutorial's predictor, without its training: the endpoint is another process's.
+# The tutorial's predictor, without its training: the endpoint is another process's, or, given a port, a fake.
 CONNECT = f"""{START}
 import matplotlib.pyplot as plt
 import numpy as np
+from types import SimpleNamespace
 from local_mode.session import open_session
 from sagemaker.chainer.model import ChainerPredictor
 
-predictor = ChainerPredictor('mnist', open_session(embedded=True, serving_port=PORT))
+session = open_session(embedded=True)
+if isinstance(ENDPOINT, int):
+    session.sagemaker_client._endpoints[ENDPOINT] = SimpleNamespace(port=ENDPOINT, local_session=None)
+predictor = ChainerPredictor(ENDPOINT, session)
 """
 CELLS = '.jp-Notebook .jp-CodeCell, #notebook .code_cell'
 EDITOR = '.jp-InputArea-editor, .CodeMirror'
@@ -157,9 +161,9 @@ class Server:
         (source,) = [cell.source for cell in cells if part in cell.source and cell.cell_type == 'code']
         return source
 
-    def add_notebook(self, path, *more, port=None, show=None):
+    def add_notebook(self, path, *more, endpoint=None, show=None):
         """Write a notebook: the start, or the connection to an endpoint, the pad, more cells."""
-        first = CONNECT.replace('PORT', str(port)) if port else START
+        first = CONNECT.replace('ENDPOINT', repr(endpoint)) if endpoint else START
         sources = [first, show or self.cell_with("HTML(open('input.html').read())"), *more]
         python = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
         cells = [nbformat.v4.new_code_cell(source) for source in sources]

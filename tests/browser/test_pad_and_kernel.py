@@ -129,7 +129,7 @@ def test_a_slow_and_a_failing_endpoint(server, page):
         threading.Thread(target=endpoint.serve_forever).start()
         try:
             front_end, path = 'lab/workspaces/failing/tree', 'failing.ipynb'
-            pad = server.open_pad(page, front_end, path, port=endpoint.server_port)
+            pad = server.open_pad(page, front_end, path, endpoint=endpoint.server_port)
             kernel = server.kernel(path)
             draw(pad, *ONE)
             says(pad, 'Waiting for the kernel and the endpoint')

@@ -11,20 +11,19 @@ FRONT_ENDS = ['lab/tree', 'notebooks', 'nbclassic/notebooks']
 
 
 @pytest.fixture(scope='module')
-def port(session, model):
-    """Where the tutorial's model answers, in our container."""
+def endpoint(session, model):
+    """The name under which the tutorial's model answers, in our container."""
     model_data = pack(model / 'model.tar.gz', model / 'model.npz')
-    make_model(session, model_data).deploy(1, 'local')
-    return session.serving_port
+    return make_model(session, model_data).deploy(1, 'local').endpoint_name
 
 
 @pytest.mark.docker
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
-def test_ten_digits_are_drawn_and_read(server, page, port, front_end):
+def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
     """With the mouse; then one with a finger and one with a pen; then the tutorial's next cell."""
     path = 'sub/zehn Ziffern f\u00fcr 100%.ipynb'
     predict = server.cell_with("print('What you wrote is:'")
-    pad = server.open_pad(page, front_end, path, predict, port=port)
+    pad = server.open_pad(page, front_end, path, predict, endpoint=endpoint)
     kernel = server.kernel(path)
     assert server.data(kernel) == BLANK
     read = []

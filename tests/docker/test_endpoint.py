@@ -4,10 +4,11 @@ import contextlib
 import socket
 import time
 
+import boto3
 import botocore.exceptions
 import numpy as np
 import pytest
-from local_mode import clients
+from local_mode import endpoints
 from local_mode.session import open_session
 from support import (
     LABEL,
@@ -16,13 +17,29 @@ from support import (
     arguments,
     containers,
     docker,
-    free_port,
     load,
     make_model,
     pack,
+    python,
     run,
+    wait_for,
 )
 
+OTHER = """
+def model_fn(model_dir): pass
+def predict_fn(data, model): return 'the other'
+"""
+ELSEWHERE = """
+import sys
+from local_mode.session import open_session
+from sagemaker.chainer.model import ChainerPredictor
+from sagemaker.deserializers import JSONDeserializer
+
+predictor = ChainerPredictor(sys.argv[1], open_session(embedded=True), deserializer=JSONDeserializer())
+print(predictor.predict([1]))
+predictor.delete_endpoint()
+"""
+KEYS = dict(aws_access_key_id='a', aws_secret_access_key='b', region_name='us-east-1')
 BLACK = np.zeros((1, 784), np.float32)
 
 
@@ -65,10 +82,36 @@ def test_the_endpoint_has_few_privileges(session, predictor):
     assert 'NoNewPrivs:\t1' in status.split('Name:\tgunicorn')[1]
 
 
-def test_a_request_without_an_endpoint_is_explained(session, predictor, monkeypatch):
-    monkeypatch.setattr(session.sagemaker_runtime_client, 'serving_port', free_port())
-    with pytest.raises(ConnectionError, match='Nothing answers on port'):
-        predictor.predict(BLACK)
+def test_each_endpoint_answers_for_itself(session, predictor, other_port, tmp_path):
+    """As on AWS: by its name alone, in this process and in another, until it is deleted there."""
+    (tmp_path / 'other.py').write_text(OTHER)
+    (tmp_path / 'empty').mkdir()
+    other = make_model(
+        session, pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), tmp_path / 'other.py'
+    ).deploy(1, 'local')
+    invoke = session.sagemaker_runtime_client.invoke_endpoint
+    try:
+        assert predictor.predict(BLACK).shape == (1, 10)
+        assert invoke(b'[1]', other.endpoint_name)['Body'].read() == b'"the other"'
+        with pytest.raises(
+            botocore.exceptions.ClientError, match='ValidationError.*Endpoint nope of account'
+        ):
+            invoke(b'[1]', 'nope')
+        with pytest.raises(botocore.exceptions.ClientError, match='already existing'):
+            session.sagemaker_client.create_endpoint(other.endpoint_name, other.endpoint_name)
+        own = boto3.client('sagemaker-runtime', endpoint_url=f'http://127.0.0.1:{other_port}', **KEYS)
+        assert (
+            own.invoke_endpoint(EndpointName=other.endpoint_name, Body=b'[1]')['Body'].read()
+            == b'"the other"'
+        )
+        done = python('-c', ELSEWHERE, other.endpoint_name)
+        assert done.stdout.split('\n')[-2] == 'the other', done.stderr
+        wait_for(lambda: not answers(other_port))
+        with pytest.raises(ConnectionError, match=f'Nothing answers on port {other_port}'):
+            invoke(b'[1]', other.endpoint_name)
+    finally:
+        other.delete_endpoint()
+    assert predictor.predict(BLACK).shape == (1, 10)
 
 
 def test_deploy_to_the_first_prediction_takes_seconds(estimator, other_port):
@@ -107,7 +150,7 @@ def test_deploying_again_asks_to_delete_the_earlier_endpoint(predictor, estimato
 def test_a_port_taken_by_another_notebook_is_named(session, predictor):
     with contextlib.closing(open_session(embedded=True, serving_port=session.serving_port)) as other:
         with pytest.raises(RuntimeError, match='another notebook.*docker rm -f'):
-            clients.check_serving_port(other)
+            endpoints.check_serving_port(other)
     assert answers(session.serving_port)  # closing one session does not touch another's endpoint
 
 

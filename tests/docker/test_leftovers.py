@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from local_mode import clients
+from local_mode import endpoints
 from local_mode.session import open_session
 from support import IMAGE, ROOT, answers, docker, free_port, ours, run
 
@@ -34,7 +34,7 @@ def test_a_killed_notebook_leaves_what_deploy_names_and_make_clean_removes(deplo
         assert len(networks) == len(directories) == 1  # or this test shows nothing
         with contextlib.closing(open_session(embedded=True, serving_port=port)) as session:
             with pytest.raises(RuntimeError, match='docker rm -f ' + name):
-                clients.check_serving_port(session)
+                endpoints.check_serving_port(session)
         run('make', 'clean', check=True)
         assert ours() == ([], [], []) and not answers(port)
         assert docker(f'ps --quiet --no-trunc --filter id={stranger}').strip() == stranger

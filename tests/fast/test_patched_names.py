@@ -18,9 +18,13 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     'image:_HostingContainer.down': 'self',
     'image:_SageMakerContainer._generate_compose_file': 'self command',
     'image:_SageMakerContainer._prepare_serving_volumes': 'self model_location',
-    'image:_SageMakerContainer._create_docker_host': 'self',
+    'image:_SageMakerContainer._create_docker_host': 'self host environment optml_subdirs command volumes',
+    'image:_SageMakerContainer.serve': 'self model_dir environment',
     'local_session:LocalSagemakerClient.create_training_job': 'self TrainingJobName AlgorithmSpecification '
     'OutputDataConfig ResourceConfig',
+    'local_session:LocalSagemakerClient.describe_training_job': 'self TrainingJobName',
+    'local_session:LocalSagemakerClient.create_transform_job': 'self TransformJobName ModelName',
+    'local_session:LocalSagemakerClient.describe_endpoint': 'self EndpointName',
     'local_session:LocalSagemakerClient.create_endpoint': 'self EndpointName EndpointConfigName Tags',
     'local_session:LocalSagemakerClient.delete_endpoint': 'self EndpointName',
     'local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName',
@@ -29,7 +33,9 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
 CALLED = {
     'entities:_LocalEndpoint': 'endpoint_name endpoint_config_name tags local_session',
     'image:_HostingContainer.run': 'self',
-    'image:_SageMakerContainer.serve': 'self model_dir environment',
+    'entities:_LocalTrainingJob.start': 'self input_data_config output_data_config hyperparameters '
+    'environment job_name',
+    'image:_Volume': 'host_dir container_dir',
     'local_session:LocalSagemakerRuntimeClient': 'config',
     'local_session:LocalSession': 'boto_session',
 }

@@ -7,7 +7,7 @@ import socket
 import botocore.exceptions
 import pytest
 import sagemaker
-from local_mode import aws, clients, docker
+from local_mode import aws, docker, endpoints, s3
 from local_mode import session as session_module
 from sagemaker.local.image import _SageMakerContainer
 from sagemaker.s3 import S3Downloader
@@ -138,20 +138,22 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     (tmp_path / 'script.py').write_text('pass')
     code = pack(tmp_path / 'sourcedir.tar.gz', tmp_path / 'script.py')
     uri = session.upload_data(code, key_prefix='job/source')
-    copy = clients.local_copy(session, uri)
+    copy = s3.local_copy(session, uri)
     assert copy.startswith('file://' + session.directory)
     assert os.listdir(copy[len('file://') :]) == ['script.py']
-    assert clients.local_copy(session, 'file:///some/where') == 'file:///some/where'
+    assert s3.local_copy(session, 'file:///some/where') == 'file:///some/where'
 
 
-def test_an_endpoint_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(clients.RuntimeClient, 'timeout', 0.5)
+def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
+    monkeypatch.setattr(endpoints.RuntimeClient, 'timeout', 0.5)
     # This one asks Docker.
     monkeypatch.setattr('sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1')
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
-        client = clients.RuntimeClient({'local': {'serving_port': silent.getsockname()[1]}})
+        mine = endpoints.Endpoint('container', 'session', silent.getsockname()[1], 'config')
+        monkeypatch.setitem(session.sagemaker_client._endpoints, 'mine', mine)
+        client = endpoints.RuntimeClient(session)
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
             client.invoke_endpoint(b'[]', 'mine')
 

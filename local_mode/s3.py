@@ -1,0 +1,96 @@
+"""What comes from S3 and goes there: the user's code, why a job failed, checkpoints. file:// counts as S3."""
+
+import contextlib
+import os
+import tarfile
+import tempfile
+import threading
+
+import botocore.exceptions
+from sagemaker.s3 import S3Downloader, parse_s3_url
+
+SYNC = 5  # seconds between looks for new checkpoints
+
+
+def local_copy(session, code):
+    """Unpack the user's code from S3, as SageMaker does; return it as a file:// directory.
+
+    The SDK mounts a file:// directory at /opt/ml/code, so that containers need no S3. Its own local_code
+    would mount the script's whole directory instead, and leave out `dependencies`.
+    """
+    if not code.startswith('s3://'):
+        return code
+    directory = tempfile.mkdtemp(dir=session.directory)
+    os.chmod(directory, 0o755)  # for workers that are not root
+    with open_tar(session, code) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python has none
+        tar.extractall(directory)
+    return 'file://' + directory
+
+
+def read_failure(session, output, job):
+    """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
+    output = output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
+    try:
+        with open_tar(session, output + '/output.tar.gz') as tar:
+            return tar.extractfile('failure').read().decode('utf-8', 'replace')
+    except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
+        return ''  # there is no such output
+
+
+@contextlib.contextmanager
+def open_tar(session, uri):
+    if uri.startswith('file://'):
+        with tarfile.open(uri[len('file://') :]) as tar:
+            yield tar
+        return
+    with tempfile.TemporaryDirectory(dir=session.directory) as directory:
+        S3Downloader.download(uri, directory, sagemaker_session=session)
+        with tarfile.open(os.path.join(directory, os.path.basename(uri))) as tar:
+            yield tar
+
+
+@contextlib.contextmanager
+def checkpoints(session, uri):
+    """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
+
+    On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there.
+    """
+    if uri.startswith('file://'):
+        directory = os.path.abspath(uri[len('file://') :])
+        os.makedirs(directory, exist_ok=True)
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(dir=session.directory) as directory:
+        S3Downloader.download(uri.rstrip('/') + '/', directory, sagemaker_session=session)
+        bucket, prefix = parse_s3_url(uri)
+        seen = set(written(directory))
+        over = threading.Event()
+
+        def keep():
+            ended = False
+            while not ended:
+                ended = over.wait(SYNC)  # and once more after the end
+                for path, state in set(written(directory)) - seen:
+                    with contextlib.suppress(FileNotFoundError):  # replaced by a newer one
+                        key = os.path.join(prefix, os.path.relpath(path, directory))
+                        session.s3_client.upload_file(path, bucket, key)
+                        seen.add((path, state))
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        try:
+            yield directory
+        finally:
+            over.set()
+            thread.join()
+
+
+def written(directory):
+    """Yield (path, (time, size)) of each file below a directory."""
+    for root, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(root, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                yield path, (status.st_mtime_ns, status.st_size)

@@ -1,0 +1,151 @@
+"""Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from sagemaker.chainer.estimator import Chainer
+from sagemaker.s3 import S3Downloader, S3Uploader
+from support import CSV, JSON, NPY, containers, load, make_estimator, npy
+
+WRITES = """
+import json, os, sys
+import sagemaker_containers
+
+def model_fn(model_dir):
+    return open(os.path.join(model_dir, 'text')).read()
+
+def predict_fn(data, model):
+    return model
+
+if __name__ == '__main__':
+    env = sagemaker_containers.training_env()
+    text = [os.environ['PRICE'], env.hyperparameters['price'], 'OMPI_COMM_WORLD_RANK' in os.environ]
+    with open(os.path.join(env.model_dir, 'text'), 'w') as f:
+        json.dump(text, f)
+"""
+PRICE = '$HOME costs $$5 or ${5}'
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a script; returns its path."""
+
+    def write(text, name='script.py'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_script_of_awss_in_a_subdirectory_without_mpi_on_two_hosts(session, script, other_port):
+    directory = script(WRITES, 'sub/script.py').parent.parent
+    options = dict(source_dir=str(directory), dependencies=[], environment={'PRICE': PRICE})
+    options.update(instance_count=2, use_mpi=False)
+    estimator = make_estimator(session, 'sub/script.py', options, price=PRICE)
+    estimator.fit()
+    predictor = estimator.deploy(1, 'local')
+    try:
+        answer = session.sagemaker_runtime_client.invoke_endpoint(b'[1]', predictor.endpoint_name, JSON)
+        assert json.loads(json.loads(answer['Body'].read())) == [PRICE, PRICE, False]
+    finally:
+        predictor.delete_endpoint()
+
+
+def test_a_job_is_described_as_it_was_asked_for_and_attached_to(session, script):
+    estimator = make_estimator(session, script(WRITES), dict(environment={'PRICE': '1'}), price=2)
+    estimator.fit()
+    described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+    assert described['Environment'] == {'PRICE': '1'}
+    again = Chainer.attach(estimator._current_job_name, session)
+    assert again.model_data == estimator.model_data and again.hyperparameters()['price'] == '2'
+
+
+def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
+    estimator = make_estimator(session, script(WRITES), dict(output_path=f'file://{tmp_path}/out'))
+    with pytest.raises(RuntimeError, match="KeyError: 'PRICE'"):
+        estimator.fit()
+    described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+    assert described['TrainingJobStatus'] == 'Failed' and 'PRICE' in described['FailureReason']
+
+
+def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, monkeypatch):
+    """Compose 1.29 exits with 0 if a job's container ends while Docker is slow to tell it the exit code."""
+    compose = tmp_path / 'docker-compose'
+    compose.write_text(f'#!/bin/sh\n{shutil.which("docker-compose")} "$@"\nexit 0\n')
+    compose.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    with pytest.raises(RuntimeError, match="KeyError: 'PRICE'"):
+        make_estimator(session, script(WRITES)).fit()
+
+
+def test_max_run_ends_a_job(session, script):
+    slow = script('import time\nif __name__ == "__main__": time.sleep(100)')
+    with pytest.raises(RuntimeError, match='stopped.*longer than max_run, 5 seconds'):
+        make_estimator(session, slow, dict(max_run=5)).fit()
+    assert containers(session) == []
+
+
+COUNTS = """
+import os, signal
+if __name__ == '__main__':
+    path = '/opt/ml/checkpoints/count'
+    count = int(open(path).read()) + 1 if os.path.exists(path) else 0
+    open(path, 'w').write(str(count))
+    if not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize('where', ['s3://{bucket}/checkpoints', 'file://{tmp_path}/checkpoints'])
+def test_a_killed_job_goes_on_from_its_checkpoints(session, script, tmp_path, where):
+    uri = where.format(bucket=session.default_bucket(), tmp_path=tmp_path)
+    estimator = make_estimator(session, script(COUNTS), dict(checkpoint_s3_uri=uri))
+    with pytest.raises(RuntimeError, match='SIGKILL'):
+        estimator.fit()
+    estimator.fit()
+    if where.startswith('s3:'):
+        assert S3Downloader.read_file(uri + '/count', session) == '1'
+    else:
+        assert (tmp_path / 'checkpoints' / 'count').read_text() == '1'
+
+
+def test_an_endpoint_has_one_instance(estimator):
+    with pytest.raises(ValueError, match=r'one instance: deploy\(1'):
+        estimator.deploy(2, 'local')
+
+
+def test_batch_transform(session, estimator, small_mnist, other_port):
+    """Lines of CSV, npy and JSON files, with answers on S3 as the endpoint's."""
+    images = load(small_mnist / 'test' / 'test.npz')['images'][:4]
+    bodies = {
+        CSV: '\n'.join(','.join(map(str, image)) for image in images).encode(),
+        NPY: npy(images),
+        JSON: json.dumps(images.tolist()).encode(),
+    }
+    rows = []
+    for content_type, body in bodies.items():
+        name = content_type.split('/')[1]
+        data = f's3://{session.default_bucket()}/transform/{name}/in'
+        out = f's3://{session.default_bucket()}/transform/{name}/out'
+        S3Uploader.upload_string_as_file_body(body, data + '/images', sagemaker_session=session)
+        lines = dict(split_type='Line') if content_type == CSV else {}
+        transformer = estimator.transformer(1, 'local', output_path=out, accept=JSON, assemble_with='Line')
+        transformer.transform(data, content_type=content_type, **lines)
+        (answer,) = S3Downloader.list(out, session)
+        assert answer.endswith('/images.out')
+        rows.append(json.loads(S3Downloader.read_file(answer, session)))
+        assert containers(session) == []
+    assert np.shape(rows) == (3, 4, 10)
+    np.testing.assert_allclose(rows[1:], rows[:1] * 2, atol=1e-3)
+
+
+def test_a_batch_that_the_model_refuses_fails_the_job(session, estimator, other_port):
+    data = f's3://{session.default_bucket()}/refused/in'
+    S3Uploader.upload_string_as_file_body('1,2,3', data + '/bad', sagemaker_session=session)
+    with pytest.raises(RuntimeError, match='Transform job .* failed.*400'):
+        estimator.transformer(1, 'local').transform(data, content_type=CSV)
+    assert containers(session) == []
