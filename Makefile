@@ -1,7 +1,7 @@
 # `make` or `make help` lists the commands.
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
-LOCKED = requirements tests/requirements container/requirements container/requirements-gpu
+LOCKED = requirements tests/requirements container/requirements container/requirements-gpu notebooks/requirements-sdk3
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' Makefile
@@ -9,16 +9,24 @@ help:  ## list these commands
 run: setup  ## set up, then run the notebook top to bottom; results in output/
 	$(PYTHON) -m local_mode.run
 
+run-sdk3:  ## the same with version 3 of the SDK
+	@./setup.sh sdk3
+	.venv-sdk3/bin/python -m local_mode.run notebooks/chainer_mnist_sdk_v3.ipynb
+
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
 
-test: lint  ## set up, then run all tests but the four below
+test: lint  ## set up, then run all tests but those below
 	$(PYTHON) -m pytest tests/fast tests/docker tests/browser container
 
 lint:  ## what ruff says, of style and of faults
 	@./setup.sh tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+test-sdk3:  ## set up version 3 of the SDK, and test the notebook for it
+	@./setup.sh sdk3
+	.venv-sdk3/bin/python -m pytest --confcutdir=tests/sdk3 tests/sdk3
 
 test-gpu:  ## build the GPU image (3 GB) and test it; without a GPU, what can be tested without
 	@./setup.sh tests gpu
@@ -55,6 +63,7 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 		case $$f in container/*) python=3.13;; *) python=3.11;; esac; \
 		case $$f in \
 			requirements) from="pyproject.toml --extra notebook container/chainer/pyproject.toml";; \
+			notebooks/*) from="$$f.txt container/chainer/pyproject.toml";; \
 			tests/*) from="pyproject.toml --extra tests container/chainer_fast/pyproject.toml --constraint requirements.lock";; \
 			container/*) from="$$f.txt container/requirements.txt container/chainer/pyproject.toml container/chainer_fast/pyproject.toml";; \
 		esac; \

@@ -5,6 +5,7 @@
 #   ./setup.sh tests   ... and what the tests need besides; `tests gpu`: and the GPU image, without a GPU, too
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
+#   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
 #   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -28,15 +29,18 @@ install() {
 
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
-venv=.venv
-[ "${1:-}" != bench ] || venv=.venv-bench
+venv=.venv first=python3
+case ${1:-} in
+    bench) venv=.venv-bench ;;
+    sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-$HOME/.pyenv}/versions/3.13.*/bin/python" ;;
+esac
 python=$venv/bin/python
 
 make_venv() {
     local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
     if quietly $python -c "$version_check"; then return; fi
     rm -rf $venv
-    for candidate in python3 python3.13 python3.12 python3.11 python3.14; do
+    for candidate in $first python3 python3.13 python3.12 python3.11 python3.14; do
         quietly $candidate -c "$version_check" || continue
         say "creating $venv with $($candidate --version)"
         # Debian packs the part of venv that brings pip separately.
@@ -66,7 +70,7 @@ install_packages() {
 }
 
 install_notebook_packages() {
-    install_packages requirements.lock
+    install_packages "${1:-requirements.lock}"
     install_sources container/chainer
     # This project itself, in place: `import local_mode` works wherever a notebook or a test is.
     if ! cmp -s pyproject.toml $venv/installed-pyproject.toml; then
@@ -206,6 +210,7 @@ case ${1:-} in
     tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
     fast) install_test_packages; install_node ;;
     arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;
+    sdk3) install_notebook_packages notebooks/requirements-sdk3.lock; start_docker; build_images ;;
     bench) install_compiler; install_packages benchmarks/requirements.txt; install_sources container/chainer container/chainer_fast
         install_benchmarks ;;
     *) fail "unknown argument $1" ;;

@@ -8,16 +8,13 @@ import shutil
 import threading
 
 from local_mode import endpoints
-from local_mode.docker import LABEL, check, docker, remove_containers
+from local_mode.docker import LABEL, check, check_succeeded, docker, remove_containers
 from local_mode.s3 import checkpoints, local_copy, read_failure
 from local_mode.sdk import Container, ServingContainer
-from sagemaker.local.entities import _LocalEndpoint, _LocalTrainingJob
-from sagemaker.local.local_session import LocalSagemakerClient
-
-SUBMIT_DIRECTORY = 'sagemaker_submit_directory'
+from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
 
-class SagemakerClient(LocalSagemakerClient):
+class SagemakerClient(local_session.LocalSagemakerClient):
     """Jobs and endpoints in containers of this machine."""
 
     def create_training_job(self, **request):
@@ -41,7 +38,7 @@ class SagemakerClient(LocalSagemakerClient):
         if resources['InstanceCount'] > 1:  # each would take this machine's cores for its own
             cpus = int(docker('info', '--format', '{{.NCPU}}')) / resources['InstanceCount']
             container.options['cpus'] = cpus
-        job = self._training_jobs[name] = _LocalTrainingJob(container)
+        job = self._training_jobs[name] = entities._LocalTrainingJob(container)
         job.request = request
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
         try:
@@ -77,7 +74,7 @@ class SagemakerClient(LocalSagemakerClient):
     def create_endpoint(self, EndpointName, EndpointConfigName, Tags=None):
         """Start an endpoint and return once it answers; RuntimeError with its log if it stops."""
         session = self.sagemaker_session
-        endpoint = _LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
+        endpoint = entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
         model, variant = endpoint.primary_container, endpoint.production_variant
         if variant['InitialInstanceCount'] != 1:
             raise ValueError('In local mode an endpoint has one instance: deploy(1, ...).')
@@ -107,7 +104,7 @@ class SagemakerClient(LocalSagemakerClient):
         return {
             'EndpointName': EndpointName,
             'EndpointConfigName': other.config,
-            'EndpointStatus': _LocalEndpoint._IN_SERVICE,
+            'EndpointStatus': entities._LocalEndpoint._IN_SERVICE,
         }
 
     def delete_endpoint(self, EndpointName):
@@ -137,12 +134,6 @@ class SagemakerClient(LocalSagemakerClient):
             if container and os.path.exists(container.container_root):  # it has not come to its end
                 container.stop_serving()
             self.sagemaker_session.remove_stopped_containers()
-
-
-def check_succeeded(job):
-    """Raise RuntimeError unless a container of the job exited with 0; to Compose a lost one has."""
-    if not docker('ps', '--all', '--quiet', '--filter=exited=0', f'--filter=label={LABEL}.job={job}').strip():
-        raise RuntimeError('None of its containers exited with code 0.')
 
 
 @contextlib.contextmanager

@@ -60,6 +60,12 @@ def check(image):
         os.environ['PATH'] += os.pathsep + bin_directory
 
 
+def check_succeeded(job):
+    """Raise RuntimeError unless a container of the job exited with 0; to Compose a lost one has."""
+    if not docker('ps', '--all', '--quiet', '--filter=exited=0', f'--filter=label={LABEL}.job={job}').strip():
+        raise RuntimeError('None of its containers exited with code 0.')
+
+
 def gpu_available():
     """Return whether `local_gpu` can work: a GPU, Docker's access to it, and our image for it.
 

@@ -8,7 +8,7 @@ import urllib3
 from botocore.exceptions import ClientError
 from local_mode.docker import LABEL, docker
 from local_mode.sdk import get_docker_host
-from sagemaker.local.local_session import LocalSagemakerRuntimeClient
+from local_mode.versions import local_session
 
 Endpoint = collections.namedtuple('Endpoint', 'container session port config')
 
@@ -24,7 +24,7 @@ def error(operation, code, message):
     return ClientError({'Error': {'Code': code, 'Message': message}}, operation)
 
 
-class RuntimeClient(LocalSagemakerRuntimeClient):
+class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     """Requests to endpoints of this machine, with errors raised as on AWS."""
 
     timeout = 60  # seconds, as on AWS; the SDK would wait for ever

@@ -7,7 +7,7 @@ import tempfile
 import threading
 
 import botocore.exceptions
-from sagemaker.s3 import S3Downloader, parse_s3_url
+from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
 

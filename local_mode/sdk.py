@@ -9,24 +9,20 @@ import sys
 import threading
 import time
 
-import sagemaker.estimator
-import sagemaker.local.entities
-import sagemaker.local.image
-import sagemaker.local.local_session
 import urllib3
 import yaml
 from local_mode.docker import LABEL
 from local_mode.s3 import local_copy
-from sagemaker.chainer.estimator import Chainer
+from local_mode.versions import SUBMIT_DIRECTORY, entities, image, local_session
 
 START = 120  # seconds in which a container must answer
 
 # The SDK runs two docker commands for every request to find a host that does not change.
-get_docker_host = functools.lru_cache(maxsize=None)(sagemaker.local.local_session.get_docker_host)
-sagemaker.local.local_session.get_docker_host = get_docker_host
+get_docker_host = functools.lru_cache(maxsize=None)(local_session.get_docker_host)
+local_session.get_docker_host = get_docker_host
 
 
-class HostingContainer(sagemaker.local.image._HostingContainer):
+class HostingContainer(image._HostingContainer):
     """The thread behind a running endpoint, which prints the container's log and keeps its end."""
 
     def __init__(self, command):
@@ -50,10 +46,10 @@ class HostingContainer(sagemaker.local.image._HostingContainer):
         super().down()
 
 
-sagemaker.local.image._HostingContainer = HostingContainer
+image._HostingContainer = HostingContainer
 
 
-class Container(sagemaker.local.image._SageMakerContainer):
+class Container(image._SageMakerContainer):
     """A job's or an endpoint's containers, in a network of their own that bears the session's label.
 
     The SDK's is one for all of this machine's SDKs, and has no label by which to remove it.
@@ -71,7 +67,7 @@ class Container(sagemaker.local.image._SageMakerContainer):
 
     def _create_docker_host(self, host, environment, optml_subdirs, command, volumes):
         environment = [text.replace('$', '$$') for text in environment]  # or Compose reads names there
-        mounts = [sagemaker.local.image._Volume(here, there) for there, here in self.mounts.items()]
+        mounts = [image._Volume(here, there) for there, here in self.mounts.items()]
         content = super()._create_docker_host(host, environment, optml_subdirs, command, volumes + mounts)
         return {**content, **self.options}
 
@@ -79,7 +75,7 @@ class Container(sagemaker.local.image._SageMakerContainer):
         content = super()._generate_compose_file(*args, **kwargs)
         if 'networks' in content:
             content['networks']['sagemaker-local'] = {'labels': {LABEL: self.sagemaker_session.name}}
-            path = os.path.join(self.container_root, sagemaker.local.image.DOCKER_COMPOSE_FILENAME)
+            path = os.path.join(self.container_root, image.DOCKER_COMPOSE_FILENAME)
             with open(path, 'w') as f:
                 yaml.dump(content, f)
         return content
@@ -93,7 +89,7 @@ class ServingContainer(Container):
 
     def serve(self, model_dir, environment):
         """Start it, and return once /ping answers 200; RuntimeError with its log if it stops."""
-        key = sagemaker.estimator.DIR_PARAM_NAME.upper()
+        key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         if not os.path.exists(os.path.join(code.replace('file://', ''), 'requirements.txt')):
             self.options.update(read_only=True, tmpfs=['/tmp'])
@@ -123,24 +119,5 @@ class ServingContainer(Container):
         return host
 
 
-sagemaker.local.local_session._SageMakerContainer = Container  # of processing jobs
-sagemaker.local.entities._SageMakerContainer = ServingContainer  # of batch transform
-
-
-def add_checkpoint_args(
-    local_mode, estimator, train_args, _add=sagemaker.estimator._TrainingJob._add_spot_checkpoint_args
-):
-    """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; ours knows it."""
-    _add(False, estimator, train_args)
-
-
-sagemaker.estimator._TrainingJob._add_spot_checkpoint_args = staticmethod(add_checkpoint_args)
-
-
-def hyperparameters(self, _hyperparameters=Chainer.hyperparameters):
-    """Pass on use_mpi=False, which the SDK drops; several hosts then each run the script alone."""
-    given = _hyperparameters(self)
-    return given if self.use_mpi is not False else {**given, 'sagemaker_use_mpi': 'false'}
-
-
-Chainer.hyperparameters = hyperparameters
+local_session._SageMakerContainer = Container  # of processing jobs
+entities._SageMakerContainer = ServingContainer  # of batch transform

@@ -12,11 +12,15 @@ from local_mode import aws
 from local_mode.clients import SagemakerClient
 from local_mode.docker import LABEL, remove_containers
 from local_mode.endpoints import RuntimeClient
-from sagemaker.local.local_session import LocalSession
-from sagemaker.session_settings import SessionSettings
+from local_mode.versions import PACKAGE, SessionSettings, local_session
+
+if PACKAGE == 'sagemaker':
+    import local_mode.estimator  # noqa: F401
+else:
+    import local_mode.trainer  # noqa: F401
 
 
-class Session(LocalSession):
+class Session(local_session.LocalSession):
     """A LocalSession which leaves nothing behind.
 
     boto_session: where S3, STS and IAM are. serving_port: the port of this machine on which
@@ -87,8 +91,8 @@ def open_session(embedded=None, serving_port=8080):
         # No usage is reported from an AWS that is not there, and its credentials do not expire: nobody need
         # ask EC2's metadata service, which is another machine's, for better ones.
         os.environ['USE_SHORT_LIVED_CREDENTIALS'] = '1'
-        for name in 'sagemaker.telemetry', 'sagemaker.local':
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in 'telemetry', 'local':
+            logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
         session = Session(
             boto_session,
             serving_port,

@@ -15,6 +15,7 @@ LOCKS = {  # as `make lock` makes them
     'requirements.lock': ['pyproject.toml[notebook]', CHAINER],
     'tests/requirements.lock': ['pyproject.toml[tests]', FAST],
     'container/requirements.lock': IMAGE,
+    'notebooks/requirements-sdk3.lock': ['notebooks/requirements-sdk3.txt', CHAINER],
     'container/requirements-gpu.lock': ['container/requirements-gpu.txt', *IMAGE],
 }
 

@@ -1,0 +1,36 @@
+"""Fixtures for the tests of any image's scripts; pytest finds them where this package is installed."""
+
+import contextlib
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def local_sagemaker():
+    """A Session with an AWS of its own, for all tests; with the last of them all that it started goes."""
+    from local_mode.session import open_session  # imports the SDK, which takes seconds
+
+    with contextlib.closing(open_session(embedded=True)) as session:
+        yield session
+
+
+@pytest.fixture
+def local_endpoint(local_sagemaker):
+    """A function that deploys an estimator or a model in a container and returns its predictor.
+
+    Its arguments are those of deploy(), by default one local instance. Each endpoint has a port of its own.
+    All are deleted when the test ends.
+    """
+    predictors = []
+
+    def deploy(model, initial_instance_count=1, instance_type='local', **kwargs):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            local_sagemaker.set_serving_port(s.getsockname()[1])
+        predictors.append(model.deploy(initial_instance_count, instance_type, **kwargs))
+        return predictors[-1]
+
+    yield deploy
+    for predictor in predictors:
+        predictor.delete_endpoint()

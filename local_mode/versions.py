@@ -1,0 +1,17 @@
+"""The SageMaker SDK's local mode of version 2 or 3, which is the same code under other names."""
+
+try:
+    from sagemaker.local import entities, image, local_session
+    from sagemaker.s3 import S3Downloader, parse_s3_url
+    from sagemaker.session_settings import SessionSettings
+
+    PACKAGE = 'sagemaker'
+except ModuleNotFoundError:
+    from sagemaker.core.local import entities, image, local_session
+    from sagemaker.core.s3 import S3Downloader, parse_s3_url
+    from sagemaker.core.session_settings import SessionSettings
+
+    PACKAGE = 'sagemaker.core'
+
+__all__ = ['PACKAGE', 'S3Downloader', 'SessionSettings', 'entities', 'image', 'local_session', 'parse_s3_url']
+SUBMIT_DIRECTORY = 'sagemaker_submit_directory'

@@ -1,0 +1,78 @@
+"""The tutorial with version 3 of the SDK, and what ModelTrainer leaves and says where a script fails."""
+
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from local_mode import ROOT
+from local_mode.docker import LABEL, docker, image_uri
+
+NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_sdk_v3.ipynb'
+
+
+def left():
+    """Our containers and networks."""
+    ours = '--quiet', f'--filter=label={LABEL}'
+    return docker('ps', '--all', *ours), docker('network', 'ls', *ours)
+
+
+def test_the_notebook():
+    done = subprocess.run(
+        [sys.executable, '-m', 'local_mode.run', NOTEBOOK], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    epochs = re.findall(r'(\d)((?: +\d\.\d+){4}) +\d+\.\d+', done.stdout)
+    assert [epoch[0] for epoch in epochs] == ['1', '2', '3'] and float(epochs[-1][1].split()[-1]) >= 0.97
+    labels, predicted = re.findall(r'labels are: +\[([\d ]+)\]', done.stdout)
+    assert sum(a == b for a, b in zip(labels.split(), predicted.split())) >= 4
+    assert 'What you wrote is: nothing yet' in done.stdout
+    notebook = nbformat.read(ROOT / 'output' / NOTEBOOK.name, as_version=4)
+    pictures = [o for c in notebook.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    assert len(pictures) == 3
+    assert left() == ('', '')
+
+
+@pytest.fixture
+def trainer(local_sagemaker, tmp_path):
+    from sagemaker.core.training.configs import Compute, SourceCode
+    from sagemaker.train.model_trainer import Mode, ModelTrainer
+
+    def trainer(script, **options):
+        (tmp_path / 'code').mkdir()
+        (tmp_path / 'code' / 'script.py').write_text(script)
+        return ModelTrainer(
+            training_mode=Mode.LOCAL_CONTAINER,
+            training_image=image_uri('local'),
+            source_code=SourceCode(source_dir=str(tmp_path / 'code'), entry_script='script.py'),
+            compute=Compute(instance_type='local_cpu', instance_count=1),
+            sagemaker_session=local_sagemaker,
+            local_container_root=str(tmp_path),
+            **options,
+        )
+
+    return trainer
+
+
+def test_what_failed_is_told_and_cleared_away(trainer, local_sagemaker, tmp_path):
+    local_sagemaker.upload_data(__file__, key_prefix='data')
+    data = f's3://{local_sagemaker.default_bucket()}/data'
+    from sagemaker.core.training.configs import InputData
+
+    with pytest.raises(RuntimeError, match='Its log ends:[^$]*NameError: name .nonsense. is not defined'):
+        trainer('nonsense').train([InputData(channel_name='train', data_source=data)])
+    assert left() == ('', '')
+    assert not [*tmp_path.rglob('test_sdk3.py')]  # the channel
+    assert not {'input', 'shared', 'algo-1'} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_variables_arrive_as_they_are(trainer, tmp_path):
+    script = 'import os\nopen("/opt/ml/model/price", "w").write(os.environ["PRICE"])'
+    trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train()
+    assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == '$5 of ${HOME}'
+
+
+def test_a_job_that_nobody_waits_for_is_refused(trainer):
+    with pytest.raises(ValueError, match='wait=True'):
+        trainer('').train(wait=False)
