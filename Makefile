@@ -14,7 +14,9 @@ run-sdk3:  ## the same with version 3 of the SDK
 	.venv-sdk3/bin/python -m local_mode.run notebooks/chainer_mnist_sdk_v3.ipynb
 
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
-	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) notebooks/chainer_mnist_local_mode.ipynb
+	@for f in notebooks/*.ipynb; do [ -e my-$$f ] || { mkdir -p my-notebooks; cp $$f my-notebooks; }; done
+	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir=$(CURDIR) \
+		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
 test: lint  ## set up, then run all tests but those below
 	$(PYTHON) -m pytest tests/fast tests/docker tests/browser container

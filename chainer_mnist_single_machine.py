@@ -24,7 +24,7 @@ from chainer import serializers, training
 from chainer.backends import cuda
 from chainer.training import extensions
 
-from chainer_mnist import augment, channels, saving
+from chainer_mnist import augment, channels, progress, saving
 from chainer_mnist.arguments import boolean, parse, positive
 
 
@@ -121,8 +121,9 @@ def report(trainer, epochs):
     trainer.extend(extensions.dump_graph('main/loss'))
     trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'), trigger=(epochs, 'epoch'))
     trainer.extend(extensions.LogReport())
-    trainer.extend(extensions.PlotReport(loss, 'epoch', file_name='loss.png'))
-    trainer.extend(extensions.PlotReport(accuracy, 'epoch', file_name='accuracy.png'))
+    trainer.extend(progress.plot(loss, 'loss.png'))
+    trainer.extend(progress.plot(accuracy, 'accuracy.png'))
+    trainer.extend(progress.Progress())
     trainer.extend(extensions.PrintReport(['epoch', *loss, *accuracy, 'elapsed_time']))
 
 

@@ -1,5 +1,6 @@
 """How `serve` runs: as many single-model workers as SageMaker or the CPU quota say."""
 
+import logging
 import os
 import site
 
@@ -9,6 +10,7 @@ bind = '0.0.0.0:' + os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')
 workers = int(os.environ.get('SAGEMAKER_MODEL_SERVER_WORKERS') or cpus())
 worker_class = 'sagemaker_chainer_container.worker.Worker'
 wsgi_app = 'sagemaker_chainer_container.serving:create_app()'
+loglevel = logging.getLevelName(int(os.environ.get('SAGEMAKER_CONTAINER_LOG_LEVEL', logging.INFO)))
 keepalive = 75
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5

@@ -96,6 +96,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             self.delete_endpoint(EndpointName)
             raise
         endpoint.state = endpoint._IN_SERVICE
+        print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
     def describe_endpoint(self, EndpointName):
         """Describe an endpoint of this process or of another one."""

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import functools
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,10 +18,57 @@ from local_mode.s3 import local_copy
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image, local_session
 
 START = 120  # seconds in which a container must answer
+LINE = re.compile(r'(\S+) +\| ?(.*)', re.DOTALL)  # of a container; all others are Compose's own
+ESCAPE = re.compile(r'\x1b\[[\d;]*[A-Za-z]')
+
+log = logging.getLogger('local_mode')  # at INFO all is printed as it comes
 
 # The SDK runs two docker commands for every request to find a host that does not change.
 get_docker_host = functools.lru_cache(maxsize=None)(local_session.get_docker_host)
 local_session.get_docker_host = get_docker_host
+
+
+class Output:
+    """What containers print, for a reader: of one without its name, and without Compose's own lines.
+
+    A line that begins with a carriage return, as a progress bar's, is written over by the next.
+    begin: part of the line after which to print. end: the last lines, all of them.
+    """
+
+    def __init__(self, begin=''):
+        self.begin, self.end, self.names, self.over = begin, collections.deque(maxlen=100), set(), 0
+
+    def write(self, line):
+        """Take a line, and print it or not."""
+        self.end.append(line)
+        if log.isEnabledFor(logging.INFO):
+            sys.stdout.write(line)
+        elif match := LINE.match(ESCAPE.sub('', line)):
+            name, text = match.groups()
+            self.names.add(name)
+            if not self.begin:
+                self.show(f'{name} | {text}' if len(self.names) > 1 else text)
+            elif self.begin in text:
+                self.begin = ''
+                self.end.clear()
+
+    def show(self, text):
+        if self.over:
+            sys.stdout.write('\r' + ' ' * self.over + '\r')
+        self.over = len(text) if text[0] == '\r' else 0
+        sys.stdout.write(text.rstrip('\n') if self.over else text)
+
+
+def stream_output(process, begin=''):
+    """Print what a job's containers print; RuntimeError with the end of it where the job fails."""
+    output = Output(begin)
+    for line in process.stdout:
+        output.write(line.decode('utf-8', 'replace'))
+    if process.wait():
+        raise RuntimeError(f'Its log ends:\n{"".join(output.end)}')
+
+
+image._stream_output = stream_output
 
 
 class HostingContainer(image._HostingContainer):
@@ -28,7 +77,7 @@ class HostingContainer(image._HostingContainer):
     def __init__(self, command):
         super().__init__(command)
         self.daemon = True  # or a script that ends with a live endpoint would never exit
-        self.log = collections.deque(maxlen=100)
+        self.output = Output()
         self.started = threading.Event()
 
     def run(self):
@@ -37,8 +86,7 @@ class HostingContainer(image._HostingContainer):
         )
         self.started.set()
         for line in self.process.stdout:
-            self.log.append(line)
-            sys.stdout.write(line)
+            self.output.write(line)
         self.process.wait()
 
     def down(self):
@@ -64,6 +112,9 @@ class Container(image._SageMakerContainer):
         """Add labels: LABEL.name = value."""
         ours = {LABEL: self.sagemaker_session.name, **{f'{LABEL}.{name}': labels[name] for name in labels}}
         self.options['labels'] = ours
+
+    def _compose(self, detached=False):
+        return [*super()._compose(detached), '--no-color']
 
     def _create_docker_host(self, host, environment, optml_subdirs, command, volumes):
         environment = [text.replace('$', '$$') for text in environment]  # or Compose reads names there
@@ -103,7 +154,7 @@ class ServingContainer(Container):
                     return
             time.sleep(0.1)
         what = f'did not answer within {START} s' if hosting.is_alive() else 'stopped'
-        raise RuntimeError(f'The endpoint {what}. Its log ends:\n{"".join(hosting.log)}')
+        raise RuntimeError(f'The endpoint {what}. Its log ends:\n{"".join(hosting.output.end)}')
 
     def _prepare_serving_volumes(self, model_location):
         volumes = super()._prepare_serving_volumes(model_location)

@@ -19,6 +19,8 @@ if PACKAGE == 'sagemaker':
 else:
     import local_mode.trainer  # noqa: F401
 
+logging.getLogger('sagemaker').setLevel(logging.WARNING)  # INFO says, on red, what one sees
+
 
 class Session(local_session.LocalSession):
     """A LocalSession which leaves nothing behind.

@@ -1,16 +1,14 @@
 """ModelTrainer of the SDK's version 3 in local containers, mended: what is replaced, and nothing else."""
 
-import collections
+import functools
 import os
 import shutil
-import sys
 
 import sagemaker.train.model_trainer
 import yaml
 from local_mode.docker import LABEL, check, check_succeeded, docker
+from local_mode.sdk import stream_output
 from sagemaker.train.local import local_container
-
-log = collections.deque(maxlen=50)  # of the job that runs
 
 
 class LocalContainer(local_container._LocalContainer):
@@ -24,15 +22,12 @@ class LocalContainer(local_container._LocalContainer):
         if not wait:
             raise ValueError('In local mode train(wait=True): what a job leaves is collected at its end.')
         check(self.image)
-        log.clear()
         try:
             artifacts = super().train(wait)
             check_succeeded(self.training_job_name)
             return artifacts
         except RuntimeError as e:
-            raise RuntimeError(
-                f'Training job {self.training_job_name} failed. Its log ends:\n{"".join(log) or e}'
-            ) from None
+            raise RuntimeError(f'Training job {self.training_job_name} failed. {e}') from None
         finally:
             self.sagemaker_session.remove_stopped_containers()
             if os.getuid():  # the SDK starts the script as root
@@ -51,7 +46,7 @@ class LocalContainer(local_container._LocalContainer):
     def _generate_compose_command(self, wait):
         command = super()._generate_compose_command(wait)
         at = command.index('-f')  # or Compose takes directories of one name for one project
-        return [*command[:at], '--project-name', self.training_job_name, *command[at:]]
+        return [*command[:at], '--project-name', self.training_job_name, *command[at:], '--no-color']
 
     def _generate_compose_file(self, environment, volumes):
         content = super()._generate_compose_file(environment, volumes)
@@ -61,17 +56,6 @@ class LocalContainer(local_container._LocalContainer):
         return content
 
 
-def stream_output(process):
-    """Print what a process prints, and keep the end of it; RuntimeError where it fails."""
-    for line in process.stdout:
-        line = line.decode('utf-8', 'replace')
-        sys.stdout.write(line)
-        if 'Executing command: ' in line:  # before, it lists variables
-            log.clear()
-        log.append(line)
-    if process.wait():
-        raise RuntimeError(f'{process.args[0]} exited with code {process.returncode}.')
-
-
-local_container._stream_output = stream_output
+# Before that the SDK's driver lists variables.
+local_container._stream_output = functools.partial(stream_output, begin='Executing command: ')
 sagemaker.train.model_trainer._LocalContainer = LocalContainer

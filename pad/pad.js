@@ -30,7 +30,7 @@ function mount(pad) {
     const best = values?.indexOf(Math.max(...values));
     [...bars.children].forEach((bar, digit) => {
       bar.className = digit === best ? 'best' : '';
-      bar.querySelector('i').style.width = `${values ? 100 * values[digit] : 0}%`;
+      bar.style.setProperty('--part', `${values ? 100 * values[digit] : 0}%`);
       bar.querySelector('b').textContent = values ? `${Math.round(100 * values[digit])} %` : '';
     });
     bars.classList.remove('old');
@@ -63,7 +63,7 @@ function mount(pad) {
     const detail = {data: [pixels], respondWith};
     say('');
     if (!pad.dispatchEvent(new CustomEvent('digit', {bubbles: true, cancelable: true, detail}))) return;
-    respondWith(send(pixels, isNewest), 'Sent to `data`.');
+    respondWith(send(pixels, isNewest), strokes.length ? 'Sent to `data`.' : 'Cleared: `data` is blank.');
   }
 
   function add(event) {

@@ -80,6 +80,24 @@ def test_undo_and_clear_with_the_mouse_and_with_keys(page):
     assert page.evaluate('digits.at(-1)') == BLANK
 
 
+def test_on_a_phone_the_bars_stand_above_the_drawing(page):
+    page.set_viewport_size({'width': 390, 'height': 700})
+    pad = show(page, HTML)
+    page.evaluate(
+        """addEventListener('digit', event => {
+            event.preventDefault();
+            event.detail.respondWith(Promise.resolve([0, 9, 0, 0, 0, 0, 0, 5, 0, 0]), '');
+        })"""
+    )
+    draw(pad, *ONE)
+    says(pad, 'Looks like 1.')
+    best, canvas, status = (
+        pad.locator(name).bounding_box() for name in ('li.best i', '.ink', '[role=status]')
+    )
+    assert best['y'] + best['height'] < canvas['y'] and 30 < best['height'] < 40
+    assert canvas['width'] >= 280 and status['y'] + status['height'] < 700
+
+
 def test_two_pads_and_other_buttons_and_keys(page):
     first, second = show(page, HTML + HTML).all()
     one = draw(first, *ONE)

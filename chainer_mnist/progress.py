@@ -1,0 +1,51 @@
+"""What a person sees of training: a line that is written over, and plots over whole epochs."""
+
+import time
+
+from chainer import training
+from chainer.training import extensions
+
+
+class Progress(training.Extension):
+    """Prints how far training is, each second but a hundred times at most.
+
+    A line begins with a carriage return: local mode lets the next one take its place.
+    """
+
+    trigger = 1, 'iteration'
+
+    def initialize(self, trainer):
+        self.start = self.shown = time.monotonic()
+        self.before = self.epoch(trainer)
+
+    def epoch(self, trainer):
+        return trainer.updater.epoch_detail
+
+    def __call__(self, trainer):
+        now, epoch, epochs = time.monotonic(), self.epoch(trainer), trainer.stop_trigger.period
+        left = (now - self.start) * (epochs - epoch) / (epoch - self.before)
+        if now < self.shown + max(1, (now - self.start + left) / 100) or trainer.updater.is_new_epoch:
+            return
+        self.shown = now
+        bar = '#' * round(20 * epoch / epochs)
+        batch, batches = (
+            round(epoch % 1 * trainer.updater.iteration / epoch),
+            round(trainer.updater.iteration / epoch),
+        )
+        accuracy = float(trainer.observation['main/accuracy'].array)
+        print(
+            f'\r[{bar:.<20}] epoch {int(epoch) + 1} of {epochs}, batch {batch} of {batches}, '
+            f'accuracy of the batch {accuracy:.2f}, {left:.0f} s left',
+            flush=True,
+        )
+
+
+def plot(names, file_name):
+    """Return a PlotReport of these values over whole epochs."""
+    return extensions.PlotReport(names, 'epoch', file_name=file_name, postprocess=whole_epochs)
+
+
+def whole_epochs(figure, axes, summary):
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
