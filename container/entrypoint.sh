@@ -30,7 +30,8 @@ fi
 if [ "$(id -u)" = 0 ] && [ "${owner%:*}" = 0 ] && [ "$1" = serve ] &&
     [ -z "$(setpriv $nobody find /opt/ml/model /opt/ml/code ! -readable -print -quit 2>&1)" ]; then
     chown 65534:65534 $HOME
-    chown 65534:65534 /opt/ml/model 2>/dev/null || true  # some scripts write beside their model; it may be read-only
+    # Some scripts write beside their model. They may, but not to root's files; a read-only mount stays one.
+    chgrp 65534 /opt/ml/model 2>/dev/null && chmod g+w,+t /opt/ml/model || true
     workers='--user 65534 --group 65534'
 fi
 # shellcheck disable=SC2086  # several words

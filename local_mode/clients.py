@@ -9,7 +9,7 @@ import threading
 
 from local_mode import endpoints
 from local_mode.docker import LABEL, check, check_succeeded, docker, remove_containers
-from local_mode.s3 import checkpoints, local_copy, read_failure
+from local_mode.s3 import artifacts, checkpoints, local_copy, read_failure
 from local_mode.sdk import Container, ServingContainer
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
@@ -44,15 +44,20 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         try:
             with (
                 kept_checkpoints(session, container, request.get('CheckpointConfig')),
-                stopped_after(limit, name),
+                stopped_after(limit, name) as stopped,
             ):
                 job.start(request.get('InputDataConfig') or [], output, hyperparameters, environment, name)
                 check_succeeded(name)
-        except (RuntimeError, TimeoutError) as e:
-            stopped = isinstance(e, TimeoutError)
-            failure = not stopped and read_failure(session, output['S3OutputPath'], name) or str(e)
-            job.state, request['FailureReason'] = 'Stopped' if stopped else 'Failed', failure
-            raise RuntimeError(f'Training job {name} {job.state.lower()}. {failure}') from None
+            if stopped:  # as on SageMaker, with what there is so far
+                job.state = 'Stopped'
+                job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
+                print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
+        except Exception as e:
+            failure = read_failure(session, output['S3OutputPath'], name) or str(e)
+            job.state, request['FailureReason'] = 'Failed', failure
+            if isinstance(e, RuntimeError):
+                raise RuntimeError(f'Training job {name} failed. {failure}') from None
+            raise
         finally:
             if output['S3OutputPath'].startswith('s3://'):
                 # The SDK leaves the channels here, some 200 MB a job.
@@ -65,7 +70,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         described = super().describe_training_job(TrainingJobName)
         request = self._training_jobs[TrainingJobName].request
         output = {'KmsKeyId': '', **request['OutputDataConfig']}
-        return {**described, **request, 'OutputDataConfig': output}
+        # Environment: without what create_training_job has added.
+        return {**described, 'Environment': {}, **request, 'OutputDataConfig': output}
 
     def list_tags(self, ResourceArn, **_):
         """Return no tags: nothing here has any."""
@@ -98,9 +104,15 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         endpoint.state = endpoint._IN_SERVICE
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
+    def running(self, name):
+        """Return this process's endpoint of that name while its container runs, or None."""
+        endpoint = self._endpoints.get(name)
+        thread = endpoint and endpoint.container.container
+        return endpoint if thread and thread.is_alive() else None
+
     def describe_endpoint(self, EndpointName):
         """Describe an endpoint of this process or of another one."""
-        if EndpointName in self._endpoints or not (other := endpoints.find(EndpointName)):
+        if self.running(EndpointName) or not (other := endpoints.find(EndpointName)):
             return super().describe_endpoint(EndpointName)
         return {
             'EndpointName': EndpointName,
@@ -111,12 +123,14 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def delete_endpoint(self, EndpointName):
         """Stop an endpoint and remove its container, also that of another process."""
         if EndpointName in self._endpoints:
-            with contextlib.suppress(FileNotFoundError):  # `make clean` has been here
-                super().delete_endpoint(EndpointName)
-            self._endpoints.pop(EndpointName, None)
+            container = self._endpoints.pop(EndpointName).container
+            if container.container_root:  # it has been started
+                with contextlib.suppress(FileNotFoundError):  # `make clean` has been here
+                    container.stop_serving()
             self.sagemaker_session.remove_stopped_containers()
-        elif other := endpoints.find(EndpointName):
-            remove_containers(other.session, f'label={LABEL}.endpoint={EndpointName}')
+        else:
+            while other := endpoints.find(EndpointName):
+                remove_containers(other.session, f'label={LABEL}.endpoint={EndpointName}')
 
     def create_transform_job(self, **request):
         """Run a batch transform job, its container on the session's port; RuntimeError where it fails."""
@@ -132,7 +146,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             raise RuntimeError(f'Transform job {name} failed. {e}') from None
         finally:
             container = self._transform_jobs[name].container
-            if container and os.path.exists(container.container_root):  # it has not come to its end
+            # Else it has not started, or has come to its end.
+            if container and container.container_root and os.path.exists(container.container_root):
                 container.stop_serving()
             self.sagemaker_session.remove_stopped_containers()
 
@@ -150,7 +165,7 @@ def kept_checkpoints(session, container, config):
 
 @contextlib.contextmanager
 def stopped_after(seconds, job):
-    """Stop the job's containers after so many seconds, and raise TimeoutError."""
+    """Stop the job's containers after so many seconds; yield a list, which is then not empty."""
     over, stopped = threading.Event(), []
 
     def watch():
@@ -164,11 +179,10 @@ def stopped_after(seconds, job):
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
-    except RuntimeError as e:
-        if stopped:
-            raise TimeoutError(f'It took longer than max_run, {seconds} seconds.') from e
-        raise
+        yield stopped
+    except RuntimeError:
+        if not stopped:
+            raise
     finally:
         over.set()
         thread.join()

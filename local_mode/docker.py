@@ -28,6 +28,11 @@ def image_uri(instance_type):
     return 'sagemaker-chainer:{}-{}-py313'.format(VERSION, 'gpu' if gpu else 'cpu')
 
 
+def is_ours(image):
+    """Return whether an image's name, with a registry or without, is that of one of ours."""
+    return f'sagemaker-chainer:{VERSION}-' in image
+
+
 def has_image(name):
     """Return whether Docker has this image already."""
     return bool(docker('images', '--quiet', name).strip())

@@ -17,11 +17,15 @@ def find(name):
     """Return the Endpoint of this name, whichever process deployed it, or None."""
     columns = ' '.join(f'{{{{.Label "{LABEL}{label}"}}}}' for label in ('', '.port', '.config'))
     found = docker('ps', f'--filter=label={LABEL}.endpoint={name}', '--format', '{{.Names}} ' + columns)
-    return Endpoint(*found.split()) if found else None
+    return Endpoint(*found.splitlines()[0].split()) if found else None
 
 
 def error(operation, code, message):
     return ClientError({'Error': {'Code': code, 'Message': message}}, operation)
+
+
+def silence(name, port):
+    return f'Nothing answers on port {port}: has the endpoint {name} stopped?'
 
 
 class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
@@ -47,9 +51,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
                 'InvokeEndpoint', 'ModelError', f'The container did not answer within {self.timeout} s.'
             ) from None
         except urllib3.exceptions.HTTPError as e:
-            raise ConnectionError(
-                f'Nothing answers on port {port}: has the endpoint {EndpointName} stopped? ({e})'
-            ) from None
+            raise ConnectionError(f'{silence(EndpointName, port)} ({e})') from None
         body = response['Body']
         if body.status >= 400:
             text = body.read().decode('utf-8', 'replace').strip()
@@ -62,7 +64,16 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         """Return the port on which the endpoint answers; ClientError where there is none of this name."""
         if not name:  # the SDK's batch transform asks so
             return self.session.serving_port
-        endpoint = self.session.sagemaker_client._endpoints.get(name) or find(name)
+        client = self.session.sagemaker_client
+        if not (endpoint := client.running(name)):
+            known = client._endpoints.get(name)
+            try:
+                endpoint = find(name)
+            except RuntimeError:  # Docker does not answer
+                if not known:
+                    raise
+            if known and not endpoint:  # at its port another one may answer
+                raise ConnectionError(silence(name, known.port))
         if endpoint is None:
             message = f'Endpoint {name} of account {self.session.account_id()} not found.'
             raise error('InvokeEndpoint', 'ValidationError', message)

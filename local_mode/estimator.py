@@ -5,8 +5,9 @@ from sagemaker.estimator import _TrainingJob
 
 
 def add_checkpoint_args(local_mode, estimator, train_args, _add=_TrainingJob._add_spot_checkpoint_args):
-    """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; ours knows it."""
-    _add(False, estimator, train_args)
+    """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it."""
+    ours = hasattr(estimator.sagemaker_session, 'remove_stopped_containers')
+    _add(local_mode and (estimator.use_spot_instances or not ours), estimator, train_args)
 
 
 def hyperparameters(self, _hyperparameters=Chainer.hyperparameters):

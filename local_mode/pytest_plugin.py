@@ -12,6 +12,7 @@ def local_sagemaker():
     from local_mode.session import open_session  # imports the SDK, which takes seconds
 
     with contextlib.closing(open_session(embedded=True)) as session:
+        take_a_free_port(session)
         yield session
 
 
@@ -22,15 +23,21 @@ def local_endpoint(local_sagemaker):
     Its arguments are those of deploy(), by default one local instance. Each endpoint has a port of its own.
     All are deleted when the test ends.
     """
-    predictors = []
+    client = local_sagemaker.sagemaker_client
+    with contextlib.ExitStack() as stack:
 
-    def deploy(model, initial_instance_count=1, instance_type='local', **kwargs):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            local_sagemaker.set_serving_port(s.getsockname()[1])
-        predictors.append(model.deploy(initial_instance_count, instance_type, **kwargs))
-        return predictors[-1]
+        def deploy(model, initial_instance_count=1, instance_type='local', **kwargs):
+            before = set(client._endpoints)
+            predictor = model.deploy(initial_instance_count, instance_type, **kwargs)
+            for name in set(client._endpoints) - before:
+                stack.callback(client.delete_endpoint, name)
+            take_a_free_port(local_sagemaker)  # for the next
+            return predictor
 
-    yield deploy
-    for predictor in predictors:
-        predictor.delete_endpoint()
+        yield deploy
+
+
+def take_a_free_port(session):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        session.set_serving_port(s.getsockname()[1])

@@ -28,11 +28,15 @@ def local_copy(session, code):
     return 'file://' + directory
 
 
+def artifacts(output, job):
+    """Return where below a job's output path the SDK puts its artifacts."""
+    return output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
+
+
 def read_failure(session, output, job):
     """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
-    output = output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
     try:
-        with open_tar(session, output + '/output.tar.gz') as tar:
+        with open_tar(session, artifacts(output, job) + '/output.tar.gz') as tar:
             return tar.extractfile('failure').read().decode('utf-8', 'replace')
     except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
         return ''  # there is no such output
@@ -54,28 +58,34 @@ def open_tar(session, uri):
 def checkpoints(session, uri):
     """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
 
-    On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there.
+    On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
+    some of it could not be written.
     """
     if uri.startswith('file://'):
         directory = os.path.abspath(uri[len('file://') :])
         os.makedirs(directory, exist_ok=True)
         yield directory
         return
-    with tempfile.TemporaryDirectory(dir=session.directory) as directory:
+    with tempfile.TemporaryDirectory(dir=session.directory, ignore_cleanup_errors=True) as directory:
         S3Downloader.download(uri.rstrip('/') + '/', directory, sagemaker_session=session)
         bucket, prefix = parse_s3_url(uri)
         seen = set(written(directory))
-        over = threading.Event()
+        over, failures = threading.Event(), []
 
         def keep():
             ended = False
             while not ended:
                 ended = over.wait(SYNC)  # and once more after the end
+                failures.clear()  # all that has failed is tried again
                 for path, state in set(written(directory)) - seen:
-                    with contextlib.suppress(FileNotFoundError):  # replaced by a newer one
-                        key = os.path.join(prefix, os.path.relpath(path, directory))
+                    key = os.path.join(prefix, os.path.relpath(path, directory))
+                    try:
                         session.s3_client.upload_file(path, bucket, key)
                         seen.add((path, state))
+                    except FileNotFoundError:
+                        pass  # replaced by a newer one
+                    except Exception as e:  # of the network, of rights: the next time may be better
+                        failures.append(e)
 
         thread = threading.Thread(target=keep)
         thread.start()
@@ -84,6 +94,8 @@ def checkpoints(session, uri):
         finally:
             over.set()
             thread.join()
+        if failures:
+            raise RuntimeError(f'Checkpoints could not be written to {uri}: {failures[0]}')
 
 
 def written(directory):

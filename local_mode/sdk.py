@@ -13,7 +13,7 @@ import time
 
 import urllib3
 import yaml
-from local_mode.docker import LABEL
+from local_mode.docker import LABEL, is_ours
 from local_mode.s3 import local_copy
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image, local_session
 
@@ -133,16 +133,17 @@ class Container(image._SageMakerContainer):
 
 
 class ServingContainer(Container):
-    """A serving container that only this machine reaches, and that can write to /tmp and the model only.
+    """A serving container that only this machine reaches.
 
-    Where the user's requirements are to be installed it can write to its own file system, too.
+    One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
     """
 
     def serve(self, model_dir, environment):
         """Start it, and return once /ping answers 200; RuntimeError with its log if it stops."""
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
-        if not os.path.exists(os.path.join(code.replace('file://', ''), 'requirements.txt')):
+        requirements = os.path.join(code.replace('file://', ''), 'requirements.txt')
+        if code.startswith('file://') and is_ours(self.image) and not os.path.exists(requirements):
             self.options.update(read_only=True, tmpfs=['/tmp'])
         super().serve(model_dir, {**environment, key: code} if code else environment)
         url = f'http://{get_docker_host()}:{self.sagemaker_session.serving_port}/ping'
@@ -170,5 +171,16 @@ class ServingContainer(Container):
         return host
 
 
-local_session._SageMakerContainer = Container  # of processing jobs
-entities._SageMakerContainer = ServingContainer  # of batch transform
+def instead(ours, theirs):
+    """Return what makes containers of our class for our sessions, and of the SDK's for others."""
+
+    def make(instance_type, instance_count, image, sagemaker_session=None, **kwargs):
+        kind = ours if hasattr(sagemaker_session, 'remove_stopped_containers') else theirs
+        return kind(instance_type, instance_count, image, sagemaker_session, **kwargs)
+
+    return make
+
+
+# For processing jobs; for batch transform.
+for module, ours in (local_session, Container), (entities, ServingContainer):
+    module._SageMakerContainer = instead(ours, module._SageMakerContainer)

@@ -1,6 +1,7 @@
 """The SageMaker session for local mode, which leaves nothing behind."""
 
 import atexit
+import contextlib
 import logging
 import os
 import shutil
@@ -56,15 +57,16 @@ class Session(local_session.LocalSession):
     def close(self):
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""
         atexit.unregister(self.close)
-        for name, endpoint in list(self.sagemaker_client._endpoints.items()):
-            if endpoint.local_session is self:
-                self.sagemaker_client.delete_endpoint(name)
-        if shutil.which('docker'):
-            self.remove_containers()
-        if self.stop_aws:
-            self.stop_aws()
-            self.stop_aws = None
-        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.ExitStack() as stack:  # from the last to the first, whichever of them fails
+            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            if self.stop_aws:
+                stack.callback(self.stop_aws)
+                self.stop_aws = None
+            if shutil.which('docker'):
+                stack.callback(self.remove_containers)
+            for name, endpoint in list(self.sagemaker_client._endpoints.items()):
+                if endpoint.local_session is self:
+                    stack.callback(self.sagemaker_client.delete_endpoint, name)
 
     def wait_for_endpoint(self, endpoint, poll=0, live_logging=False):
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""

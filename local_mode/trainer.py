@@ -22,6 +22,8 @@ class LocalContainer(local_container._LocalContainer):
         if not wait:
             raise ValueError('In local mode train(wait=True): what a job leaves is collected at its end.')
         check(self.image)
+        os.makedirs(self.container_root, exist_ok=True)
+        before = set(os.listdir(self.container_root))
         try:
             artifacts = super().train(wait)
             check_succeeded(self.training_job_name)
@@ -30,11 +32,22 @@ class LocalContainer(local_container._LocalContainer):
             raise RuntimeError(f'Training job {self.training_job_name} failed. {e}') from None
         finally:
             self.sagemaker_session.remove_stopped_containers()
+            new = set(os.listdir(self.container_root)) - (before - {'model', 'output', 'artifacts'})
             if os.getuid():  # the SDK starts the script as root
-                docker('run', '--rm', f'--volume={self.container_root}:/left', self.image,
-                       'chown', '--recursive', f'{os.getuid()}:{os.getgid()}', '/left')  # fmt: skip
-            for name in ['input', 'shared', *self.hosts, *self._temporary_folders]:
+                self.own(new)
+            data = {'input', 'shared', *self.hosts, *map(os.path.basename, self._temporary_folders)}
+            for name in data & new:
                 shutil.rmtree(os.path.join(self.container_root, name), ignore_errors=True)
+
+    def own(self, names):
+        """Give what is below container_root under these names to whoever runs this."""
+        try:
+            docker(
+                'run', '--rm', '--user=0', '--entrypoint=chown', f'--volume={self.container_root}:/left',
+                self.image, '-R', f'{os.getuid()}:{os.getgid()}', *(f'/left/{name}' for name in names),
+            )  # fmt: skip
+        except RuntimeError as e:  # which must not hide why a job failed
+            print(f'Files in {self.container_root} belong to root: {e}')
 
     def _create_docker_host(self, host, environment, volumes):
         labels = {LABEL: self.sagemaker_session.name, f'{LABEL}.job': self.training_job_name}
@@ -46,7 +59,7 @@ class LocalContainer(local_container._LocalContainer):
     def _generate_compose_command(self, wait):
         command = super()._generate_compose_command(wait)
         at = command.index('-f')  # or Compose takes directories of one name for one project
-        return [*command[:at], '--project-name', self.training_job_name, *command[at:], '--no-color']
+        return [*command[:at], '--project-name', self.training_job_name.lower(), *command[at:], '--no-color']
 
     def _generate_compose_file(self, environment, volumes):
         content = super()._generate_compose_file(environment, volumes)
@@ -58,4 +71,11 @@ class LocalContainer(local_container._LocalContainer):
 
 # Before that the SDK's driver lists variables.
 local_container._stream_output = functools.partial(stream_output, begin='Executing command: ')
-sagemaker.train.model_trainer._LocalContainer = LocalContainer
+
+
+def make(**fields):
+    ours = hasattr(fields.get('sagemaker_session'), 'remove_stopped_containers')
+    return (LocalContainer if ours else local_container._LocalContainer)(**fields)
+
+
+sagemaker.train.model_trainer._LocalContainer = make

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, run
 
+pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package brings
+
 # The engine or browser that a folder's tests need, as a marker.
 MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'docker', 'browser': 'browser'}
 

@@ -75,7 +75,9 @@ from sagemaker.chainer.model import ChainerPredictor
 
 session = open_session(embedded=True)
 if isinstance(ENDPOINT, int):
-    session.sagemaker_client._endpoints[ENDPOINT] = SimpleNamespace(port=ENDPOINT, local_session=None)
+    alive = SimpleNamespace(container=SimpleNamespace(is_alive=lambda: True))
+    fake = SimpleNamespace(port=ENDPOINT, local_session=None, container=alive)
+    session.sagemaker_client._endpoints[ENDPOINT] = fake
 predictor = ChainerPredictor(ENDPOINT, session)
 """
 CELLS = '.jp-Notebook .jp-CodeCell, #notebook .code_cell'

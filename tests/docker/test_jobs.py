@@ -1,14 +1,22 @@
 """Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
 
+import contextlib
 import json
 import os
+import pathlib
 import shutil
+import time
 
+import local_mode.s3
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
+from local_mode.s3 import checkpoints, open_tar
+from local_mode.session import open_session
 from sagemaker.chainer.estimator import Chainer
+from sagemaker.model import Model
 from sagemaker.s3 import S3Downloader, S3Uploader
-from support import CSV, JSON, NPY, containers, load, make_estimator, npy
+from support import CSV, IMAGE, JSON, NPY, ROLE, containers, free_port, load, make_estimator, npy, pack
 
 WRITES = """
 import json, os, sys
@@ -70,6 +78,7 @@ def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
         estimator.fit()
     described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
     assert described['TrainingJobStatus'] == 'Failed' and 'PRICE' in described['FailureReason']
+    assert described['Environment'] == {}  # and no secret of the hosts
 
 
 def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, monkeypatch):
@@ -82,10 +91,25 @@ def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, m
         make_estimator(session, script(WRITES)).fit()
 
 
-def test_max_run_ends_a_job(session, script):
-    slow = script('import time\nif __name__ == "__main__": time.sleep(100)')
-    with pytest.raises(RuntimeError, match='stopped.*longer than max_run, 5 seconds'):
-        make_estimator(session, slow, dict(max_run=5)).fit()
+SLOW = """
+import os, signal, sys, time
+if __name__ == '__main__':
+    open(os.environ['SM_MODEL_DIR'] + '/so-far', 'w').write('some')
+    if EXITS:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize('exits', ['True', 'False'])
+def test_max_run_stops_a_job_and_keeps_what_there_is(session, script, capsys, exits):
+    estimator = make_estimator(session, script(SLOW.replace('EXITS', exits)), dict(max_run=5))
+    estimator.fit()
+    assert 'was stopped: it took longer than max_run, 5 seconds' in capsys.readouterr().out
+    described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+    assert described['TrainingJobStatus'] == 'Stopped'
+    with open_tar(session, estimator.model_data) as tar:
+        assert 'so-far' in tar.getnames()
     assert containers(session) == []
 
 
@@ -111,6 +135,41 @@ def test_a_killed_job_goes_on_from_its_checkpoints(session, script, tmp_path, wh
         assert S3Downloader.read_file(uri + '/count', session) == '1'
     else:
         assert (tmp_path / 'checkpoints' / 'count').read_text() == '1'
+
+
+def test_checkpoints_that_could_not_be_written_are_written_later_or_told(session, monkeypatch):
+    uri = f's3://{session.default_bucket()}/broken'
+    upload, failing = session.s3_client.upload_file, [True]
+
+    def sometimes(*args):
+        if failing:
+            raise ConnectionError('no route')
+        upload(*args)
+
+    monkeypatch.setattr(session.s3_client, 'upload_file', sometimes)
+    monkeypatch.setattr(local_mode.s3, 'SYNC', 0.1)
+    with checkpoints(session, uri) as directory:
+        pathlib.Path(directory, 'state').write_text('1')
+        time.sleep(0.5)
+        failing.clear()
+    assert S3Downloader.read_file(uri + '/state', session) == '1'
+    failing.append(True)
+    with pytest.raises(RuntimeError, match='could not be written to .*: no route'):
+        with checkpoints(session, uri) as directory:
+            pathlib.Path(directory, 'more').write_text('2')
+
+
+def test_code_that_is_not_there_is_told_and_the_session_closes(script, tmp_path):
+    with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
+        (tmp_path / 'empty').mkdir()
+        data = session.upload_data(pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), key_prefix='model')
+        submitted = f's3://{session.default_bucket()}/none.tar.gz'
+        model = Model(
+            IMAGE, data, ROLE, env={'SAGEMAKER_SUBMIT_DIRECTORY': submitted}, sagemaker_session=session
+        )
+        with pytest.raises((FileNotFoundError, ClientError), match='none.tar.gz|404'):
+            model.deploy(1, 'local')
+    assert not os.path.exists(session.directory)
 
 
 def test_an_endpoint_has_one_instance(estimator):

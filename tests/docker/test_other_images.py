@@ -4,13 +4,13 @@ import re
 import subprocess
 
 import pytest
-from local_mode.docker import LABEL, docker, has_image
+from local_mode.docker import LABEL, has_image
 from sagemaker.deserializers import StringDeserializer
 from sagemaker.estimator import Estimator
 from sagemaker.model import Model
 from sagemaker.predictor import Predictor
 from sagemaker.serializers import IdentitySerializer
-from support import ROLE, ROOT
+from support import ROLE, ROOT, docker, pack
 
 # Training counts the words of its channel; a prediction says how many there were, and what was asked.
 DOCKERFILE = r"""
@@ -21,6 +21,7 @@ COPY serve.pl /
 """
 SERVE = r"""
 use IO::Socket::INET;
+open(my $log, '>', '/var/log/words') or die;  # on SageMaker all is writable
 open(my $file, '/opt/ml/model/words'); my $words = <$file>; chomp $words;
 my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 8, ReuseAddr => 1);
 while (my $client = $server->accept) {
@@ -44,7 +45,7 @@ def image(tmp_path_factory):
     (directory / 'serve.pl').write_text(SERVE)
     subprocess.run(['docker', 'build', '--quiet', '--tag', 'test-words', directory], check=True)
     yield 'test-words'
-    docker('image', 'rm', 'test-words')
+    docker('image rm test-words')
 
 
 def test_another_image_trains_and_serves(image, local_sagemaker, local_endpoint, tmp_path):
@@ -59,13 +60,27 @@ def test_another_image_trains_and_serves(image, local_sagemaker, local_endpoint,
     assert second.predict(b'me') == '3 words, and me'
 
 
+def test_a_model_without_a_predictor_goes_with_the_test(image, tmp_path, pytester):
+    (tmp_path / 'words').write_text('5')
+    model_data = pack(tmp_path / 'model.tar.gz', tmp_path / 'words')
+    pytester.makepyfile(
+        f"""
+        from sagemaker.model import Model
+
+        def test(local_sagemaker, local_endpoint):
+            data = local_sagemaker.upload_data({model_data!r}, key_prefix='model')
+            assert local_endpoint(Model('{image}', data, '{ROLE}', sagemaker_session=local_sagemaker)) is None
+            print('THE SESSION', local_sagemaker.name)
+        """
+    )
+    done = pytester.runpytest_subprocess('-s')
+    done.assert_outcomes(passed=1)
+    name = re.search('THE SESSION (.*)', done.stdout.str())[1]
+    assert not docker(f'ps --all --quiet --filter=label={LABEL}={name}')
+
+
 def test_its_failure_is_told_in_words(image, local_sagemaker, local_endpoint):
     with pytest.raises(RuntimeError, match='Training job .* failed'):
         Estimator(image, ROLE, 1, 'local', sagemaker_session=local_sagemaker).fit()  # there is no channel
     with pytest.raises(RuntimeError, match='There is no image test-none'):
         local_endpoint(Model('test-none', 's3://none/model.tar.gz', ROLE, sagemaker_session=local_sagemaker))
-
-
-def test_nothing_is_left(local_sagemaker):
-    """After the tests above, whose endpoints the fixture has deleted."""
-    assert not docker('ps', '--all', '--quiet', f'--filter=label={LABEL}={local_sagemaker.name}')
