@@ -47,18 +47,20 @@ class Client(nbclient.NotebookClient):
 def main(path=NOTEBOOK):
     """Execute, save, and report; return the exit status."""
     start = time.monotonic()
-    os.environ['UNATTENDED'] = '1'  # nobody will draw: the notebook need not wait for that to clean up
     notebook = nbformat.read(path, as_version=4)
     client = Client(
         notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}
     )
     try:
-        client.execute()
+        # Nobody will draw, so the notebook need not wait for that to clean up.
+        client.execute(env={**os.environ, 'UNATTENDED': '1'})
         status = 0
     except nbclient.exceptions.CellExecutionError as e:
         print(e, file=sys.stderr)
         status = 1
     finally:
+        for out in (o for c in notebook.cells for o in c.get('outputs', []) if o.output_type == 'stream'):
+            out.text = re.sub(r'[^\n]*\r(?!\n)', '', out.text)  # what a progress bar has written over
         output = ROOT / 'output' / path.name
         output.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, output)

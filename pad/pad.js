@@ -94,6 +94,7 @@ function mount(pad) {
     const events = event.getCoalescedEvents?.() ?? [];
     (events.length ? events : [event]).forEach(add);
     draw();
+    if ('live' in pad.dataset) changed();  // where reading is quick: each frame, not each stroke
   });
   for (const type of ['pointerup', 'pointercancel', 'lostpointercapture']) canvas.addEventListener(type, finish);
   canvas.addEventListener('contextmenu', event => {  // a finger that rests while drawing

@@ -80,8 +80,28 @@ def test_the_blank_pad_does_not_stop_an_unattended_run(notebook):
     assert 'What you wrote is: nothing yet' in text(notebook, 'What you wrote is')
 
 
+def test_the_heart_of_the_script_is_shown(notebook):
+    (output,) = outputs(notebook, 'inspect.getsource')
+    assert all(name in output.data['text/markdown'] for name in ('class MLP', 'def model_fn', 'def train'))
+
+
+def test_nothing_is_printed_that_looks_like_trouble(printed, notebook):
+    streams = [o for c in notebook.cells for o in c.get('outputs', []) if o.output_type == 'stream']
+    assert {o.name for o in streams} == {'stdout'} and '\x1b' not in printed
+    assert 'not found' not in ''.join(o.text for o in streams)
+    lines = text(notebook, '.fit(').splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ['Training', 'epoch', '1', '2', '3']
+    assert re.match(r'The endpoint \S+ answers on port \d+\.\nCPU times', text(notebook, '.deploy('))
+    assert text(notebook, 'delete_endpoint') == ''
+    assert re.search(
+        r'\r\[#+\.+\] epoch 2 of 3, batch \d+ of 469, accuracy of the batch 0\.\d+, \d+ s left', printed
+    )
+
+
 def test_html_and_timings(printed, notebook):
     html = (ROOT / 'output' / 'chainer_mnist_local_mode.html').read_text(encoding='utf-8')
+    assert not re.search(r'<(script|link)[^>]* (src|href)="?http', html)  # it asks no other server
+    assert (ROOT / 'output' / 'pad.html').stat().st_size > 1_000_000
     assert 'MNIST training and prediction' in html and 'digit-pad' in html
     assert 'Wall time' in text(notebook, '.fit(') and 'Wall time' in text(notebook, '.deploy(')
     assert re.search(r'^Deploy +[\d.]+$', printed, re.MULTILINE)

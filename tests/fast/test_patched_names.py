@@ -16,6 +16,8 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     'entities:_SageMakerContainer': CONTAINER,
     'image:_HostingContainer': 'command',
     'image:_HostingContainer.down': 'self',
+    'image:_SageMakerContainer._compose': 'self detached',
+    'image:_stream_output': 'process',
     'image:_SageMakerContainer._generate_compose_file': 'self command',
     'image:_SageMakerContainer._prepare_serving_volumes': 'self model_location',
     'image:_SageMakerContainer._create_docker_host': 'self host environment optml_subdirs command volumes',
