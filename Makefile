@@ -1,7 +1,7 @@
 # `make` or `make help` lists the commands.
 LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
-LOCKED = requirements tests/requirements container/requirements container/requirements-gpu notebooks/requirements-sdk3
+LOCKED = requirements requirements-process tests/requirements container/requirements container/requirements-gpu notebooks/requirements-sdk3
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' Makefile
@@ -19,7 +19,7 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
 test: lint  ## set up, then run all tests but those below
-	$(PYTHON) -m pytest tests/fast tests/docker tests/browser container
+	$(PYTHON) -m pytest tests/fast tests/docker tests/process tests/browser container
 
 lint:  ## what ruff says, of style and of faults
 	@./setup.sh tests
@@ -65,6 +65,7 @@ lock:  ## pin what the requirements need, with hashes, anew (*.lock), and the im
 		case $$f in container/*) python=3.13;; *) python=3.11;; esac; \
 		case $$f in \
 			requirements) from="pyproject.toml --extra notebook container/chainer/pyproject.toml";; \
+			requirements-process) from="pyproject.toml --extra process --constraint requirements.lock";; \
 			notebooks/*) from="$$f.txt container/chainer/pyproject.toml";; \
 			tests/*) from="pyproject.toml --extra tests container/chainer_fast/pyproject.toml --constraint requirements.lock";; \
 			container/*) from="$$f.txt container/requirements.txt container/chainer/pyproject.toml container/chainer_fast/pyproject.toml";; \
@@ -91,6 +92,8 @@ sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
 
 clean:  ## remove the project's containers, networks and temporary files, those of running notebooks, too
 	@pkill -KILL -f '$(LABEL)-.*[/]docker-compose.yaml' 2>/dev/null || true  # it may be about to start a container
+	@if [ -x $(PYTHON) ]; then PATH=$(CURDIR)/local_mode/process:$$PATH; export LOCAL_MODE_PYTHON=$(CURDIR)/$(PYTHON); \
+		docker ps --all --quiet --filter label=$(LABEL) | xargs docker rm --force; fi
 	@if docker info >/dev/null 2>&1; then \
 		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
 		docker network ls --quiet --filter label=$(LABEL) | xargs -r docker network rm >/dev/null || echo "clean: a network is in use"; \

@@ -129,7 +129,7 @@ def report(trainer, epochs):
 
 def parse_args(argv=None):
     """Hyperparameters come as arguments; directories and GPUs from SageMaker's SM_* variables."""
-    env, checkpoints = os.environ.get, '/opt/ml/checkpoints'  # is there if checkpoint_s3_uri says so
+    env, checkpoints = os.environ.get, saving.CHECKPOINTS  # is there if checkpoint_s3_uri says so
     # Without abbreviations, so that a misspelt hyperparameter cannot pass for another one.
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--epochs', type=positive(int), default=50)

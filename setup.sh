@@ -1,7 +1,7 @@
 #!/bin/bash
 # Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
 # engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
-#   ./setup.sh         all of that
+#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it
 #   ./setup.sh tests   ... and what the tests need besides; `tests gpu`: and the GPU image, without a GPU, too
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
@@ -96,6 +96,19 @@ checksum() {
     find "$1" \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat | cksum
 }
 
+# What `train` and `serve` need as processes, where there is no Docker.
+install_processes() {
+    say "without Docker, training and hosting will run as processes of this machine"
+    install_packages requirements-process.lock
+    (command -v cc && install_sources container/chainer_fast) >/dev/null 2>&1 ||
+        say "chainer_fast needs a C compiler: training will take longer"
+}
+
+# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without.
+can_have_docker() {
+    [ "${LOCAL_MODE:-}" != process ] && { command -v docker >/dev/null || (has_apt && install docker.io); }
+}
+
 start_docker() {
     if ! command -v docker >/dev/null || { ! quietly docker info && ! command -v dockerd >/dev/null && [ "$(uname)" = Linux ]; }; then
         has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
@@ -109,7 +122,8 @@ start_docker() {
     fi
     if ! quietly docker info; then
         case $(docker info 2>&1) in *'permission denied'*)
-            fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again.";;
+            fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again." \
+                "Or do without: LOCAL_MODE=process";;
         esac
         say "starting the Docker engine"
         if [ "$(uname)" = Linux ]; then
@@ -175,7 +189,7 @@ build_images() {
 
 install_test_packages() {
     install_notebook_packages
-    install_packages tests/requirements.lock
+    install_packages requirements-process.lock tests/requirements.lock
     install_compiler
     install_sources container/chainer_fast
 }
@@ -206,7 +220,8 @@ install_benchmarks() {
 
 make_venv
 case ${1:-} in
-    '') install_notebook_packages; start_docker; build_images ;;
+    '') install_notebook_packages
+        if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
     tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
     fast) install_test_packages; install_node ;;
     arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;

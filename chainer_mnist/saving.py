@@ -8,6 +8,9 @@ import chainer
 import numpy as np
 from chainer import serializers
 
+# Beside SageMaker's other directories.
+CHECKPOINTS = os.path.join(os.path.dirname(os.environ.get('SM_INPUT_DIR', '/opt/ml/input')), 'checkpoints')
+
 
 def check_writable(*directories):
     """Make these directories, but those that are None; exit if one cannot be written to."""

@@ -6,7 +6,8 @@ import site
 
 from sagemaker_chainer_container.cpus import blas_settings, cpus
 
-bind = '0.0.0.0:' + os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')
+host = os.environ.get('SAGEMAKER_BIND_TO_HOST', '0.0.0.0')  # set where it runs outside of a container
+bind = f'{host}:{os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")}'
 workers = int(os.environ.get('SAGEMAKER_MODEL_SERVER_WORKERS') or cpus())
 worker_class = 'sagemaker_chainer_container.worker.Worker'
 wsgi_app = 'sagemaker_chainer_container.serving:create_app()'
@@ -15,7 +16,7 @@ keepalive = 75
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5
 control_socket_disable = True  # nothing inside the container manages it
-worker_tmp_dir = '/dev/shm'  # heartbeats must not wait for a disk
+worker_tmp_dir = '/dev/shm' if os.path.isdir('/dev/shm') else None  # heartbeats must not wait for a disk
 
 # Before any worker imports NumPy: workers that share the cores must not each use them all.
 os.environ.update(blas_settings(workers))

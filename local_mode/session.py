@@ -11,7 +11,7 @@ import uuid
 import boto3
 from local_mode import aws
 from local_mode.clients import SagemakerClient
-from local_mode.docker import LABEL, remove_containers
+from local_mode.docker import LABEL, choose_engine, remove_containers
 from local_mode.endpoints import RuntimeClient
 from local_mode.versions import PACKAGE, SessionSettings, local_session
 
@@ -62,6 +62,7 @@ class Session(local_session.LocalSession):
             if self.stop_aws:
                 stack.callback(self.stop_aws)
                 self.stop_aws = None
+            choose_engine()
             if shutil.which('docker'):
                 stack.callback(self.remove_containers)
             for name, endpoint in list(self.sagemaker_client._endpoints.items()):

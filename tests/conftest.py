@@ -28,6 +28,7 @@ os.environ.update(
     AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     AWS_EC2_METADATA_DISABLED='true',
     AWS_ENDPOINT_URL='http://127.0.0.1:9',
+    LOCAL_MODE='docker',  # also where a test takes Docker away
 )  # where nothing answers: no call can leave
 
 

@@ -152,7 +152,7 @@ def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
         silent.bind(('127.0.0.1', 0))
         silent.listen()
         mine = endpoints.Endpoint('container', 'session', silent.getsockname()[1], 'config')
-        monkeypatch.setitem(session.sagemaker_client._endpoints, 'mine', mine)
+        monkeypatch.setattr(session.sagemaker_client, 'running', lambda name: mine)
         client = endpoints.RuntimeClient(session)
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
             client.invoke_endpoint(b'[]', 'mine')

@@ -13,6 +13,7 @@ CHAINER, FAST = (f'container/{name}/pyproject.toml' for name in ('chainer', 'cha
 IMAGE = ['container/requirements.txt', CHAINER, FAST]
 LOCKS = {  # as `make lock` makes them
     'requirements.lock': ['pyproject.toml[notebook]', CHAINER],
+    'requirements-process.lock': ['pyproject.toml[process]'],
     'tests/requirements.lock': ['pyproject.toml[tests]', FAST],
     'container/requirements.lock': IMAGE,
     'notebooks/requirements-sdk3.lock': ['notebooks/requirements-sdk3.txt', CHAINER],
@@ -38,7 +39,8 @@ def test_the_base_is_pinned_by_its_digest_and_setup_takes_that():
 
 
 def test_what_is_installed_here_is_what_is_locked(pins, built):
-    both = pins('requirements.lock') | pins('tests/requirements.lock') | built
+    both = pins('requirements.lock') | pins('requirements-process.lock') | pins('tests/requirements.lock')
+    both |= built
     listed = subprocess.check_output([sys.executable, '-m', 'pip', 'list', '--format', 'json'])
     installed = {canonicalize_name(package['name']): package['version'] for package in json.loads(listed)}
     assert {name: installed.get(name) for name in both} == both

@@ -1,0 +1,142 @@
+"""Local mode without Docker: `train` and `serve` as processes, through the same estimator."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+import psutil
+import pytest
+from support import ROOT, free_port, run, wait_for
+
+# What a script does before it is asked to: `session`, and `estimator(script, **options)`.
+START = """
+import logging, os, sys, time
+import numpy as np
+from local_mode.docker import image_uri
+from local_mode.session import open_session
+from sagemaker.chainer.estimator import Chainer
+
+session = open_session(embedded=True, serving_port=int(sys.argv[1]))
+
+def estimator(script, **options):
+    options = dict(image_uri=image_uri('local'), instance_count=1) | options
+    return Chainer(script, role='arn:aws:iam::123456789012:role/any', instance_type='local',
+                   sagemaker_session=session, container_log_level=logging.WARNING, **options)
+"""
+TUTORIAL = """
+inputs = {name: session.upload_data(f'{sys.argv[2]}/{name}', key_prefix=name) for name in ('train', 'test')}
+job = estimator('chainer_mnist_single_machine.py', dependencies=['chainer_mnist'],
+                hyperparameters={'epochs': 1, 'batch_size': 100})
+job.fit(inputs)
+predictor = job.deploy(1, 'local')
+test = np.load(f'{sys.argv[2]}/test/test.npz')
+print('accuracy', (predictor.predict(test['images']).argmax(axis=1) == test['labels']).mean())
+print('endpoint', predictor.endpoint_name, flush=True)
+input()
+predictor.delete_endpoint()
+"""
+ELSEWHERE = """
+from sagemaker.chainer.model import ChainerPredictor
+predictor = ChainerPredictor(sys.argv[2], session)
+print(predictor.predict(np.zeros((1, 784), np.float32)).shape)
+"""
+ENVIRONMENT = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
+
+
+def script(code, *args, **options):
+    """A running Python process of START and this code, its session on a free port."""
+    command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **(streams | options))
+
+
+def result(code, *args):
+    process = script(code, *args)
+    out, _ = process.communicate('', timeout=300)
+    return process.returncode, out
+
+
+def left():
+    """Processes of train and serve outside of containers, and directories of sessions."""
+    ours = [p for p in psutil.process_iter(['environ']) if 'SAGEMAKER_BASE_DIR' in (p.info['environ'] or {})]
+    return ours, [
+        name for name in os.listdir(tempfile.gettempdir()) if name.startswith('chainer-mnist-local')
+    ]
+
+
+def until(process, word):
+    """What the process prints up to this word."""
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if word in line:
+            return ''.join(seen)
+    pytest.fail(f'no {word} in:\n{"".join(seen)}')
+
+
+def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
+    with script(TUTORIAL, small_mnist) as process:
+        log = until(process, 'endpoint ')
+        assert 'nothing isolates' in log and 'Training on 2000 images' in log
+        assert float(log.split('\naccuracy ')[1].split()[0]) > 0.7
+        name = log.split()[-1]
+        assert '(1, 10)' in result(ELSEWHERE, name)[1]
+        process.communicate('\n', timeout=60)
+        assert process.returncode == 0
+    assert left() == ([], [])
+
+
+def test_a_failing_script_is_reported_with_its_traceback(tmp_path):
+    (tmp_path / 'fails.py').write_text('raise ArithmeticError("as it should")')
+    status, out = result(f'estimator({str(tmp_path / "fails.py")!r}).fit()')
+    assert status == 1 and 'ArithmeticError: as it should' in out.partition('RuntimeError')[2]
+    assert left() == ([], [])
+
+
+@pytest.mark.parametrize('options', ["image_uri='debian:trixie'", 'instance_count=2'])
+def test_what_needs_docker_says_so(options, tmp_path):
+    (tmp_path / 'any.py').write_text('')
+    status, out = result(f'estimator({str(tmp_path / "any.py")!r}, {options}).fit()')
+    assert (
+        status == 1
+        and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(out.split())
+    )
+
+
+def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
+    (tmp_path / 'long.py').write_text('import time\nprint("it runs")\ntime.sleep(1000)')
+    with script(f'estimator({str(tmp_path / "long.py")!r}).fit()') as process:
+        until(process, 'it runs')
+        process.send_signal(signal.SIGKILL)
+    assert left()[0]
+    run('make', 'clean', env=ENVIRONMENT, check=True)
+    wait_for(lambda: left() == ([], []))
+
+
+def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path):
+    """No Docker, no root, no package manager: the whole tutorial, from a clone."""
+    tools = tmp_path / 'bin'
+    tools.mkdir()
+    for name in """awk bash cat chmod cksum cmp cp dirname env find grep id ln ls make mkdir mktemp mv python3
+            rm sed seq sh sleep sort tar touch tr uname xargs""".split():
+        if path := shutil.which(name, path='/usr/bin:/bin'):
+            (tools / name).symlink_to(path)
+    clone, home = tmp_path / 'clone', tmp_path / 'home'
+    run('git', 'clone', '--quiet', ROOT, clone, check=True)
+    home.mkdir()
+    user = []
+    if os.getuid() == 0:
+        run('chown', '-R', '65534:65534', clone, home, check=True)
+        for directory in (tmp_path, *tmp_path.parents[:2]):
+            directory.chmod(0o755)
+        user = 'setpriv --reuid=65534 --regid=65534 --clear-groups'.split()
+    kept = {k: v for k, v in os.environ.items() if k.startswith(('PIP_', 'SSL_', 'REQUESTS_', 'CHAINER_'))}
+    env = kept | {'PATH': str(tools), 'HOME': str(home), 'TMPDIR': str(home), 'LANG': 'C.UTF-8'}
+    done = run(*[shutil.which(word) or word for word in user], tools / 'make', 'run', cwd=clone, env=env)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert 'without Docker' in done.stdout and 'nothing isolates' in done.stdout
+    assert (clone / 'output' / 'chainer_mnist_local_mode.html').exists()
+    assert not [name for name in os.listdir(home) if name.startswith('chainer-mnist-local-mode')]
