@@ -99,9 +99,14 @@ checksum() {
 # What `train` and `serve` need as processes, where there is no Docker.
 install_processes() {
     say "without Docker, training and hosting will run as processes of this machine"
-    install_packages requirements-process.lock
-    (command -v cc && install_sources container/chainer_fast) >/dev/null 2>&1 ||
-        say "chainer_fast needs a C compiler: training will take longer"
+    if command -v cc >/dev/null; then
+        install_packages requirements-process.lock
+        install_sources container/chainer_fast
+    else
+        say "there is no C compiler for chainer_fast: training will take longer"
+        # All that sagemaker-training compiles is for MPI.
+        CC=true LDSHARED=true install_packages requirements-process.lock
+    fi
 }
 
 # Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without.

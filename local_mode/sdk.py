@@ -22,6 +22,7 @@ LINE = re.compile(r'(\S+) +\| ?(.*)', re.DOTALL)  # of a container; all others a
 ESCAPE = re.compile(r'\x1b\[[\d;]*[A-Za-z]')
 
 log = logging.getLogger('local_mode')  # at INFO all is printed as it comes
+log.setLevel(logging.WARNING)  # the SDK sets the root's to INFO
 
 # The SDK runs two docker commands for every request to find a host that does not change.
 get_docker_host = functools.lru_cache(maxsize=None)(local_session.get_docker_host)

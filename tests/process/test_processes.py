@@ -34,7 +34,7 @@ job.fit(inputs)
 predictor = job.deploy(1, 'local')
 test = np.load(f'{sys.argv[2]}/test/test.npz')
 print('accuracy', (predictor.predict(test['images']).argmax(axis=1) == test['labels']).mean())
-print('endpoint', predictor.endpoint_name, flush=True)
+print('NAME', predictor.endpoint_name, flush=True)
 input()
 predictor.delete_endpoint()
 """
@@ -79,7 +79,7 @@ def until(process, word):
 
 def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
     with script(TUTORIAL, small_mnist) as process:
-        log = until(process, 'endpoint ')
+        log = until(process, 'NAME ')
         assert 'nothing isolates' in log and 'Training on 2000 images' in log
         assert float(log.split('\naccuracy ')[1].split()[0]) > 0.7
         name = log.split()[-1]
