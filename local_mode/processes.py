@@ -149,7 +149,13 @@ def up(path):
     process = subprocess.Popen(program, cwd=base, env=environment, start_new_session=True, **streams)
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     file = DIRECTORY / f'{name}.json'
-    known = dict(name=name, labels=service.get('labels', {}), port=port, pid=process.pid, exit=None)
+    known = dict(
+        name=name,
+        labels={k: str(v) for k, v in service.get('labels', {}).items()},
+        port=port,
+        pid=process.pid,
+        exit=None,
+    )
     known['created'] = psutil.Process(process.pid).create_time()
     write(file, known)
     for number in signal.SIGTERM, signal.SIGINT:

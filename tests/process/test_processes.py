@@ -121,7 +121,7 @@ def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path):
     tools = tmp_path / 'bin'
     tools.mkdir()
     for name in """awk bash cat chmod cksum cmp cp dirname env find grep id ln ls make mkdir mktemp mv python3
-            rm sed seq sh sleep sort tar touch tr uname xargs""".split():
+            rm sed seq sh sleep sort tar touch tr true uname xargs""".split():
         if path := shutil.which(name, path='/usr/bin:/bin'):
             (tools / name).symlink_to(path)
     clone, home = tmp_path / 'clone', tmp_path / 'home'
