@@ -27,7 +27,7 @@ OUT = {'context': sys.stderr}
 KEPT = 'PATH', 'HOME', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE'
 # As in container/Dockerfile.
 IMAGE = {
-    'PYTHONPATH': str(ROOT / 'container'),
+    'PYTHONPATH': f'{ROOT / "container"}{os.pathsep}{ROOT / "local_mode" / "process"}',
     'PYTHONUNBUFFERED': '1',
     'PYTHONDONTWRITEBYTECODE': '1',
     'MPLBACKEND': 'Agg',

@@ -1,0 +1,1 @@
+"""In place of what sagemaker-training compiles, for MPI, which processes do without: it imports the name."""
