@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 import psutil
 import yaml
@@ -108,64 +109,72 @@ def remove(names):
 def up(path):
     """Run the one service of a Compose file to its end; return its exit code."""
     services = yaml.safe_load(path.read_text())['services']
-    (key, service), *others = services.items()
+    (host, service), *others = services.items()
     if others or 'entrypoint' in service or not is_ours(service['image']):
-        sys.exit(
-            f'Without Docker only `train` and `serve` of our image run, on one host: not {service["image"]}.'
-        )
-    name = service.get('container_name', key)
-    base = path.parent / f'{name}-ml'
-    for volume in sorted(service['volumes'], key=lambda volume: volume.split(':')[1]):
-        host, inside = volume.split(':')[:2]
-        os.makedirs(host, exist_ok=True)  # as Docker does
-        there = base / os.path.relpath(inside, '/opt/ml')
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if there.exists() and not there.samefile(host):
-            there.rmdir()  # where a mount would hide it
-        if not there.exists():
-            there.symlink_to(os.path.abspath(host))
-    given = dict(variable.replace('$$', '$').split('=', 1) for variable in service['environment'])
-    given = {
-        k: v.replace('/opt/ml', str(base)) if k.startswith('SAGEMAKER_') else v for k, v in given.items()
-    }
-    port = (service.get('ports') or [''])[0].split(':')[-2:][0]
-    environment = {k: os.environ[k] for k in KEPT if k in os.environ} | IMAGE | given
-    environment |= {'SAGEMAKER_BASE_DIR': str(base), 'SM_MODEL_DIR': str(base / 'model')}
-    command = service['command'] if isinstance(service['command'], str) else service['command'][0]
-    if command == 'train':
-        config = base / 'input' / 'config'
-        for file, old, new in (
-            ('hyperparameters', '/opt/ml/', f'{base}/'),
-            ('resourceconfig', key, 'localhost'),
-        ):
-            file = config / f'{file}.json'  # the toolkit waits until a host's name is known
-            file.write_text(file.read_text().replace(old, new))
-        program = [os.path.join(os.path.dirname(sys.executable), 'train')]
-        del environment['SM_MODEL_DIR']
-    else:
-        environment |= {'SAGEMAKER_BIND_TO_PORT': port, 'SAGEMAKER_BIND_TO_HOST': '127.0.0.1'}
-        program = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
-    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    process = subprocess.Popen(program, cwd=base, env=environment, start_new_session=True, **streams)
+        image = service['image']
+        sys.exit(f'Without Docker only `train` and `serve` of our image run, on one host: not {image}.')
+    name = service.get('container_name', host)
+    base = path.parent / f'{name}-ml'  # instead of /opt/ml
+    mount(service['volumes'], base)
+    port = service.get('ports', [':8080'])[0].split(':')[-2]
+    program, environment = prepare(service, base, host, port)
+    process = subprocess.Popen(
+        program, cwd=base, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    labels = {label: str(value) for label, value in service.get('labels', {}).items()}
+    known = dict(name=name, labels=labels, port=port, pid=process.pid, exit=None)
+    known['created'] = psutil.Process(process.pid).create_time()
     DIRECTORY.mkdir(mode=0o700, exist_ok=True)
     file = DIRECTORY / f'{name}.json'
-    known = dict(
-        name=name,
-        labels={k: str(v) for k, v in service.get('labels', {}).items()},
-        port=port,
-        pid=process.pid,
-        exit=None,
-    )
-    known['created'] = psutil.Process(process.pid).create_time()
     write(file, known)
     for number in signal.SIGTERM, signal.SIGINT:
         signal.signal(number, lambda *_: process.poll() is None and process.terminate())
+    threading.Thread(target=end_group, args=(process,), daemon=True).start()
     for line in process.stdout:
-        print(f'{name} | {line}', end='', flush=True)
+        print(f'{name} |', line.decode('utf-8', 'replace'), end='', flush=True)
     known['exit'] = process.wait()
     if file.exists():  # nobody has removed it
         write(file, known)
     return known['exit'] & 255
+
+
+def end_group(process):
+    """As with a container nothing outlives its first process."""
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def mount(volumes, base):
+    """Make links below base of volumes, 'here:/opt/ml/there'."""
+    for volume in sorted(volumes, key=lambda volume: volume.split(':')[1]):
+        here, inside = volume.split(':')[:2]
+        os.makedirs(here, exist_ok=True)  # as Docker does
+        there = base / os.path.relpath(inside, '/opt/ml')
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if there.exists() and not there.samefile(here):
+            there.rmdir()  # where a mount would hide it
+        if not there.exists():
+            there.symlink_to(os.path.abspath(here))
+
+
+def prepare(service, base, host, port):
+    """Return the program of a service, and its environment, with base for /opt/ml."""
+    given = dict(variable.replace('$$', '$').split('=', 1) for variable in service['environment'])
+    ours = {k: v.replace('/opt/ml', str(base)) for k, v in given.items() if k.startswith('SAGEMAKER_')}
+    environment = {k: os.environ[k] for k in KEPT if k in os.environ} | IMAGE | given | ours
+    environment['SAGEMAKER_BASE_DIR'] = str(base)
+    if service['command'] == 'train':
+        config = base / 'input' / 'config'
+        # The toolkit waits until a host's name is known.
+        for name, old, new in ('hyperparameters', '/opt/ml', base), ('resourceconfig', host, 'localhost'):
+            file = config / f'{name}.json'
+            file.write_text(file.read_text().replace(old, str(new)))
+        return [os.path.join(os.path.dirname(sys.executable), 'train')], environment
+    environment |= {'SAGEMAKER_BIND_TO_PORT': port, 'SAGEMAKER_BIND_TO_HOST': '127.0.0.1'}
+    environment['SM_MODEL_DIR'] = str(base / 'model')
+    return [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')], environment
 
 
 def write(file, known):

@@ -45,7 +45,7 @@ class Output:
         if log.isEnabledFor(logging.INFO):
             sys.stdout.write(line)
         elif match := LINE.match(ESCAPE.sub('', line)):
-            name, text = match.groups()
+            name, text = match[1], match[2].rstrip()
             self.names.add(name)
             if not self.begin:
                 self.show(f'{name} | {text}' if len(self.names) > 1 else text)
@@ -56,8 +56,8 @@ class Output:
     def show(self, text):
         if self.over:
             sys.stdout.write('\r' + ' ' * self.over + '\r')
-        self.over = len(text) if text[0] == '\r' else 0
-        sys.stdout.write(text.rstrip('\n') if self.over else text)
+        self.over = len(text) if text.startswith('\r') else 0
+        sys.stdout.write(text if self.over else text + '\n')
 
 
 def stream_output(process, begin=''):
