@@ -109,9 +109,13 @@ install_processes() {
     fi
 }
 
-# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without.
+# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, LOCAL_MODE=docker not to.
 can_have_docker() {
-    [ "${LOCAL_MODE:-}" != process ] && { command -v docker >/dev/null || (has_apt && install docker.io); }
+    case ${LOCAL_MODE:-} in
+        docker) ;;
+        process) return 1 ;;
+        *) command -v docker >/dev/null || (has_apt && install docker.io) ;;
+    esac
 }
 
 start_docker() {

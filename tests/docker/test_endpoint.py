@@ -108,6 +108,7 @@ def test_each_endpoint_answers_for_itself(session, predictor, other_port, tmp_pa
         assert done.stdout.split('\n')[-2] == 'the other', done.stderr
         wait_for(lambda: not answers(other_port))
         with socket.socket() as stranger:  # whoever answers there now is not asked
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             stranger.bind(('127.0.0.1', other_port))
             stranger.listen()
             with pytest.raises(ConnectionError, match=f'Nothing answers on port {other_port}'):
