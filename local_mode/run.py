@@ -44,6 +44,20 @@ class Client(nbclient.NotebookClient):
         return super().output(outs, msg, display_id, cell_index)
 
 
+def join(outputs):
+    """Return outputs, adjacent ones of a stream as one, without what a progress bar has written over."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == 'stream' and joined[-1].get('name') == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    for output in joined:
+        if output.output_type == 'stream':
+            output.text = re.sub(r'[^\n]*\r(?!\n)', '', output.text)
+    return joined
+
+
 def main(path=NOTEBOOK):
     """Execute, save, and report; return the exit status."""
     start = time.monotonic()
@@ -59,8 +73,9 @@ def main(path=NOTEBOOK):
         print(e, file=sys.stderr)
         status = 1
     finally:
-        for out in (o for c in notebook.cells for o in c.get('outputs', []) if o.output_type == 'stream'):
-            out.text = re.sub(r'[^\n]*\r(?!\n)', '', out.text)  # what a progress bar has written over
+        for cell in notebook.cells:
+            if cell.cell_type == 'code':
+                cell.outputs = join(cell.outputs)
         output = ROOT / 'output' / path.name
         output.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, output)
