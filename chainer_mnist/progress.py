@@ -16,25 +16,21 @@ class Progress(training.Extension):
 
     def initialize(self, trainer):
         self.start = self.shown = time.monotonic()
-        self.before = self.epoch(trainer)
-
-    def epoch(self, trainer):
-        return trainer.updater.epoch_detail
+        self.before = trainer.updater.epoch_detail
 
     def __call__(self, trainer):
-        now, epoch, epochs = time.monotonic(), self.epoch(trainer), trainer.stop_trigger.period
+        updater, epochs = trainer.updater, trainer.stop_trigger.period
+        now, epoch = time.monotonic(), updater.epoch_detail
         left = (now - self.start) * (epochs - epoch) / (epoch - self.before)
-        if now < self.shown + max(1, (now - self.start + left) / 100) or trainer.updater.is_new_epoch:
+        if now < self.shown + max(1, (now - self.start + left) / 100) or updater.is_new_epoch:
             return
         self.shown = now
         bar = '#' * round(20 * epoch / epochs)
-        batch, batches = (
-            round(epoch % 1 * trainer.updater.iteration / epoch),
-            round(trainer.updater.iteration / epoch),
-        )
+        batches = updater.iteration / epoch
         accuracy = float(trainer.observation['main/accuracy'].array)
         print(
-            f'\r[{bar:.<20}] epoch {int(epoch) + 1} of {epochs}, batch {batch} of {batches}, '
+            f'\r[{bar:.<20}] epoch {int(epoch) + 1} of {epochs}, '
+            f'batch {epoch % 1 * batches:.0f} of {batches:.0f}, '
             f'accuracy of the batch {accuracy:.2f}, {left:.0f} s left',
             flush=True,
         )

@@ -93,8 +93,8 @@ function mount(pad) {
     if (event.pointerId !== pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
     (events.length ? events : [event]).forEach(add);
-    draw();
     if ('live' in pad.dataset) changed();  // where reading is quick: each frame, not each stroke
+    else draw();
   });
   for (const type of ['pointerup', 'pointercancel', 'lostpointercapture']) canvas.addEventListener(type, finish);
   canvas.addEventListener('contextmenu', event => {  // a finger that rests while drawing
