@@ -49,7 +49,7 @@ def image_uri(instance_type):
     return 'sagemaker-chainer:{}-{}-py313'.format(VERSION, 'gpu' if gpu else 'cpu')
 
 
-def is_ours(image):
+def is_our_image(image):
     """Return whether an image's name, with a registry or without, is that of one of ours."""
     return f'sagemaker-chainer:{VERSION}-' in image
 

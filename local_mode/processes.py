@@ -21,7 +21,7 @@ import threading
 import psutil
 import yaml
 from local_mode import ROOT
-from local_mode.docker import LABEL, is_ours
+from local_mode.docker import LABEL, is_our_image
 
 DIRECTORY = pathlib.Path(tempfile.gettempdir(), f'{LABEL}-processes-{os.getuid()}')
 OUT = {'context': sys.stderr}
@@ -110,7 +110,7 @@ def up(path):
     """Run the one service of a Compose file to its end; return its exit code."""
     services = yaml.safe_load(path.read_text())['services']
     (host, service), *others = services.items()
-    if others or 'entrypoint' in service or not is_ours(service['image']):
+    if others or 'entrypoint' in service or not is_our_image(service['image']):
         image = service['image']
         sys.exit(f'Without Docker only `train` and `serve` of our image run, on one host: not {image}.')
     name = service.get('container_name', host)

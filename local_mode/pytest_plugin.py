@@ -11,8 +11,7 @@ def local_sagemaker():
     """A Session with an AWS of its own, for all tests; with the last of them all that it started goes."""
     from local_mode.session import open_session  # imports the SDK, which takes seconds
 
-    with contextlib.closing(open_session(embedded=True)) as session:
-        take_a_free_port(session)
+    with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
         yield session
 
 
@@ -31,13 +30,13 @@ def local_endpoint(local_sagemaker):
             predictor = model.deploy(initial_instance_count, instance_type, **kwargs)
             for name in set(client._endpoints) - before:
                 stack.callback(client.delete_endpoint, name)
-            take_a_free_port(local_sagemaker)  # for the next
+            local_sagemaker.set_serving_port(free_port())  # for the next
             return predictor
 
         yield deploy
 
 
-def take_a_free_port(session):
+def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        session.set_serving_port(s.getsockname()[1])
+        return s.getsockname()[1]

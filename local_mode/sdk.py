@@ -13,7 +13,7 @@ import time
 
 import urllib3
 import yaml
-from local_mode.docker import LABEL, is_ours
+from local_mode.docker import LABEL, is_our_image
 from local_mode.s3 import local_copy
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image, local_session
 
@@ -98,6 +98,26 @@ class HostingContainer(image._HostingContainer):
 image._HostingContainer = HostingContainer
 
 
+def is_ours(session):
+    """Return whether a session is one of local_mode's, and not the SDK's own."""
+    return hasattr(session, 'remove_stopped_containers')
+
+
+def labels(session, **names):
+    """Return the labels of a container of this session: LABEL, and LABEL.name = value."""
+    return {LABEL: session.name, **{f'{LABEL}.{name}': value for name, value in names.items()}}
+
+
+def give_network(container, content):
+    """Return a Compose file, written anew with a network of its own that has the session's label."""
+    if 'networks' in content:
+        content['networks']['sagemaker-local'] = {'labels': labels(container.sagemaker_session)}
+        path = os.path.join(container.container_root, image.DOCKER_COMPOSE_FILENAME)
+        with open(path, 'w') as f:
+            yaml.dump(content, f)
+    return content
+
+
 class Container(image._SageMakerContainer):
     """A job's or an endpoint's containers, in a network of their own that bears the session's label.
 
@@ -109,10 +129,9 @@ class Container(image._SageMakerContainer):
         super().__init__(*args, **kwargs)
         self.options, self.mounts = {}, {}
 
-    def label(self, **labels):
+    def label(self, **names):
         """Add labels: LABEL.name = value."""
-        ours = {LABEL: self.sagemaker_session.name, **{f'{LABEL}.{name}': labels[name] for name in labels}}
-        self.options['labels'] = ours
+        self.options['labels'] = labels(self.sagemaker_session, **names)
 
     def _compose(self, detached=False):
         return [*super()._compose(detached), '--no-color']
@@ -124,13 +143,7 @@ class Container(image._SageMakerContainer):
         return {**content, **self.options}
 
     def _generate_compose_file(self, *args, **kwargs):
-        content = super()._generate_compose_file(*args, **kwargs)
-        if 'networks' in content:
-            content['networks']['sagemaker-local'] = {'labels': {LABEL: self.sagemaker_session.name}}
-            path = os.path.join(self.container_root, image.DOCKER_COMPOSE_FILENAME)
-            with open(path, 'w') as f:
-                yaml.dump(content, f)
-        return content
+        return give_network(self, super()._generate_compose_file(*args, **kwargs))
 
 
 class ServingContainer(Container):
@@ -144,7 +157,7 @@ class ServingContainer(Container):
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         requirements = os.path.join(code.replace('file://', ''), 'requirements.txt')
-        if code.startswith('file://') and is_ours(self.image) and not os.path.exists(requirements):
+        if code.startswith('file://') and is_our_image(self.image) and not os.path.exists(requirements):
             self.options.update(read_only=True, tmpfs=['/tmp'])
         super().serve(model_dir, {**environment, key: code} if code else environment)
         url = f'http://{get_docker_host()}:{self.sagemaker_session.serving_port}/ping'
@@ -176,7 +189,7 @@ def instead(ours, theirs):
     """Return what makes containers of our class for our sessions, and of the SDK's for others."""
 
     def make(instance_type, instance_count, image, sagemaker_session=None, **kwargs):
-        kind = ours if hasattr(sagemaker_session, 'remove_stopped_containers') else theirs
+        kind = ours if is_ours(sagemaker_session) else theirs
         return kind(instance_type, instance_count, image, sagemaker_session, **kwargs)
 
     return make

@@ -5,9 +5,8 @@ import os
 import shutil
 
 import sagemaker.train.model_trainer
-import yaml
-from local_mode.docker import LABEL, check, check_succeeded, docker
-from local_mode.sdk import stream_output
+from local_mode.docker import check, check_succeeded, docker
+from local_mode.sdk import give_network, is_ours, labels, stream_output
 from sagemaker.train.local import local_container
 
 
@@ -50,11 +49,11 @@ class LocalContainer(local_container._LocalContainer):
             print(f'Files in {self.container_root} belong to root: {e}')
 
     def _create_docker_host(self, host, environment, volumes):
-        labels = {LABEL: self.sagemaker_session.name, f'{LABEL}.job': self.training_job_name}
         # Without $$ Compose reads names there.
         environment = {name: str(value).replace('$', '$$') for name, value in environment.items()}
         content = super()._create_docker_host(host, environment, volumes)
-        return {**content, 'labels': labels, 'init': True}
+        ours = labels(self.sagemaker_session, job=self.training_job_name)
+        return {**content, 'labels': ours, 'init': True}
 
     def _generate_compose_command(self, wait):
         command = super()._generate_compose_command(wait)
@@ -62,11 +61,7 @@ class LocalContainer(local_container._LocalContainer):
         return [*command[:at], '--project-name', self.training_job_name.lower(), *command[at:], '--no-color']
 
     def _generate_compose_file(self, environment, volumes):
-        content = super()._generate_compose_file(environment, volumes)
-        content['networks'] = {'sagemaker-local': {'labels': {LABEL: self.sagemaker_session.name}}}
-        with open(os.path.join(self.container_root, local_container.DOCKER_COMPOSE_FILENAME), 'w') as f:
-            yaml.dump(content, f)
-        return content
+        return give_network(self, super()._generate_compose_file(environment, volumes))
 
 
 # Before that the SDK's driver lists variables.
@@ -74,7 +69,7 @@ local_container._stream_output = functools.partial(stream_output, begin='Executi
 
 
 def make(**fields):
-    ours = hasattr(fields.get('sagemaker_session'), 'remove_stopped_containers')
+    ours = is_ours(fields.get('sagemaker_session'))
     return (LocalContainer if ours else local_container._LocalContainer)(**fields)
 
 

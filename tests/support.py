@@ -13,9 +13,11 @@ import time
 
 import local_mode.docker
 import numpy as np
+import pytest
 import urllib3
 from local_mode import ROOT
 from local_mode.docker import LABEL, image_uri
+from local_mode.pytest_plugin import free_port
 from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
@@ -54,10 +56,24 @@ def wait_for(get, seconds=60, why=lambda: ''):
     return result
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+def read_until(process, part):
+    """What a process prints, up to the line with this in it."""
+    log = []
+    for line in process.stdout:
+        log.append(line)
+        if part in line:
+            return ''.join(log)
+    pytest.fail(f'no {part} in:\n{"".join(log)}')
+
+
+def processes_with(variable):
+    """The command lines of all processes that have this in their environment."""
+    found = []
+    for process in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (process / 'environ').read_bytes():
+                found.append((process / 'cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace'))
+    return found
 
 
 def answers(port):

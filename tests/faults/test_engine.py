@@ -9,7 +9,7 @@ import tempfile
 import time
 
 import pytest
-from support import IMAGE, ROOT, ours, run, wait_for
+from support import IMAGE, ROOT, ours, read_until, run, wait_for
 
 pytestmark = pytest.mark.usefixtures('nothing_of_ours')
 NETWORK = """
@@ -161,34 +161,26 @@ def test_the_engine_stops_and_starts(island, deploy, tmp_path, monkeypatch):
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **streams) as process:
 
-        def expect(part):
-            log = []
-            for line in process.stdout:
-                log.append(line)
-                if part in line:
-                    return
-            pytest.fail(f'no {part} in:\n{"".join(log)}')
-
         def go_on():
             process.stdin.write('\n')
             process.stdin.flush()
 
-        expect('predict returned (1, 10)')
+        read_until(process, 'predict returned (1, 10)')
         island.stop()
         done = island.run('make', 'clean', env=island.environment | {'TMPDIR': str(tmp_path)})
         assert 'Docker does not answer: start it' in done.stdout
         go_on()
-        expect('predict ConnectionError Nothing answers on port 8080')
-        expect('deploy RuntimeError Docker does not answer: start it')
+        read_until(process, 'predict ConnectionError Nothing answers on port 8080')
+        read_until(process, 'deploy RuntimeError Docker does not answer: start it')
         island.start()
         go_on()
-        expect('predict ConnectionError Nothing answers on port 8080')
-        expect('deploy returned')
-        expect('predict returned (1, 10)')
-        expect('the script runs')
+        read_until(process, 'predict ConnectionError Nothing answers on port 8080')
+        read_until(process, 'deploy returned')
+        read_until(process, 'predict returned (1, 10)')
+        read_until(process, 'the script runs')
         start = time.monotonic()
         island.stop()
-        expect('fit RuntimeError Training job')
+        read_until(process, 'fit RuntimeError Training job')
         assert time.monotonic() - start < 30
         go_on()  # to its end, without an engine
         out, _ = process.communicate(timeout=60)

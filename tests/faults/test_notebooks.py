@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import os
-import pathlib
 import signal
 import subprocess
 import threading
@@ -11,7 +10,7 @@ import time
 import nbclient
 import nbformat
 import pytest
-from support import IMAGE, LABEL, ROOT, docker, free_port, ours, run, wait_for
+from support import IMAGE, LABEL, ROOT, docker, free_port, ours, processes_with, run, wait_for
 
 pytestmark = pytest.mark.usefixtures('nothing_of_ours')
 STREAMS = dict(cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -61,18 +60,6 @@ class Victim(nbclient.NotebookClient):
         finally:
             self.seconds[cell_index] = time.monotonic() - start
         return cell
-
-
-def processes_with(variable):
-    """The command lines of all processes that have this in their environment."""
-    found = []
-    for process in pathlib.Path('/proc').glob('[0-9]*'):
-        try:
-            if variable.encode() in (process / 'environ').read_bytes():
-                found.append((process / 'cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace'))
-        except OSError:
-            pass
-    return found
 
 
 def test_a_kernel_killed_in_each_cell(tutorial, tmp_path, monkeypatch, rng, seed, report):

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import tempfile
 
-import psutil
 import pytest
-from support import ROOT, free_port, run, wait_for
+from support import ROOT, free_port, processes_with, read_until, run, wait_for
 
 # What a script does before it is asked to: `session`, and `estimator(script, **options)`.
 START = """
@@ -48,11 +47,11 @@ print(predictor.predict(np.zeros((1, 784), np.float32)).shape)
 ENVIRONMENT = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
 
 
-def script(code, *args, **options):
+def script(code, *args):
     """A running Python process of START and this code, its session on a free port."""
     command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **(streams | options))
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **streams)
 
 
 def result(code, *args):
@@ -63,25 +62,14 @@ def result(code, *args):
 
 def left():
     """Processes of train and serve outside of containers, and directories of sessions."""
-    ours = [p for p in psutil.process_iter(['environ']) if 'SAGEMAKER_BASE_DIR' in (p.info['environ'] or {})]
-    return ours, [
+    return processes_with('SAGEMAKER_BASE_DIR='), [
         name for name in os.listdir(tempfile.gettempdir()) if name.startswith('chainer-mnist-local')
     ]
 
 
-def until(process, word):
-    """What the process prints up to this word."""
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if word in line:
-            return ''.join(seen)
-    pytest.fail(f'no {word} in:\n{"".join(seen)}')
-
-
 def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
     with script(TUTORIAL, small_mnist) as process:
-        log = until(process, 'NAME ')
+        log = read_until(process, 'NAME ')
         assert 'nothing isolates' in log and 'Training on 2000 images' in log
         assert float(log.split('\naccuracy ')[1].split()[0]) > 0.7
         name = log.split()[-1]
@@ -111,7 +99,7 @@ def test_what_needs_docker_says_so(options, tmp_path):
 def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
     (tmp_path / 'long.py').write_text('import time\nprint("it runs")\ntime.sleep(1000)')
     with script(f'estimator({str(tmp_path / "long.py")!r}).fit()') as process:
-        until(process, 'it runs')
+        read_until(process, 'it runs')
         process.send_signal(signal.SIGKILL)
     assert left()[0]
     run('make', 'clean', env=ENVIRONMENT, check=True)
