@@ -61,7 +61,7 @@ class Container:
             return name in self.labels and wanted in ('', self.labels[name])
         if key == 'status':
             return value == ('running' if self.process() else 'exited')
-        return value == {'publish': self.port, 'exited': str(self.exit)}[key]
+        return key == 'publish' and value == self.port
 
     def end(self, seconds=10):
         """SIGTERM, and after so many seconds SIGKILL for it and all that it has started."""
@@ -81,7 +81,7 @@ def containers():
     return [Container(path) for path in sorted(DIRECTORY.glob('*.json')) if mine]
 
 
-def ps(stopped, quiet, filters, format='{{.Names}}'):
+def ps(stopped, filters, format):
     """Print a line for each container that passes all filters, of those for `status` one."""
     filters = [f.split('=', 1) for f in filters]
     states = [value for key, value in filters if key == 'status']
@@ -90,7 +90,8 @@ def ps(stopped, quiet, filters, format='{{.Names}}'):
         wanted = not states or any(container.has('status', state) for state in states)
         wanted = wanted and all(container.has(*f) for f in others)
         if wanted and (stopped or container.process()):
-            line = container.name if quiet else format.replace('{{.Names}}', container.name)
+            state = 'Up' if container.process() else f'Exited ({container.exit})'
+            line = format.replace('{{.Names}}', container.name).replace('{{.Status}}', state)
             for name in re.findall(r'\{\{\.Label "(.*?)"\}\}', line):
                 line = line.replace(f'{{{{.Label "{name}"}}}}', container.labels.get(name, ''))
             print(line)
@@ -202,7 +203,7 @@ def main(words):
         return 0
     args = parser.parse_args(words)
     if args.command == 'ps':
-        ps(args.all, args.quiet, args.filter, args.format or '{{.Names}}')
+        ps(args.all, args.filter, args.format or '{{.Names}}')
     elif args.command == 'rm':
         remove(args.rest)
     elif args.command == 'stop':

@@ -65,8 +65,8 @@ def stream_output(process, begin=''):
     output = Output(begin)
     for line in process.stdout:
         output.write(line.decode('utf-8', 'replace'))
-    if process.wait():
-        raise RuntimeError(f'Its log ends:\n{"".join(output.end)}')
+    if code := process.wait():
+        raise RuntimeError(f'It exited with code {code}. Its log ends:\n{"".join(output.end)}')
 
 
 image._stream_output = stream_output
