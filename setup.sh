@@ -7,6 +7,7 @@
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
 #   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
+#   ./setup.sh source  nothing; prints the checksum of container/, the image's label `source`
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -93,8 +94,10 @@ install_sources() {
 }
 
 checksum() {
-    find "$1" \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat | cksum
+    find "$1" \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | LC_ALL=C sort | xargs cat | cksum
 }
+
+container_source() { checksum container | cut -d' ' -f1; }
 
 # What `train` and `serve` need as processes, where there is no Docker.
 install_processes() {
@@ -167,7 +170,7 @@ build_image() {
     local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313${2:+-$2}
     local architecture=${2:-$(docker version --format '{{.Server.Arch}}')}
     base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
-    source=$(checksum container | cut -d' ' -f1)
+    source=$(container_source)
     if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
         # By one digest an engine keeps the base of one architecture.
         if [ "$(docker image inspect --format '{{.Architecture}}' $base 2>/dev/null)" != "$architecture" ] &&
@@ -227,6 +230,7 @@ install_benchmarks() {
         --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 }
 
+if [ "${1:-}" = source ]; then container_source; exit; fi
 make_venv
 case ${1:-} in
     '') install_notebook_packages
