@@ -165,13 +165,27 @@ emulate_arm64() {
         cat /usr/lib/binfmt.d/qemu-aarch64.conf > $kernel/register"
 }
 
-# Rebuilds when container/ has changed. $1: cpu or gpu; $2: arm64, else what the engine's machine is.
+# For build_image: takes the published image, by its digest, if it is of this very container/.
+pull_image() {
+    local published label
+    published=$(sed -n "s/^$processor \(.*\) $source\$/\1/p" images.lock)
+    [ -n "$published" ] || return 1
+    say "pulling $published"
+    quietly docker pull --platform "linux/$architecture" "$published" || { say "cannot pull it"; return 1; }
+    label=$(docker image inspect --format '{{index .Config.Labels "source"}}' "$published")
+    [ "$label" != "$source" ] || docker tag "$published" $image
+    quietly docker rmi "$published"  # else the engine takes no other architecture by this digest
+    [ "$label" = "$source" ] || { say "it is not of this container/"; return 1; }
+}
+
+# Pulls or builds anew when container/ has changed. $1: cpu or gpu; $2: arm64, else what the engine's machine is.
 build_image() {
     local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313${2:+-$2}
     local architecture=${2:-$(docker version --format '{{.Server.Arch}}')}
     base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
     source=$(container_source)
-    if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ]; then
+    if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ] &&
+        ! pull_image; then
         # By one digest an engine keeps the base of one architecture.
         if [ "$(docker image inspect --format '{{.Architecture}}' $base 2>/dev/null)" != "$architecture" ] &&
             ! quietly docker pull --platform "linux/$architecture" $base; then
@@ -216,6 +230,15 @@ install_node() {
         fail "The tests of input.html need Node."
 }
 
+# The test of pull_image pushes to a registry of its own.
+install_registry() {
+    command -v docker-registry >/dev/null && return
+    { has_apt && install docker-registry; } || fail "The tests of the set-up need a 'docker-registry' on the PATH."
+    # Debian has it listen on all interfaces, from now on.
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry
+    else quietly as_root service docker-registry stop || true; fi
+}
+
 install_compiler() {
     command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
         fail "container/chainer_fast needs a C compiler."
@@ -235,7 +258,7 @@ make_venv
 case ${1:-} in
     '') install_notebook_packages
         if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
-    tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium ;;
+    tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium; install_registry ;;
     fast) install_test_packages; install_node ;;
     arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;
     sdk3) install_notebook_packages notebooks/requirements-sdk3.lock; start_docker; build_images ;;
