@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from packaging.utils import canonicalize_name
-from support import ROOT
+from support import IMAGE as NAME
+from support import ROOT, run
 
 CHAINER, FAST = (f'container/{name}/pyproject.toml' for name in ('chainer', 'chainer_fast'))
 IMAGE = ['container/requirements.txt', CHAINER, FAST]
@@ -44,3 +46,44 @@ def test_what_is_installed_here_is_what_is_locked(pins, built):
     listed = subprocess.check_output([sys.executable, '-m', 'pip', 'list', '--format', 'json'])
     installed = {canonicalize_name(package['name']): package['version'] for package in json.loads(listed)}
     assert {name: installed.get(name) for name in both} == both
+
+
+def workflow(name):
+    """The workflow, and the steps of its jobs."""
+    read = yaml.safe_load((ROOT / '.github' / 'workflows' / name).read_text())
+    return read, [step for job in read['jobs'].values() for step in job['steps']]
+
+
+@pytest.mark.parametrize('name', ['ci.yml', 'release.yml'])
+def test_a_workflow_takes_actions_by_their_commit_and_runs_what_is_there(name):
+    _, steps = workflow(name)
+    for action in [step['uses'] for step in steps if 'uses' in step]:
+        assert re.fullmatch('[^@]+@[0-9a-f]{40}', action), action
+    script = '\n'.join(step.get('run', '') for step in steps)
+    called = re.findall(r'\./setup\.sh|\.ci/\w+|container/\w+\.\w+', script)
+    assert called and all((ROOT / path).exists() for path in called), called
+
+
+def test_a_release_builds_as_the_set_up_does():
+    release, steps = workflow('release.yml')
+    script = '\n'.join(step.get('run', '') for step in steps)
+    tag = NAME.partition(':')[2].replace('-cpu-', '-$1-')
+    assert f'tag=$image:{tag} ' in script
+    # Each image that is built is one of those that are published.
+    build, publish = release['jobs']['build'], release['jobs']['publish']
+    built = {'{processor}-{architecture}'.format(**each) for each in build['strategy']['matrix']['include']}
+    assert built == build['outputs'].keys()
+    assert built == set(re.findall(r'needs\.build\.outputs\.([\w-]+)', str(publish)))
+    # The label by which the set-up knows its image.
+    label = run(
+        './setup.sh', 'source', env={'PATH': '/usr/bin:/bin', 'LC_ALL': 'en_US.UTF-8'}, check=True
+    ).stdout
+    assert re.fullmatch(r'\d+\n', label)
+    assert '--label source="$(./setup.sh source)"' in script
+
+
+def test_published_images_are_named_by_digest():
+    for line in (ROOT / 'images.lock').read_text().splitlines():
+        assert re.fullmatch(
+            r'#.*|(cpu|gpu) ghcr\.io/[a-z0-9-]+/sagemaker-chainer@sha256:[0-9a-f]{64} \d+', line
+        )
