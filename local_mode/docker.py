@@ -91,7 +91,7 @@ def check_succeeded(job):
     job = f'--filter=label={LABEL}.job={job}'
     states = docker('ps', '--all', job, '--format={{.Status}}').splitlines()
     if not any(state.startswith('Exited (0)') for state in states):
-        raise RuntimeError(f'None of its containers exited with code 0: {"; ".join(states) or "all are gone"}.')
+        raise RuntimeError(f'None of its containers exited with code 0: {states}.')
 
 
 def gpu_available():
