@@ -27,8 +27,7 @@ def train(args):
             f'make it a multiple of {comm.size}.'
         )
     saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)
-    train_data = channels.load('train', args.train, comm.rank, comm.size)
-    test_data = channels.load('test', args.test, comm.rank, comm.size)
+    train_data, test_data = channels.load(args, comm.rank, comm.size)
     device = comm.intra_rank if args.num_gpus > 0 else -1
     model = make_model(args.seed, device)
     np.random.seed(args.seed + comm.rank)  # each shuffles and distorts in its own way

@@ -1,9 +1,8 @@
 """Train an MLP on MNIST with Chainer, and host it: one script for both, run by SageMaker.
 
-Training happens under the main guard; hosting imports this file and calls model_fn. It runs unchanged
-on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13.
-
-What `--epochs 3 --batch-size 128` prints (accuracy on the 10,000 test images; other CPUs differ by 0.001):
+Training happens under the main guard; hosting imports this file and calls model_fn. It runs unchanged on
+Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13. What `--epochs 3 --batch-size 128` prints
+(accuracy on the 10,000 test images; other CPUs differ by 0.001):
 
     epoch   validation/main/accuracy    with --augment True
     1       0.9675                      0.9753
@@ -68,11 +67,11 @@ def model_fn(model_dir):
 
 
 def train(args):
-    """Train on args.train, evaluate on args.test; write plots, log, snapshot and, last, model.npz."""
+    """Train on train and drawings, evaluate on test; write plots, log, snapshot and, last, model.npz."""
     if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # mpirun has started several of these
         sys.exit('For several hosts or processes use chainer_mnist_distributed.py as the entry point.')
     saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)
-    train_data, test_data = channels.load('train', args.train), channels.load('test', args.test)
+    train_data, test_data = channels.load(args)
     device = 0 if args.num_gpus > 0 else -1
     model = make_model(args.seed, device)
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate).setup(model)
@@ -141,6 +140,7 @@ def parse_args(argv=None):
     parser.add_argument('--model-dir', default=env('SM_MODEL_DIR', '.'))
     parser.add_argument('--train', default=env('SM_CHANNEL_TRAIN'))
     parser.add_argument('--test', default=env('SM_CHANNEL_TEST'))
+    parser.add_argument('--drawings', default=env('SM_CHANNEL_DRAWINGS'))  # if it is there
     parser.add_argument('--checkpoint-dir', default=checkpoints if os.path.isdir(checkpoints) else None)
     parser.add_argument('--num-gpus', type=int, default=int(env('SM_NUM_GPUS', 0)))
     return parse(parser, argv)

@@ -1,4 +1,4 @@
-"""Puts the tables that a benchmark prints into docs/performance.md, too."""
+"""Puts the tables that a benchmark prints into a document, too."""
 
 import contextlib
 import datetime

@@ -7,13 +7,32 @@ import chainer
 import numpy as np
 
 
-def load(name, directory, rank=0, size=1):
-    """Read one channel, `<directory>/<name>.npz`, into a TupleDataset of (image, label).
+def load(args, rank=0, size=1):
+    """Return the training data and the test data, TupleDatasets of (image, label), float32 (784,) and int32.
 
-    images: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
+    args: train, test, and drawings or None: the channels' directories; drawings are trained on, too.
     rank, size: of several processes, each gets every size-th example. All get as many: where N is no
     multiple of size, some of the first examples come twice.
-    Exits with one sentence that says what is wrong.
+    Exits with one sentence where a channel is wrong.
+    """
+    channels = [read('train', args.train)]
+    if args.drawings:
+        channels.append(read('drawings', args.drawings))
+    train = [np.concatenate(arrays) for arrays in zip(*channels)]
+    return [share(images, labels, rank, size) for images, labels in (train, read('test', args.test))]
+
+
+def share(images, labels, rank, size):
+    if size > 1:
+        mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
+        images, labels = images[mine], labels[mine]
+    return chainer.datasets.TupleDataset(images, labels)
+
+
+def read(name, directory):
+    """Return the images, float32 (N, 784), and labels, int32 (N,), of one channel: `<directory>/<name>.npz`.
+
+    images there: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
     """
     if not directory:
         sys.exit(f"There is no '{name}' channel: name it in fit({{...}}), or pass --{name} DIRECTORY.")
@@ -34,12 +53,9 @@ def load(name, directory, rank=0, size=1):
         sys.exit(f"'images' in {path} holds NaN or infinity.")
     if labels.min() < 0 or labels.max() > 9:
         sys.exit(f"'labels' in {path} must be 0 to 9, but range from {labels.min()} to {labels.max()}.")
-    if size > 1:
-        mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
-        images, labels = images[mine], labels[mine]
     if images.dtype == np.uint8:
         images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
-    return chainer.datasets.TupleDataset(np.asarray(images, np.float32), np.asarray(labels, np.int32))
+    return np.asarray(images, np.float32), np.asarray(labels, np.int32)
 
 
 def wrong(path, name, expected, array):

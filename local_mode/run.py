@@ -1,10 +1,12 @@
 """Run a notebook, by default the tutorial, without a person: `python -m local_mode.run [NOTEBOOK]`.
 
 Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1),
-and prints what the cells print, then how long each stage took.
+and prints what the cells print, then how long each stage took. On a pad that a cell shows it draws a digit.
 """
 
-import os
+import ast
+import html
+import json
 import pathlib
 import re
 import sys
@@ -13,8 +15,15 @@ import time
 import nbclient
 import nbconvert
 import nbformat
+import numpy as np
+from jupyter_client.utils import ensure_async
 from local_mode import ROOT
 
+from drawings import hand, raster, ways
+
+PAD = 'class="digit-pad"'
+# In the notebook: what predictor makes of data, which pad/kernel.js asks, too.
+PREDICT = '__import__("numpy").ravel(predictor.predict(__import__("numpy").array(data, "float32"))).tolist()'
 NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 
 
@@ -23,7 +32,7 @@ class Client(nbclient.NotebookClient):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.stages = {}
+        self.stage, self.stages = '', {}
 
     async def async_execute_cell(self, cell, cell_index, **kwargs):
         if cell.cell_type == 'markdown':
@@ -34,9 +43,31 @@ class Client(nbclient.NotebookClient):
             print(f'\n== {self.stage}', flush=True)
         start = time.monotonic()
         try:
-            return await super().async_execute_cell(cell, cell_index, **kwargs)
+            executed = await super().async_execute_cell(cell, cell_index, **kwargs)
+            for output in cell.get('outputs', []):
+                if PAD in (page := output.get('data', {}).get('text/html', '')):
+                    drawn = html.escape(json.dumps(await self.draw()))
+                    output.data['text/html'] = page.replace(PAD, f"{PAD} data-drawn='{drawn}'")
+            return executed
         finally:
             self.stages[self.stage] = self.stages.get(self.stage, 0) + time.monotonic() - start
+
+    async def draw(self):
+        """Do what a reader and the pad do: draw a digit, put it into the notebook's data, ask the endpoint.
+
+        Returns what the pad in the saved page shows: strokes, and the answer or None.
+        """
+        way = hand.lines(ways.WAYS[3])[0]
+        strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
+        pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
+        sent = self.kc.execute(
+            f'data = [{pixels}]', silent=True, user_expressions={'answer': PREDICT}, reply=True
+        )
+        answer = (await ensure_async(sent))['content']['user_expressions']['answer']
+        return {
+            'strokes': strokes,
+            'answer': ast.literal_eval(answer['data']['text/plain']) if 'data' in answer else None,
+        }
 
     def output(self, outs, msg, display_id, cell_index):
         if msg['msg_type'] == 'stream':
@@ -66,8 +97,7 @@ def main(path=NOTEBOOK):
         notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}
     )
     try:
-        # Nobody will draw, so the notebook need not wait for that to clean up.
-        client.execute(env={**os.environ, 'UNATTENDED': '1'})
+        client.execute()
         status = 0
     except nbclient.exceptions.CellExecutionError as e:
         print(e, file=sys.stderr)
@@ -81,8 +111,8 @@ def main(path=NOTEBOOK):
         nbformat.write(notebook, output)
         # A page that asks no other server. No cell has formulas or needs RequireJS.
         exporter = nbconvert.HTMLExporter(mathjax_url='', require_js_url='', jquery_url='')
-        html, _ = exporter.from_notebook_node(notebook)
-        output.with_suffix('.html').write_text(html, encoding='utf-8')
+        page, _ = exporter.from_notebook_node(notebook)
+        output.with_suffix('.html').write_text(page, encoding='utf-8')
     total = time.monotonic() - start
     print('\n{:<44} seconds'.format('stage'))
     for stage, seconds in client.stages.items():

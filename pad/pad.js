@@ -25,9 +25,9 @@ function mount(pad) {
     }
   }
 
-  // Show ten probabilities, or none; return the likeliest digit.
+  // Show ten probabilities, or none; return what they say.
   function showBars(values) {
-    const best = values?.indexOf(Math.max(...values));
+    const [best, second] = values ? [...values.keys()].sort((a, b) => values[b] - values[a]) : [];
     [...bars.children].forEach((bar, digit) => {
       bar.className = digit === best ? 'best' : '';
       bar.style.setProperty('--part', `${values ? 100 * values[digit] : 0}%`);
@@ -35,16 +35,21 @@ function mount(pad) {
     });
     bars.classList.remove('old');
     bars.ariaBusy = 'false';
-    return best;
+    return values && `Looks like ${best}${values[second] > 0.1 ? `, perhaps ${second}` : ''}.`;
   }
 
-  // Show the drawing as MNIST has it, and hand it on: to a listener on the page that prevents the
-  // default, else to the kernel.
-  function changed() {
-    draw();
-    const pixels = rasterise(strokes), image = new ImageData(GRID, GRID), mine = ++drawings;
+  // Show the drawing, and as MNIST has it; return its pixels.
+  function show() {
+    const pixels = rasterise(strokes), image = new ImageData(GRID, GRID);
     pixels.forEach((value, i) => image.data.set([value * 255, value * 255, value * 255, 255], 4 * i));
     seen.getContext('2d').putImageData(image, 0, 0);
+    draw();
+    return pixels;
+  }
+
+  // Show the drawing and hand it on: to a listener on the page that prevents the default, else to the kernel.
+  function changed() {
+    const pixels = show(), mine = ++drawings;
     bars.classList.add('old');
     bars.ariaBusy = 'true';
     const isNewest = () => mine === drawings;
@@ -57,8 +62,8 @@ function mount(pad) {
       } catch (error) { text = error.message; }
       clearTimeout(timer);
       if (!isNewest()) return;
-      const best = showBars(values);
-      say(values ? `Looks like ${best}. ${sent}` : text);
+      const words = showBars(values);
+      say(words ? `${words} ${sent}` : text);
     }
     const detail = {data: [pixels], respondWith};
     say('');
@@ -105,8 +110,11 @@ function mount(pad) {
   pad.querySelector('.undo').addEventListener('click', () => { if (pointer === null && strokes.pop()) changed(); });
   pad.querySelector('.clear').addEventListener('click', () => { if (pointer === null) { strokes = []; changed(); } });
 
-  draw();
-  say('Draw a digit here.');
+  // What has been drawn before this page was saved, see local_mode/run.py.
+  const {strokes: before, answer} = JSON.parse(pad.dataset.drawn ?? '{}');
+  strokes = before ?? [];
+  show();
+  say(answer ? `${showBars(probabilities(answer))} Sent to \`data\`.` : 'Draw a digit here.');
 }
 
 // By a selector, since the classic notebook runs this script in <head>, and a page may have two pads.

@@ -40,8 +40,8 @@ export function rasterise(strokes) {
   const box = paint(strokes, scale, (width - scale * (left + right)) / 2, (height - scale * (top + bottom)) / 2,
                     width, height);
   const mass = box.reduce((sum, value) => sum + value);
-  const place = (size, index) => Math.max(0, Math.min(GRID - size, Math.round(
-    GRID / 2 - box.reduce((sum, value, i) => sum + value * index(i), 0) / mass)));
+  const place = (size, index) => Math.max(0, Math.min(GRID - size, Math.round(  // of halves, which lines have, up
+    GRID / 2 + 1e-9 - box.reduce((sum, value, i) => sum + value * index(i), 0) / mass)));
   const x = place(width, i => i % width), y = place(height, i => Math.floor(i / width));
   box.forEach((value, i) => {
     image[(y + Math.floor(i / width)) * GRID + x + i % width] = Math.round(value * 1e4) / 1e4;

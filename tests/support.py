@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pathlib
 import shlex
 import socket
@@ -45,6 +46,15 @@ def run(*command, **options):
 
 def python(*args, **options):
     return run(sys.executable, *args, **options)
+
+
+def run_raster(expression):
+    """The value of a JavaScript expression that uses what pad/raster.js exports, in Node."""
+    code = f"""import {{probabilities, rasterise}} from './pad/raster.js';
+        console.log(JSON.stringify({expression}));"""
+    done = run('node', '--input-type=module', input=code)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def wait_for(get, seconds=60, why=lambda: ''):

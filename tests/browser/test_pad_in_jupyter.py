@@ -2,10 +2,12 @@
 
 import urllib.parse
 
+import numpy as np
 import pytest
 from support import BLANK, FOOT, ONE, draw, make_model, pack, says, wait_for
 
-from benchmarks.drawings import STYLES
+from drawings import hand
+from drawings.ways import WAYS
 
 FRONT_ENDS = ['lab/tree', 'notebooks', 'nbclassic/notebooks']
 
@@ -15,6 +17,12 @@ def endpoint(session, model):
     """The name under which the tutorial's model answers, in our container."""
     model_data = pack(model / 'model.tar.gz', model / 'model.npz')
     return make_model(session, model_data).deploy(1, 'local').endpoint_name
+
+
+def steady(text):
+    """The first way of writing, as it stands: strokes in parts of the pad's sides."""
+    strokes = [np.concatenate([hand.smooth(piece, 3) for piece in pieces]) for pieces in hand.lines(text)[0]]
+    return [(points * 0.7 + 0.15).tolist() for points in strokes]
 
 
 @pytest.mark.docker
@@ -27,8 +35,8 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
     kernel = server.kernel(path)
     assert server.data(kernel) == BLANK
     read = []
-    for styles in STYLES.values():
-        *first, last = [(points[::6] * 0.7 + 0.15).tolist() for points in styles[0]]
+    for text in WAYS.values():
+        *first, last = steady(text)
         for points in first:
             draw(pad, *points)
         server.takes(kernel, pad, *last, then='Looks like')
@@ -40,7 +48,7 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
     assert server.data(kernel) == BLANK
     assert sum(a == b for a, b in zip(read, range(10))) >= 9, read
 
-    seven = (STYLES[7][0][0][::7] * 0.7 + 0.15).tolist()
+    (seven,) = steady(WAYS[7])
     for pointer in 'touch', 'pen':
         server.takes(kernel, pad, *seven, then='Looks like 7. Sent to data.', pointer=pointer)
         assert {type(value) for value in server.data(kernel)[0]} == {float}

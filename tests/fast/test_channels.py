@@ -29,11 +29,11 @@ def test_bad_data_ends_with_one_sentence(tmp_path, case):
     if arrays is not None:
         np.savez(tmp_path / 'train.npz', **arrays)
     with pytest.raises(SystemExit) as exit:
-        channels.load('train', str(tmp_path))
+        channels.read('train', str(tmp_path))
     assert sentence in exit.value.code and '\n' not in exit.value.code
 
 
 def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
     images, labels = chainer.dataset.concat_examples(chainer.datasets.get_mnist()[1])
     np.savez_compressed(tmp_path / 'test.npz', images=(images * 255).round().astype(np.uint8), labels=labels)
-    assert (channels.load('test', str(tmp_path))._datasets[0] == images).all()
+    assert (channels.read('test', str(tmp_path))[0] == images).all()

@@ -6,9 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import HTML, ROOT, centre, sides
-
-from benchmarks.drawings import STYLES, drawings, run_raster
+from support import HTML, ROOT, centre, run_raster, sides
 
 WIDTH = 2.79  # of a stroke in MNIST, in pixels
 
@@ -35,19 +33,6 @@ def rasterise(*strokes):
 def arc(x, y, rx, ry, start=0, stop=360):
     angles = np.radians(np.linspace(start, stop, 60))
     return np.transpose([x + rx * np.cos(angles), y + ry * np.sin(angles)]).tolist()
-
-
-def test_drawings_have_the_statistics_of_mnist():
-    """MNIST's training images: the longer side is 20 pixels, the centre of mass 14 before rounding
-    to whole pixels, mean ink 0.131, and 29 % of the inked pixels are white (0.99 or more)."""
-    many, _ = drawings(STYLES, 10, seed=2)
-    images = np.reshape(run_raster(f'{json.dumps(many)}.map(rasterise)'), (-1, 28, 28))
-    assert {max(sides(image, above=0)) for image in images} == {20}
-    centres = np.array([centre(image) for image in images])
-    assert abs(centres - 14).max() < 0.52
-    assert centres.mean(0) == pytest.approx([14, 14], abs=0.05)
-    assert images.mean() == pytest.approx(0.131, abs=0.008)
-    assert (images >= 0.99).sum() / (images > 0).sum() == pytest.approx(0.29, abs=0.02)
 
 
 def test_nothing_drawn_is_black():

@@ -1,12 +1,15 @@
 """Notebooks without Docker: those in the repository, and one that fails."""
 
-import os
+import ast
+import html
+import json
+import re
 
 import nbclient
 import nbformat
 import pytest
 from local_mode import run
-from support import ROOT, TUTORIAL
+from support import HTML, ROOT, TUTORIAL, run_raster
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem)
@@ -20,22 +23,45 @@ import os
 import numpy as np
 class predictor:
     delete_model = delete_endpoint = staticmethod(lambda: print('deleted'))
-data = [[0.0] * 784]
+    predict = staticmethod(lambda images: [[images.sum()] + [0.0] * 9])
+os.chdir('..')
 """
 
 
-@pytest.mark.parametrize('unattended', [False, True])
-def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn(unattended):
-    (clean_up,) = [c for c in nbformat.read(TUTORIAL, 4).cells if 'predictor.delete_endpoint()' in c.source]
-    sources = CELLS, clean_up.source, 'data[0][400] = 1.0', clean_up.source
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    env = {name: value for name, value in os.environ.items() if name != 'UNATTENDED'}
-    nbclient.NotebookClient(notebook, kernel_name='python3').execute(
-        env=env | {'UNATTENDED': '1'} if unattended else env
-    )
-    _, first, _, second = (''.join(o.text for o in cell.outputs) for cell in notebook.cells)
-    assert first == 'deleted\ndeleted\n' if unattended else first.startswith('Nothing is drawn yet')
-    assert second == 'deleted\ndeleted\n'
+def cells(*parts):
+    """A notebook of CELLS and the tutorial's cells that have these parts."""
+    sources = [c.source for part in parts for c in nbformat.read(TUTORIAL, 4).cells if part in c.source]
+    assert len(sources) == len(parts)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (CELLS, *sources)])
+
+
+PAD, CLEAN_UP = "HTML(open('input.html')", 'predictor.delete_endpoint()'
+
+
+def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
+    notebook = cells(PAD, CLEAN_UP, CLEAN_UP)
+    notebook.cells.insert(3, nbformat.v4.new_code_cell('data[0][400] = 1.0'))
+    resources = {'metadata': {'path': str(TUTORIAL.parent)}}
+    nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute()
+    assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
+    assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
+
+
+def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
+    """Which the pad's own rasteriser makes pixels of; the page then shows it, and the clean-up sees it."""
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'input.html').write_text(HTML)
+    notebook = cells(PAD, CLEAN_UP)
+    notebook.cells.append(nbformat.v4.new_code_cell('print(data)'))
+    nbformat.write(notebook, tmp_path / 'sub' / 'drawn.ipynb')
+    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    assert run.main(tmp_path / 'sub' / 'drawn.ipynb') == 0
+    _, pad, clean_up, data = nbformat.read(tmp_path / 'output' / 'drawn.ipynb', as_version=4).cells
+    assert clean_up.outputs[0].text == 'deleted\ndeleted\n'
+    drawn = json.loads(html.unescape(re.search("data-drawn='(.*?)'", pad.outputs[0].data['text/html'])[1]))
+    (pixels,) = ast.literal_eval(data.outputs[0].text)
+    assert run_raster(f'rasterise({drawn["strokes"]})') == pytest.approx(pixels, abs=2e-4)
+    assert drawn['answer'] == pytest.approx([sum(pixels)] + [0] * 9, rel=1e-5) and sum(pixels) > 50
 
 
 def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, capsys):

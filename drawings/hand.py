@@ -1,0 +1,103 @@
+"""A hand that writes digits on the pad, each time a little differently."""
+
+import numpy as np
+
+from drawings.raster import SIZE
+from drawings.ways import WAYS
+
+N = 18000  # drawings for the tutorial's training
+
+
+def parse(way):
+    """Return a way's strokes; a stroke is a list of smooth pieces, arrays of points (N, 2) from 0 to 1."""
+    strokes = []
+    for stroke in way.split(' + '):
+        pieces = [[[float(n) / 100 for n in point.split(',')] for point in piece.split()]
+                  for piece in stroke.split(' / ')]  # fmt: skip
+        for before, piece in zip(pieces, pieces[1:]):
+            piece.insert(0, before[-1])
+        strokes.append([np.array(piece) for piece in pieces])
+    return strokes
+
+
+def lines(text):
+    return [parse(line) for line in text.strip().splitlines()]
+
+
+def smooth(points, n=8):
+    """Return a Catmull-Rom curve through points, n to each of them."""
+    p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
+    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
+    t = np.linspace(0, 1, n, endpoint=False)[:, None]
+    between = 0.5 * (
+        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
+    )
+    return np.concatenate([between.reshape(-1, 2), points[-1:]])
+
+
+def write(way, rng):
+    """Return strokes [array (N, 2), ...] in the pad's coordinates: a way (see parse) in one of many hands."""
+    unsteady = rng.gamma(2, 0.01)
+    strokes = []
+    for pieces in way:
+        moved = [piece + rng.normal(0, unsteady, piece.shape) for piece in pieces]
+        for before, piece in zip(moved, moved[1:]):
+            piece[0] = before[-1]
+        strokes.append(np.concatenate([smooth(piece) for piece in moved]))
+    if len(strokes) > 1 and rng.random() < 0.06:  # the pen stays down
+        strokes = [np.concatenate(strokes)]
+    # The halves of a digit are of any proportion: powers of x and y.
+    power = np.exp(rng.normal(0, [0.15, 0.22]))
+    wave = rng.normal(0, 0.02, (2, 2, 2, 2))  # of (axis, axis it depends on, sine or cosine, frequency)
+    turn, slant = np.radians(rng.normal(0, 6)), rng.normal(0.08, 0.22)
+    width = np.exp(rng.normal(-0.15, 0.3))
+    cos, sin = np.cos(turn), np.sin(turn)
+    matrix = np.array([[cos, -sin], [sin, cos]]) @ [[width, -slant], [0, 1]]
+    spacing, tremor = np.exp(rng.uniform(np.log(0.02), np.log(0.16))), rng.gamma(1, 0.004)
+    rounding = max(0, rng.normal(0, 0.05))  # how far from a corner a quick pen leaves it
+    written = []
+    for points in strokes:
+        points = points + rng.normal(0, 0.025, 2)  # strokes do not meet quite as they should
+        points = np.clip(points, 0, 1) ** power + np.minimum(points, 0) + np.maximum(points - 1, 0)
+        angles = np.pi * points[:, :, None] * [1, 2]
+        points = points + np.einsum('abcd,nbcd->na', wave, np.stack([np.sin(angles), np.cos(angles)], axis=2))
+        along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        start, end = along[-1] * np.clip(rng.normal([0, 1], 0.02), [0, 0.9], [0.1, 1])
+        fine = resample(points, along, np.linspace(start, end, max(2, round((end - start) / 0.01))))
+        if rounding > 0.01 and len(fine) > 4:
+            fine = rounded(fine, round(rounding / 0.01))
+        at = np.linspace(0, len(fine) - 1, max(2, round(len(fine) * 0.01 / spacing) + 1))
+        if len(at) > 2:
+            at[1:-1] += rng.normal(0, 0.25 * at[1], len(at) - 2)  # no hand is of even speed
+        points = resample(fine, np.arange(len(fine)), np.sort(at))
+        if rng.random() < 0.12:  # the pen touches down, or is lifted, on the move
+            flick = rng.normal(0, 0.04, 2)
+            points = np.concatenate(
+                [[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]]
+            )
+        written.append((points + rng.normal(0, tremor, points.shape)) @ matrix.T)
+    every = np.concatenate(written)
+    low, high = every.min(axis=0), every.max(axis=0)
+    size = rng.uniform(0.3, 0.95) * SIZE / (high - low).max()
+    corner = rng.uniform(0, 1, 2) * (SIZE - size * (high - low))
+    return [(points - low) * size + corner for points in written]
+
+
+def resample(points, along, at):
+    return np.stack([np.interp(at, along, points[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def rounded(points, n):
+    """Return the means over 2n + 1 points; the ends stay."""
+    n = min(n, (len(points) - 1) // 2)
+    padded = np.pad(points, ((n, n), (0, 0)), mode='reflect', reflect_type='odd')
+    sums = np.cumsum(np.concatenate([np.zeros((1, 2)), padded]), axis=0)
+    return (sums[2 * n + 1 :] - sums[: -2 * n - 1]) / (2 * n + 1)
+
+
+def drawings(n, seed, ways=WAYS):
+    """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each."""
+    rng = np.random.default_rng(seed)
+    ways = {digit: lines(text) for digit, text in ways.items()}
+    digits = rng.permutation(np.resize(np.array(list(ways), np.int32), n))
+    return [write(ways[digit][rng.integers(len(ways[digit]))], rng) for digit in digits], digits
