@@ -1,6 +1,6 @@
-"""input.html as an anywidget, for notebooks whose page cannot reach the Jupyter server: VS Code, Colab.
+"""input.html as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
 
-    pad = DigitPad(predictor)   # a cell that shows the pad
+    pad = DigitPad(predictor)   # a cell that shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
     data = pad.data             # a later cell
 
 Needs the package anywidget. In JupyterLab and Jupyter Notebook, HTML(open('input.html').read()) needs
@@ -25,15 +25,15 @@ class DigitPad(anywidget.AnyWidget):
 
     _html = traitlets.Unicode((ROOT / 'input.html').read_text(encoding='ascii')).tag(sync=True)
     _esm = ROOT / 'pad' / 'widget.js'
+    data = traitlets.List(traitlets.List(traitlets.CFloat()), [[0.0] * 784]).tag(sync=True)
 
     def __init__(self, predictor=None):
         super().__init__()
-        self.data = [[0.0] * 784]
         self.predictor = predictor
         self.on_msg(self._take)
 
     def _take(self, _widget, message, _buffers):
-        self.data = [[float(value) for value in message['data'][0]]]
+        self.data = message['data']
         answer = {'id': message['id'], 'scores': None, 'error': ''}
         if self.predictor is not None and any(self.data[0]):
             try:

@@ -38,6 +38,12 @@ class Progress(training.Extension):
 
 def plot(names, file_name):
     """Return a PlotReport of these values over whole epochs."""
+    from matplotlib import rcParams
+
+    # For light and dark themes: no background, and a grey as far from white as from black, in large type.
+    parts = 'text.color axes.labelcolor axes.edgecolor xtick.color ytick.color'.split()
+    rcParams.update(dict.fromkeys(parts, '#7a7a7a'))
+    rcParams.update({'font.size': 14, 'grid.alpha': 0.5, 'legend.framealpha': 0, 'savefig.transparent': True})
     return extensions.PlotReport(names, 'epoch', file_name=file_name, postprocess=whole_epochs)
 
 

@@ -1,7 +1,9 @@
 // anywidget's part of DigitPad (digit_pad.py): the page gets input.html, and each drawing goes to its widget.
-export default {async render({model, el}) {
-  while (!el.isConnected) await new Promise(requestAnimationFrame);  // its script looks in the page
-  el.append(document.createRange().createContextualFragment(model.get('_html')));
+export default {render({model, el}) {
+  const box = document.createElement('div');
+  box.append(document.createRange().createContextualFragment(model.get('_html')));
+  document.body.append(box);  // where its script looks, unlike in marimo's shadow tree
+  el.append(box);
   const ask = data => new Promise((resolve, reject) => {
     const id = Math.random();
     const hear = message => {
@@ -13,7 +15,11 @@ export default {async render({model, el}) {
     const fail = reason => { stop(); reject(Error(`${reason} If it was restarted, run this cell again.`)); };
     const timer = setTimeout(() => fail('The kernel has not answered for two minutes.'), 120000);
     model.on('msg:custom', hear);
-    try { model.send({id, data}); } catch { fail('Not sent: the kernel does not know this widget.'); }
+    try {
+      model.set('data', data);  // runs marimo's cells that read it
+      model.save_changes();
+      model.send({id, data});
+    } catch { fail('Not sent: the kernel does not know this widget.'); }
   });
   let newest = 0, queue = Promise.resolve();
   el.addEventListener('digit', event => {

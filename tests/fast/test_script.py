@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import CHANNELS, DISTRIBUTED, SCRIPT, arguments, load, python, run
 
 import chainer_mnist_single_machine as script
@@ -44,7 +45,8 @@ def test_writes_model_plots_log_graph_and_snapshot(trained):
     written = {path.name for path in (trained / 'data').iterdir()}
     assert written == {'accuracy.png', 'loss.png', 'log', 'cg.dot', 'snapshot_epoch_1'}
     for plot in 'accuracy.png', 'loss.png':
-        assert (trained / 'data' / plot).read_bytes().startswith(b'\x89PNG')
+        image = Image.open(trained / 'data' / plot)
+        assert image.format == 'PNG' and image.getpixel((0, 0))[3] == 0  # transparent
 
 
 LOAD = """
