@@ -33,27 +33,40 @@ PAGE = """<!doctype html>
 """
 
 
-def write(model, path):
+def write(model, path, images, scores):
     """Write the page.
 
-    model: a model.npz, as training saves it, of linear layers with ReLU in between, from 784 pixels to ten
-    scores; any other is a ValueError. Its weights get seven bits each, which changes a probability by 0.02.
+    model: a model.npz, as training saves it. images, scores: float32 (N, 784) and (N, 10), what it answers. A
+    network that is not of linear layers with ReLU in between is a ValueError, and then there is no page.
+    Its weights get seven bits each, which changes a probability by 0.02.
     """
+    path = pathlib.Path(path)
+    path.unlink(missing_ok=True)  # an earlier network's
+    layers, x = read(model), images
+    for weights, bias in layers:
+        x = np.maximum(x, 0) @ weights.T + bias
+    if not layers or not np.allclose(x, scores, rtol=0.01, atol=0.01):
+        raise ValueError(f'{path} is for networks of linear layers with ReLU in between, only: not written.')
     script = re.sub('^export ', '', (PAD / 'network.js').read_text(), flags=re.MULTILINE)
-    network = base64.b64encode(gzip.compress(pack(model), mtime=0)).decode()
+    network = base64.b64encode(gzip.compress(pack(layers), mtime=0)).decode()
     pad = (PAD.parent / 'input.html').read_text(encoding='ascii')
-    pathlib.Path(path).write_text(PAGE.format(pad=pad, network=network, script=script), encoding='ascii')
+    path.write_text(PAGE.format(pad=pad, network=network, script=script), encoding='ascii')
 
 
-def pack(model):
-    """The network as bytes, as network.js unpacks them."""
+def read(model):
+    """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
     with np.load(model) as file:
-        names = sorted(name for name in file.files if name.endswith('/W'))  # l1, l2 and so on
-        layers = [(file[name], file[name[:-1] + 'b']) for name in names]
-        others = {*file.files} - {*names} - {name[:-1] + 'b' for name in names}
-    sizes = [784, *(len(bias) for _, bias in layers)]
-    if others or sizes[-1] != 10 or [weights.shape for weights, _ in layers] != [*zip(sizes[1:], sizes)]:
-        raise ValueError('The page takes networks of linear layers, from 784 pixels to ten scores, only.')
+        arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}
+    layers = [
+        (arrays.pop(name), arrays.pop(name[:-1] + 'b', None)) for name in [*arrays] if name.endswith('/W')
+    ]
+    sizes = [784] + [weights.shape[0] for weights, _ in layers]
+    fit = [weights.shape for weights, _ in layers] == [*zip(sizes[1:], sizes)]
+    return layers if fit and not arrays and all(bias is not None for _, bias in layers) else []
+
+
+def pack(layers):
+    """The network as bytes, as network.js unpacks them."""
     parts = []
     for weights, bias in layers:
         scale = np.abs(weights).max(axis=1) / 63

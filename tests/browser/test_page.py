@@ -1,6 +1,8 @@
 """The page that needs nothing: it opens from a file, reads as one draws, and answers as the model does."""
 
 import chainer
+import chainer.functions as F
+import chainer.links as L
 import numpy as np
 import pytest
 from support import LISTEN, ONE, load, move, says
@@ -10,9 +12,10 @@ from pad.page import write
 
 
 @pytest.fixture(scope='module')
-def path(model, tmp_path_factory):
+def path(model, small_mnist, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'pad.html'
-    write(model / 'model.npz', path)
+    images = load(small_mnist / 'test' / 'test.npz')['images'][:100]
+    write(model / 'model.npz', path, images, script.model_fn(model)(images).array)
     return path
 
 
@@ -58,9 +61,25 @@ def test_its_answers_are_the_models(page, path, model, small_mnist):
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.998
 
 
-def test_another_network_is_refused_in_words(tmp_path):
-    network = chainer.Sequential(chainer.links.Convolution2D(1, 4, 3), chainer.links.Linear(None, 10))
-    network(np.zeros((1, 1, 28, 28), np.float32))
+class Sigmoid(script.MLP):
+    def forward(self, x):
+        return self.l3(F.sigmoid(self.l2(F.sigmoid(self.l1(x)))))
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        Sigmoid(20),
+        chainer.Sequential(L.Linear(784, 20), L.BatchNormalization(20), L.Linear(20, 10)),
+        chainer.Sequential(lambda x: x.reshape(-1, 1, 28, 28), L.Convolution2D(1, 4, 3), L.Linear(None, 10)),
+    ],
+    ids=['sigmoid', 'normalised', 'convolution'],
+)
+def test_another_network_is_refused_and_leaves_no_page_of_an_earlier_one(tmp_path, network):
+    images = np.random.RandomState(0).rand(3, 784).astype(np.float32)
+    scores = network(images).array
     chainer.serializers.save_npz(tmp_path / 'model.npz', network)
-    with pytest.raises(ValueError, match='networks of linear layers'):
-        write(tmp_path / 'model.npz', tmp_path / 'pad.html')
+    (tmp_path / 'pad.html').write_text('an earlier one')
+    with pytest.raises(ValueError, match='pad.html is for networks of linear layers with ReLU'):
+        write(tmp_path / 'model.npz', tmp_path / 'pad.html', images, scores)
+    assert not (tmp_path / 'pad.html').exists()
