@@ -15,7 +15,7 @@ def resample(images, x, y):
     column, row = x.astype(np.int32), y.astype(np.int32)
     x, y = x - column.astype(np.float32), y - row.astype(np.float32)
     at = row * 28 + column + xp.arange(len(images), dtype=np.int32)[:, None] * 784
-    pixels = images.ravel()
+    at, pixels = at.astype(np.intp), images.ravel()  # else NumPy would convert the indices four times
     top, bottom = pixels[at], pixels[at + 28]
     top += x * (pixels[at + 1] - top)
     bottom += x * (pixels[at + 29] - bottom)

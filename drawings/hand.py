@@ -78,8 +78,9 @@ def write(way, rng):
         written.append((points + rng.normal(0, tremor, points.shape)) @ matrix.T)
     every = np.concatenate(written)
     low, high = every.min(axis=0), every.max(axis=0)
-    size = rng.uniform(0.3, 0.95) * SIZE / (high - low).max()
-    corner = rng.uniform(0, 1, 2) * (SIZE - size * (high - low))
+    room = SIZE - 28  # that the ink, too, is on the pad
+    size = rng.uniform(0.3, 1) * room / (high - low).max()
+    corner = 14 + rng.uniform(0, 1, 2) * (room - size * (high - low))
     return [(points - low) * size + corner for points in written]
 
 
