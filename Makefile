@@ -95,8 +95,9 @@ clean:  ## remove the project's containers, networks and temporary files, those 
 	@if [ -x $(PYTHON) ]; then PATH=$(CURDIR)/local_mode/process:$$PATH; export LOCAL_MODE_PYTHON=$(CURDIR)/$(PYTHON); \
 		docker ps --all --quiet --filter label=$(LABEL) | xargs docker rm --force; fi
 	@if docker info >/dev/null 2>&1; then \
-		docker ps --all --quiet --filter label=$(LABEL) | xargs -r docker rm --force >/dev/null; \
-		docker network ls --quiet --filter label=$(LABEL) | xargs -r docker network rm >/dev/null || echo "clean: a network is in use"; \
+		for id in $$(docker ps --all --quiet --filter label=$(LABEL)); do docker rm --force $$id >/dev/null; done; \
+		for id in $$(docker network ls --quiet --filter label=$(LABEL)); do \
+			docker network rm $$id >/dev/null || echo "clean: a network is in use"; done; \
 	elif command -v docker >/dev/null; then \
 		echo "clean: Docker does not answer: start it and run this again, if it may have containers of ours"; \
 	fi

@@ -76,8 +76,14 @@ def test_the_plots_are_shown(notebook):
     assert len(plots) == len(set(plots)) == 2
 
 
-def test_the_blank_pad_does_not_stop_an_unattended_run(notebook):
-    assert 'What you wrote is: nothing yet' in text(notebook, 'What you wrote is')
+def test_the_endpoint_reads_what_an_unattended_run_draws(notebook):
+    assert 'What you wrote is: 3' in text(notebook, 'What you wrote is')
+    (pad,) = outputs(notebook, "HTML(open('input.html')")
+    assert re.search(r'data-drawn=.*answer&quot;: \[-?\d', pad.data['text/html'])
+
+
+def test_drawings_are_trained_on(notebook):
+    assert 'Training on 78000 images, testing on 10000, 3 epochs' in text(notebook, '.fit(')
 
 
 def test_the_heart_of_the_script_is_shown(notebook):

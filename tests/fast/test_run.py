@@ -3,6 +3,7 @@
 import ast
 import html
 import json
+import os
 import re
 
 import nbclient
@@ -45,6 +46,18 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute()
     assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
     assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
+
+
+def test_the_first_cell_says_nothing_that_looks_like_trouble():
+    """In a reader's kernel: one that `make run` starts has local_mode's settings already."""
+    notebook = cells('open_session()')
+    del notebook.cells[0]
+    env = {name: value for name, value in os.environ.items() if not name.startswith('SAGEMAKER')}
+    resources = {'metadata': {'path': str(TUTORIAL.parent)}}
+    nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute(env=env)
+    assert {output.name for output in notebook.cells[0].outputs} == {'stdout'}
+    lines = ''.join(output.text for output in notebook.cells[0].outputs).splitlines()
+    assert [line.split()[0] for line in lines] == ['AWS:', 'Role:']
 
 
 def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def test_the_notebook():
     assert [epoch[0] for epoch in epochs] == ['1', '2', '3'] and float(epochs[-1][1].split()[-1]) >= 0.97
     labels, predicted = re.findall(r'labels are: +\[([\d ]+)\]', done.stdout)
     assert sum(a == b for a, b in zip(labels.split(), predicted.split())) >= 4
-    assert 'What you wrote is: nothing yet' in done.stdout
+    assert 'What you wrote is: 3' in done.stdout
     notebook = nbformat.read(ROOT / 'output' / NOTEBOOK.name, as_version=4)
     pictures = [o for c in notebook.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
     assert len(pictures) == 3
