@@ -50,10 +50,11 @@ test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/fast container -m 'not docker and not slow'
 
-bench:  ## measure training and serving beside PyTorch and AWS's server, in some 13 minutes
+bench:  ## measure training and serving beside PyTorch and AWS's server, and how drawings are read, in some 25 minutes
 	@./setup.sh bench
 	.venv-bench/bin/python -m benchmarks.training
 	.venv-bench/bin/python -m benchmarks.serving
+	.venv-bench/bin/python -m benchmarks.recognition
 
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh

@@ -100,7 +100,7 @@ def test_nothing_is_printed_that_looks_like_trouble(printed, notebook):
     assert re.match(r'The endpoint \S+ answers on port \d+\.\nCPU times', text(notebook, '.deploy('))
     assert text(notebook, 'delete_endpoint') == ''
     assert re.search(
-        r'\[#+\.+\] epoch 2 of 3, batch \d+ of 469, accuracy of the batch [01]\.\d+, \d+ s left', printed
+        r'\[#+\.+\] epoch 2 of 3, batch \d+ of 609, accuracy of the batch [01]\.\d+, \d+ s left', printed
     )
 
 
