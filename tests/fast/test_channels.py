@@ -1,5 +1,7 @@
 """The data of a job, good and bad: chainer_mnist/channels.py."""
 
+from types import SimpleNamespace
+
 import chainer
 import numpy as np
 import pytest
@@ -37,3 +39,21 @@ def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
     images, labels = chainer.dataset.concat_examples(chainer.datasets.get_mnist()[1])
     np.savez_compressed(tmp_path / 'test.npz', images=(images * 255).round().astype(np.uint8), labels=labels)
     assert (channels.read('test', str(tmp_path))[0] == images).all()
+
+
+@pytest.mark.parametrize(
+    'drawings, size, expected', [(0, 1, [10]), (5, 1, [15]), (5, 2, [8, 8]), (6, 2, [8, 8])]
+)
+def test_drawings_are_trained_on_where_the_channel_is_there(tmp_path, drawings, size, expected):
+    """After the others; several processes share all of them."""
+    for name, n in ('train', 10), ('test', 4), ('drawings', drawings):
+        np.savez(
+            tmp_path / f'{name}.npz', images=IMAGES[:n] + np.float32(name == 'drawings'), labels=LABELS[:n]
+        )
+    there = {'train': str(tmp_path), 'test': str(tmp_path), 'drawings': str(tmp_path) if drawings else None}
+    loaded = [channels.load(SimpleNamespace(**there), rank, size) for rank in range(size)]
+    assert [len(train) for train, _ in loaded] == expected
+    assert sum(len(test) for _, test in loaded) == 4
+    drawn = sum(image.all() for train, _ in loaded for image, _ in train)
+    assert drawn == drawings  # what comes twice is from the beginning
+    assert {type(label) for train, _ in loaded for _, label in train} == {np.int32}
