@@ -8,20 +8,20 @@ from drawings.ways import WAYS
 N = 18000  # drawings for the tutorial's training
 
 
-def parse(way):
-    """Return a way's strokes; a stroke is a list of smooth pieces, arrays of points (N, 2) from 0 to 1."""
-    strokes = []
-    for stroke in way.split(' + '):
-        pieces = [[[float(n) / 100 for n in point.split(',')] for point in piece.split()]
-                  for piece in stroke.split(' / ')]  # fmt: skip
-        for before, piece in zip(pieces, pieces[1:]):
-            piece.insert(0, before[-1])
-        strokes.append([np.array(piece) for piece in pieces])
-    return strokes
+def parse(text):
+    """Return the ways in a text of ways.py.
+
+    A way is a list of strokes, a stroke a list of smooth pieces, arrays of points (N, 2) from 0 to 1.
+    """
+    return [[parse_stroke(stroke) for stroke in line.split(' + ')] for line in text.strip().splitlines()]
 
 
-def lines(text):
-    return [parse(line) for line in text.strip().splitlines()]
+def parse_stroke(text):
+    pieces = [[[float(n) / 100 for n in point.split(',')] for point in piece.split()]
+              for piece in text.split(' / ')]  # fmt: skip
+    for before, piece in zip(pieces, pieces[1:]):
+        piece.insert(0, before[-1])
+    return [np.array(piece) for piece in pieces]
 
 
 def smooth(points, n=8):
@@ -36,7 +36,7 @@ def smooth(points, n=8):
 
 
 def write(way, rng):
-    """Return strokes [array (N, 2), ...] in the pad's coordinates: a way (see parse) in one of many hands."""
+    """Return a way (see parse) in one of many hands: strokes, arrays (N, 2), in the pad's coordinates."""
     unsteady = rng.gamma(2, 0.01)
     strokes = []
     for pieces in way:
@@ -99,6 +99,6 @@ def rounded(points, n):
 def drawings(n, seed, ways=WAYS):
     """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each."""
     rng = np.random.default_rng(seed)
-    ways = {digit: lines(text) for digit, text in ways.items()}
+    ways = {digit: parse(text) for digit, text in ways.items()}
     digits = rng.permutation(np.resize(np.array(list(ways), np.int32), n))
     return [write(ways[digit][rng.integers(len(ways[digit]))], rng) for digit in digits], digits

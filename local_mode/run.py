@@ -57,7 +57,7 @@ class Client(nbclient.NotebookClient):
 
         Returns what the pad in the saved page shows: strokes, and the answer or None.
         """
-        way = hand.lines(ways.WAYS[3])[0]
+        way = hand.parse(ways.WAYS[3])[0]
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
         sent = self.kc.execute(

@@ -21,7 +21,7 @@ def endpoint(session, model):
 
 def steady(text):
     """The first way of writing, as it stands: strokes in parts of the pad's sides."""
-    strokes = [np.concatenate([hand.smooth(piece, 3) for piece in pieces]) for pieces in hand.lines(text)[0]]
+    strokes = [np.concatenate([hand.smooth(piece, 3) for piece in pieces]) for pieces in hand.parse(text)[0]]
     return [(points * 0.7 + 0.15).tolist() for points in strokes]
 
 

@@ -64,7 +64,7 @@ def test_a_seed_gives_the_same_drawings(many):
 
 @pytest.mark.parametrize('digit', WAYS)
 def test_each_way_is_a_skeleton_within_the_square(digit):
-    ways = hand.lines(WAYS[digit])
+    ways = hand.parse(WAYS[digit])
     assert len(ways) >= 10
     for way in ways:
         for pieces in way:
