@@ -102,9 +102,9 @@ def make_trainer(args, optimizer, train_data, test_data, batch_size, device):
     converter = augment.concat_distorted if args.augment else chainer.dataset.concat_examples
     updater = training.updaters.StandardUpdater(train_iter, optimizer, converter, device=device)
     trainer = training.Trainer(updater, (args.epochs, 'epoch'), out=args.output_data_dir)
-    # Adam's steps shrink to nothing over the last third, else its noise costs half a per cent.
+    # Adam's steps shrink to nothing over the last two thirds, else its noise costs half a per cent.
     steps = -(-len(train_data) * args.epochs // batch_size)
-    trainer.extend(extensions.LinearShift('alpha', (args.learning_rate, 0), (2 * steps // 3, steps)))
+    trainer.extend(extensions.LinearShift('alpha', (args.learning_rate, 0), (steps // 3, steps)))
     # Batches of nearly one size, at most 1,000: the Evaluator weighs a short last batch like a full one.
     test_size = -(-len(test_data) // -(-len(test_data) // 1000))
     test_iter = chainer.iterators.SerialIterator(test_data, test_size, repeat=False, shuffle=False)

@@ -15,11 +15,10 @@ def load(args, rank=0, size=1):
     multiple of size, some of the first examples come twice.
     Exits with one sentence where a channel is wrong.
     """
-    channels = [read('train', args.train)]
+    train, test = read('train', args.train), read('test', args.test)
     if args.drawings:
-        channels.append(read('drawings', args.drawings))
-    train = [np.concatenate(arrays) for arrays in zip(*channels)]
-    return [share(images, labels, rank, size) for images, labels in (train, read('test', args.test))]
+        train = [np.concatenate(arrays) for arrays in zip(train, read('drawings', args.drawings))]
+    return [share(images, labels, rank, size) for images, labels in (train, test)]
 
 
 def share(images, labels, rank, size):

@@ -5,7 +5,7 @@ import numpy as np
 from drawings.raster import SIZE
 from drawings.ways import WAYS
 
-N = 18000  # drawings for the tutorial's training
+N = 24000  # drawings for the tutorial's training
 
 
 def parse(text):

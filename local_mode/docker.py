@@ -88,8 +88,7 @@ def check(image):
 
 def check_succeeded(job):
     """Raise RuntimeError unless a container of the job exited with 0; to Compose a lost one has."""
-    job = f'--filter=label={LABEL}.job={job}'
-    states = docker('ps', '--all', job, '--format={{.Status}}').splitlines()
+    states = docker('ps', '--all', f'--filter=label={LABEL}.job={job}', '--format={{.Status}}').splitlines()
     if not any(state.startswith('Exited (0)') for state in states):
         raise RuntimeError(f'None of its containers exited with code 0: {states}.')
 

@@ -61,7 +61,7 @@ class Container:
             return name in self.labels and wanted in ('', self.labels[name])
         if key == 'status':
             return value == ('running' if self.process() else 'exited')
-        return key == 'publish' and value == self.port
+        return value == {'publish': self.port}[key]
 
     def end(self, seconds=10):
         """SIGTERM, and after so many seconds SIGKILL for it and all that it has started."""

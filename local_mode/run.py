@@ -4,7 +4,6 @@ Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1
 and prints what the cells print, then how long each stage took. On a pad that a cell shows it draws a digit.
 """
 
-import ast
 import html
 import json
 import pathlib
@@ -19,11 +18,12 @@ import numpy as np
 from jupyter_client.utils import ensure_async
 from local_mode import ROOT
 
-from drawings import hand, raster, ways
-
 PAD = 'class="digit-pad"'
-# In the notebook: what predictor makes of data, which pad/kernel.js asks, too.
-PREDICT = '__import__("numpy").ravel(predictor.predict(__import__("numpy").array(data, "float32"))).tolist()'
+# In the notebook: what predictor makes of data. pad/kernel.js asks it, too.
+PREDICT = (
+    '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)'
+    '.ravel().tolist()'
+)
 NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 
 
@@ -55,19 +55,22 @@ class Client(nbclient.NotebookClient):
     async def draw(self):
         """Do what a reader and the pad do: draw a digit, put it into the notebook's data, ask the endpoint.
 
-        Returns what the pad in the saved page shows: strokes, and the answer or None.
+        Returns what the pad in the saved page shows: strokes, and ten scores or None.
         """
-        way = hand.parse(ways.WAYS[3])[0]
+        from drawings import hand, raster, ways  # of this project, not of the package
+
+        (way, *_) = hand.parse(ways.WAYS[3])
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
         sent = self.kc.execute(
-            f'data = [{pixels}]', silent=True, user_expressions={'answer': PREDICT}, reply=True
+            f'data = [{pixels}]', silent=True, user_expressions={'answer': PREDICT}, reply=True, timeout=60
         )
         answer = (await ensure_async(sent))['content']['user_expressions']['answer']
-        return {
-            'strokes': strokes,
-            'answer': ast.literal_eval(answer['data']['text/plain']) if 'data' in answer else None,
-        }
+        try:
+            scores = json.loads(answer['data']['text/plain'])
+        except (KeyError, ValueError):  # there is no predictor, it failed, or it answers NaN
+            scores = None
+        return {'strokes': strokes, 'answer': scores if np.shape(scores) == (10,) else None}
 
     def output(self, outs, msg, display_id, cell_index):
         if msg['msg_type'] == 'stream':

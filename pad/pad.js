@@ -114,7 +114,8 @@ function mount(pad) {
   const {strokes: before, answer} = JSON.parse(pad.dataset.drawn ?? '{}');
   strokes = before ?? [];
   show();
-  say(answer ? `${showBars(probabilities(answer))} Sent to \`data\`.` : 'Draw a digit here.');
+  if (answer) say(`${showBars(probabilities(answer))} Sent to \`data\`.`);
+  else say(before ? 'Sent to `data`.' : 'Draw a digit here.');
 }
 
 // By a selector, since the classic notebook runs this script in <head>, and a page may have two pads.

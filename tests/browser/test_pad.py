@@ -45,6 +45,13 @@ def test_what_was_drawn_before_the_page_was_saved(page):
     assert sides(draw(pad, *FOOT)) == sides(run_raster(f'rasterise({[*strokes, [[84, 238], [196, 238]]]})'))
 
 
+def test_what_was_drawn_before_the_page_was_saved_and_not_read(page):
+    drawn = json.dumps({'strokes': [[[140, 40], [140, 240]]], 'answer': None})
+    pad = show(page, HTML.replace('class="digit-pad"', f'class="digit-pad" data-drawn=\'{drawn}\''))
+    says(pad, 'Sent to data.')
+    assert sum(seen(pad)) > 5000 and shares(pad) == [''] * 10
+
+
 def test_a_listener_can_take_the_digit_and_answer(page):
     pad = show(page, HTML)
     page.evaluate("""answers = []; addEventListener('digit', event => {

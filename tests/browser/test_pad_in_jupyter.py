@@ -41,7 +41,7 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
             draw(pad, *points)
         server.takes(kernel, pad, *last, then='Looks like')
         read.append(int(pad.locator('li.best').inner_text().split()[0]))
-        says(pad, 'Sent to data.')
+        says(pad, f'Looks like {read[-1]}')
         pad.get_by_role('button', name='Clear').click()
         says(pad, 'Cleared: data is blank.')
         wait_for(lambda: pad.locator('li.best').count() == 0)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 
@@ -14,6 +15,7 @@ NAME = 'chainer-mnist-set-up-test'  # of the image, here in place of sagemaker-c
 OCI = 'application/vnd.oci.image'
 MANIFEST, INDEX = f'{OCI}.manifest.v1+json', f'{OCI}.index.v1+json'
 MARK = b'"published": "yes"'
+pytestmark = pytest.mark.skipif(not shutil.which('docker-registry'), reason='no docker-registry: needs apt')
 
 
 class Registry:

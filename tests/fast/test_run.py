@@ -77,6 +77,17 @@ def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
     assert drawn['answer'] == pytest.approx([sum(pixels)] + [0] * 9, rel=1e-5) and sum(pixels) > 50
 
 
+@pytest.mark.parametrize('answer', ['[[np.nan] * 10]', '[1.0, 2.0]', '1 / 0', '"0123456789"'])
+def test_a_drawing_without_ten_scores_is_kept_without_bars(tmp_path, monkeypatch, answer):
+    (tmp_path / 'input.html').write_text(HTML)
+    notebook = cells(PAD)
+    notebook.cells[0].source += f'predictor.predict = lambda images: {answer}\nos.chdir({str(tmp_path)!r})'
+    nbformat.write(notebook, tmp_path / 'drawn.ipynb')
+    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    assert run.main(tmp_path / 'drawn.ipynb') == 0
+    assert '"answer": null' in (tmp_path / 'output' / 'drawn.html').read_text()
+
+
 def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, capsys):
     cells = [nbformat.v4.new_code_cell(code) for code in ('print("before")', '1 / 0', 'print("after")')]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# A stage'), *cells])
