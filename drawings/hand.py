@@ -61,20 +61,7 @@ def write(way, rng):
         points = np.clip(points, 0, 1) ** power + np.minimum(points, 0) + np.maximum(points - 1, 0)
         angles = np.pi * points[:, :, None] * [1, 2]
         points = points + np.einsum('abcd,nbcd->na', wave, np.stack([np.sin(angles), np.cos(angles)], axis=2))
-        along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-        start, end = along[-1] * np.clip(rng.normal([0, 1], 0.02), [0, 0.9], [0.1, 1])
-        fine = resample(points, along, np.linspace(start, end, max(2, round((end - start) / 0.01))))
-        if rounding > 0.01 and len(fine) > 4:
-            fine = rounded(fine, round(rounding / 0.01))
-        at = np.linspace(0, len(fine) - 1, max(2, round(len(fine) * 0.01 / spacing) + 1))
-        if len(at) > 2:
-            at[1:-1] += rng.normal(0, 0.25 * at[1], len(at) - 2)  # no hand is of even speed
-        points = resample(fine, np.arange(len(fine)), np.sort(at))
-        if rng.random() < 0.12:  # the pen touches down, or is lifted, on the move
-            flick = rng.normal(0, 0.04, 2)
-            points = np.concatenate(
-                [[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]]
-            )
+        points = trace(points, spacing, rounding, rng)
         written.append((points + rng.normal(0, tremor, points.shape)) @ matrix.T)
     every = np.concatenate(written)
     low, high = every.min(axis=0), every.max(axis=0)
@@ -82,6 +69,25 @@ def write(way, rng):
     size = rng.uniform(0.3, 1) * room / (high - low).max()
     corner = 14 + rng.uniform(0, 1, 2) * (room - size * (high - low))
     return [(points - low) * size + corner for points in written]
+
+
+def trace(points, spacing, rounding, rng):
+    """Return the points, some `spacing` apart, that a pad gets of a pen on its way along others."""
+    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    start, end = along[-1] * np.clip(rng.normal([0, 1], 0.02), [0, 0.9], [0.1, 1])
+    fine = resample(points, along, np.linspace(start, end, max(2, round((end - start) / 0.01))))
+    if rounding > 0.01 and len(fine) > 4:
+        fine = rounded(fine, round(rounding / 0.01))
+    at = np.linspace(0, len(fine) - 1, max(2, round(len(fine) * 0.01 / spacing) + 1))
+    if len(at) > 2:
+        at[1:-1] += rng.normal(0, 0.25 * at[1], len(at) - 2)  # no hand is of even speed
+    points = resample(fine, np.arange(len(fine)), np.sort(at))
+    if rng.random() < 0.12:  # the pen touches down, or is lifted, on the move
+        flick = rng.normal(0, 0.04, 2)
+        points = np.concatenate(
+            [[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]]
+        )
+    return points
 
 
 def resample(points, along, at):
