@@ -50,13 +50,13 @@ HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
 OTHERS = {
     digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()
 }
-# Whether images are distorted, and the ways of the drawings that are trained on.
+# Whether images are distorted, and the ways, of 'all' or 'others', of the drawings that are trained on.
 TRAININGS = {
     'plain': (False, None),
     '`augment`': (True, None),
-    'drawings': (False, ways.WAYS),
-    'the tutorial: both': (True, ways.WAYS),
-    'both, every third way held out': (True, OTHERS),
+    'drawings': (False, 'all'),
+    'the tutorial: both': (True, 'all'),
+    'both, every third way held out': (True, 'others'),
 }
 
 
@@ -133,13 +133,14 @@ def train_all(mnist, sets, seeds):
     with tempfile.TemporaryDirectory() as directory:
         for name, (images, labels) in mnist.items():
             save(f'{directory}/{name}', images, labels)
+        for name, which in ('all', ways.WAYS), ('others', OTHERS):
+            strokes, digits = hand.drawings(hand.N, 0, which)
+            save(f'{directory}/{name}/drawings', raster.rasterise(strokes), digits)
         for seed, (training, (augment, which)) in itertools.product(range(seeds), TRAININGS.items()):
             print(f'training with seed {seed}, {training}', file=sys.stderr)
             channels = f'--train {directory}/train --test {directory}/test'
             if which:
-                strokes, digits = hand.drawings(hand.N, 0, which)
-                save(f'{directory}/drawings', raster.rasterise(strokes), digits)
-                channels += f' --drawings {directory}/drawings'
+                channels += f' --drawings {directory}/{which}/drawings'
             model, seconds = train(channels, augment, seed, directory)
             found.setdefault(('seconds', training), []).append(seconds)
             for name, (x, _) in sets.items():

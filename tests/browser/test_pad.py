@@ -13,6 +13,11 @@ def show(page, html):
     return page.locator('.digit-pad')
 
 
+def show_drawn(page, strokes, answer):
+    drawn = json.dumps({'strokes': strokes, 'answer': answer})
+    return show(page, HTML.replace('class="digit-pad"', f'class="digit-pad" data-drawn=\'{drawn}\''))
+
+
 def shares(pad):
     return pad.locator('li b').all_inner_texts()
 
@@ -36,8 +41,7 @@ def test_without_jupyter_the_pad_says_why_it_does_not_send(page, pointer):
 def test_what_was_drawn_before_the_page_was_saved(page):
     """By an unattended run. One can draw on."""
     strokes, answer = [[[140, 40], [140, 240]]], [0, 9, 8] + [0] * 7
-    drawn = json.dumps({'strokes': strokes, 'answer': answer})
-    pad = show(page, HTML.replace('class="digit-pad"', f'class="digit-pad" data-drawn=\'{drawn}\''))
+    pad = show_drawn(page, strokes, answer)
     says(pad, 'Looks like 1, perhaps 2. Sent to data.')
     assert shares(pad)[1:3] == ['73 %', '27 %']
     pixels = run_raster(f'rasterise({strokes})')
@@ -46,8 +50,7 @@ def test_what_was_drawn_before_the_page_was_saved(page):
 
 
 def test_what_was_drawn_before_the_page_was_saved_and_not_read(page):
-    drawn = json.dumps({'strokes': [[[140, 40], [140, 240]]], 'answer': None})
-    pad = show(page, HTML.replace('class="digit-pad"', f'class="digit-pad" data-drawn=\'{drawn}\''))
+    pad = show_drawn(page, [[[140, 40], [140, 240]]], None)
     says(pad, 'Sent to data.')
     assert sum(seen(pad)) > 5000 and shares(pad) == [''] * 10
 

@@ -36,14 +36,19 @@ def cells(*parts):
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (CELLS, *sources)])
 
 
+def execute(notebook, **options):
+    """In the tutorial's directory, as JupyterLab would."""
+    resources = {'metadata': {'path': str(TUTORIAL.parent)}}
+    nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute(**options)
+
+
 PAD, CLEAN_UP = "HTML(open('input.html')", 'predictor.delete_endpoint()'
 
 
 def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     notebook = cells(PAD, CLEAN_UP, CLEAN_UP)
     notebook.cells.insert(3, nbformat.v4.new_code_cell('data[0][400] = 1.0'))
-    resources = {'metadata': {'path': str(TUTORIAL.parent)}}
-    nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute()
+    execute(notebook)
     assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
     assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
 
@@ -53,8 +58,7 @@ def test_the_first_cell_says_nothing_that_looks_like_trouble():
     notebook = cells('open_session()')
     del notebook.cells[0]
     env = {name: value for name, value in os.environ.items() if not name.startswith('SAGEMAKER')}
-    resources = {'metadata': {'path': str(TUTORIAL.parent)}}
-    nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute(env=env)
+    execute(notebook, env=env)
     assert {output.name for output in notebook.cells[0].outputs} == {'stdout'}
     lines = ''.join(output.text for output in notebook.cells[0].outputs).splitlines()
     assert [line.split()[0] for line in lines] == ['AWS:', 'Role:']

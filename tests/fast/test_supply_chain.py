@@ -49,24 +49,23 @@ def test_what_is_installed_here_is_what_is_locked(pins, built):
 
 
 def workflow(name):
-    """The workflow, and the steps of its jobs."""
+    """The workflow, the steps of its jobs, and what these run."""
     read = yaml.safe_load((ROOT / '.github' / 'workflows' / name).read_text())
-    return read, [step for job in read['jobs'].values() for step in job['steps']]
+    steps = [step for job in read['jobs'].values() for step in job['steps']]
+    return read, steps, '\n'.join(step.get('run', '') for step in steps)
 
 
 @pytest.mark.parametrize('name', ['ci.yml', 'release.yml'])
 def test_a_workflow_takes_actions_by_their_commit_and_runs_what_is_there(name):
-    _, steps = workflow(name)
+    _, steps, script = workflow(name)
     for action in [step['uses'] for step in steps if 'uses' in step]:
         assert re.fullmatch('[^@]+@[0-9a-f]{40}', action), action
-    script = '\n'.join(step.get('run', '') for step in steps)
     called = re.findall(r'\./setup\.sh|\.ci/\w+|container/\w+\.\w+', script)
     assert called and all((ROOT / path).exists() for path in called), called
 
 
 def test_a_release_builds_as_the_set_up_does():
-    release, steps = workflow('release.yml')
-    script = '\n'.join(step.get('run', '') for step in steps)
+    release, _, script = workflow('release.yml')
     tag = NAME.partition(':')[2].replace('-cpu-', '-$1-')
     assert f'tag=$image:{tag} ' in script
     # Each image that is built is one of those that are published.
