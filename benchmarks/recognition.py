@@ -50,13 +50,13 @@ HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
 OTHERS = {
     digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()
 }
-# Whether images are distorted, and the ways, of 'all' or 'others', of the drawings that are trained on.
+# The share of images that are distorted, and the ways, of 'all' or 'others', of the drawings that are trained on.
 TRAININGS = {
-    'plain': (False, None),
-    '`augment`': (True, None),
-    'drawings': (False, 'all'),
-    'the tutorial: both': (True, 'all'),
-    'both, every third way held out': (True, 'others'),
+    'plain': (0, None),
+    '`augment`': (0.5, None),
+    'drawings': (0, 'all'),
+    'the tutorial: both': (0.5, 'all'),
+    'both, every third way held out': (0.5, 'others'),
 }
 
 

@@ -14,11 +14,15 @@ def positive(kind):
     return parse
 
 
-def boolean(text):
-    """An argparse type: how SageMaker passes on a Python bool, or 1 and 0."""
-    if text.lower() not in ('true', 'false', '1', '0'):
+def share(text):
+    """An argparse type: a float from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
         raise ValueError
-    return text.lower() in ('true', '1')
+    return value
+
+
+share.__name__ = 'share (from 0 to 1)'
 
 
 def parse(parser, argv=None):

@@ -44,12 +44,17 @@ def distort(images):
     )
 
 
-def concat_distorted(batch, device=None):
-    """chainer.dataset.concat_examples for a batch of (image, label), half of the images distorted.
+def converter(share):
+    """Return a chainer.dataset.concat_examples that distorts this share of each batch of (image, label).
 
-    The others are as sharp as those that are to be read.
+    What it leaves is as sharp as what is to be read; only long training does best without any of that.
     """
-    images, labels = chainer.dataset.concat_examples(batch, device)
-    half = len(images) // 2
-    images[:half] = distort(images[:half])
-    return images, labels
+
+    def concat(batch, device=None):
+        images, labels = chainer.dataset.concat_examples(batch, device)
+        distorted = int(share * len(images))
+        if distorted:
+            images[:distorted] = distort(images[:distorted])
+        return images, labels
+
+    return concat

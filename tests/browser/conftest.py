@@ -46,7 +46,7 @@ def page(chromium):
 def training(mnist, tmp_path_factory):
     """(process, directory for the model) of one epoch of the tutorial's training."""
     directory = tmp_path_factory.mktemp('model')
-    words = arguments(mnist, directory, '--epochs 1 --batch-size 128 --augment True')
+    words = arguments(mnist, directory, '--epochs 1 --batch-size 128 --augment 0.5')
     process = subprocess.Popen([sys.executable, SCRIPT, *words], stdout=subprocess.DEVNULL)
     yield process, directory
     process.kill()

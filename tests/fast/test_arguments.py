@@ -10,15 +10,16 @@ def test_both_spellings_of_batch_size_count(spelling):
     assert script.parse_args([spelling, '500']).batch_size == 500
 
 
-@pytest.mark.parametrize('value, expected', [('True', True), ('False', False), ('1', True), ('0', False)])
-def test_augment_is_a_boolean(value, expected):
-    assert script.parse_args(['--augment', value]).augment is expected
+@pytest.mark.parametrize('value', ['0', '0.5', '1'])
+def test_augment_is_a_share(value):
+    assert script.parse_args(['--augment', value]).augment == float(value)
 
 
-def test_augment_is_not_anything_else(capsys):
+@pytest.mark.parametrize('value', ['True', '1.1', '-0.1', 'nan'])
+def test_augment_is_not_anything_else(value, capsys):
     with pytest.raises(SystemExit):
-        script.parse_args(['--augment', 'perhaps'])
-    assert 'invalid boolean value' in capsys.readouterr().err
+        script.parse_args([f'--augment={value}'])
+    assert f"invalid share (from 0 to 1) value: '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('argument', ['--batchsize', '--epoch', '-e', '--unknown'])

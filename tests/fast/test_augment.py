@@ -53,11 +53,13 @@ def test_distorted_digits_stay_digits(small_mnist):
     assert len(np.unique(same, axis=0)) == 50
 
 
-def test_augmentation_changes_half_of_the_images_only(small_mnist):
+@pytest.mark.parametrize('share', [0, 0.5, 1])
+def test_the_converter_distorts_a_share_of_the_images(small_mnist, share):
     train = load(small_mnist / 'train' / 'train.npz')
     batch = list(zip(train['images'][:100], train['labels'][:100].astype(np.int32)))
-    images, labels = augment.concat_distorted(batch, -1)
+    images, labels = augment.converter(share)(batch, -1)
     plain, expected = chainer.dataset.concat_examples(batch)
     assert (labels == expected).all() and labels.dtype == np.int32
-    assert images.shape == plain.shape and 0 < abs(images - plain).mean() < 0.1
-    assert (images != plain).any(axis=1).tolist() == [True] * 50 + [False] * 50
+    distorted = int(100 * share)
+    assert images.shape == plain.shape and abs(images - plain).mean() < 0.1
+    assert (images != plain).any(axis=1).tolist() == [True] * distorted + [False] * (100 - distorted)

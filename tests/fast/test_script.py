@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_result(plain, small_mnist, tmp_path):
 @pytest.mark.slow
 def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
     """kill -9 at random moments, start again: the same weights to the bit, and the same log."""
-    options = '--epochs 6 --augment True'
+    options = '--epochs 6 --augment 0.5'
     _, log = train(small_mnist, tmp_path / 'whole', options)
     checkpoints, out = tmp_path / 'checkpoints', tmp_path / 'end'
     options += f' --checkpoint-dir {checkpoints}'
@@ -121,7 +121,7 @@ def test_hyperparameters_arrive_in_training(small_mnist, tmp_path):
 
 @pytest.mark.slow
 def test_augment_arrives_in_training(small_mnist, plain, tmp_path):
-    _, log = train(small_mnist, tmp_path, '--augment True')
+    _, log = train(small_mnist, tmp_path, '--augment 0.5')
     assert log[0]['main/loss'] > plain[0]['main/loss']  # the distorted are harder
     assert log[0]['validation/main/accuracy'] > 0.7
 
@@ -166,7 +166,7 @@ def test_a_model_that_gives_nan_is_not_hosted(tmp_path):
 @pytest.mark.slow
 def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, trained, tmp_path):
     aws = dict(launcher=[aws_python])
-    _, log = train(small_mnist, tmp_path / 'augmented', '--augment True', **aws)
+    _, log = train(small_mnist, tmp_path / 'augmented', '--augment 0.5', **aws)
     assert log[-1]['validation/main/accuracy'] > 0.7
     _, log = train(small_mnist, tmp_path / 'out', **aws)
     assert log[-1]['validation/main/accuracy'] > 0.75
