@@ -50,7 +50,7 @@ test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/fast container -m 'not docker and not slow'
 
-bench:  ## measure training and serving beside PyTorch and AWS's server, and how drawings are read, in some 25 minutes
+bench:  ## measure training beside PyTorch, serving beside others' servers, and how drawings are read, in some 28 minutes
 	@./setup.sh bench
 	.venv-bench/bin/python -m benchmarks.training
 	.venv-bench/bin/python -m benchmarks.serving

@@ -6,7 +6,7 @@
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
-#   ./setup.sh bench   what the benchmarks need, PyTorch and AWS's server among it, in .venv-bench
+#   ./setup.sh bench   what the benchmarks need, PyTorch and others' servers among it, in .venv-bench
 #   ./setup.sh source  nothing; prints the checksum of container/, the image's label `source`
 set -euo pipefail
 cd "$(dirname "$0")"

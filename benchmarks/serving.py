@@ -1,12 +1,14 @@
-"""How fast the endpoint answers, beside AWS's own stack on the same cores.
+"""How fast the endpoint answers, beside AWS's stack and servers that people pick today, on the same cores.
 
-    .venv-bench/bin/python -m benchmarks.serving          # some 5 minutes on two cores
+    .venv-bench/bin/python -m benchmarks.serving          # some 8 minutes on two cores
 
-AWS's stack is multi-model-server (Java) with sagemaker-inference. Both servers stay, with two workers, the
-same model and the same settings for OpenBLAS; wrk asks them in turn, over keep-alive connections, with npy
-bodies of one and of 1,000 images. Then how both do with more connections, AWS's also without these settings.
+All have two workers, the same weights and settings for OpenBLAS, batching where they offer it, no log of
+requests (but MMS, which is as in AWS's images), and the body that is usual for each; ours and FastAPI have
+both formats. wrk asks them in turn, over keep-alive connections. Ratios are of ours in the same format and
+theirs, in pairs, with quartiles.
 """
 
+import collections
 import contextlib
 import http.client
 import io
@@ -14,7 +16,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -23,21 +24,58 @@ import time
 
 import chainer
 import numpy as np
+import psutil
 
 import chainer_mnist_single_machine as script
 from benchmarks.report import section
-from benchmarks.training import machine
+from benchmarks.training import Size, data, machine, ratio
 from container.sagemaker_chainer_container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NPY = 'application/x-npy'
-OURS, AWS, UNSET = 'ours', "AWS's", "AWS's, OpenBLAS not set"
-PORTS = {OURS: 8380, AWS: 8381, UNSET: 8382}
+OPPONENTS = ROOT / 'benchmarks' / 'opponents'
+NPY, JSON = 'application/x-npy', 'application/json'
+IMAGES, _ = data(Size(images=1000))
+OURS, BOUND = 'ours', 'matrix products alone'
+
+Start = collections.namedtuple('Start', 'command env', defaults=({},))
+SCRIPT, PLAIN = 'chainer_mnist_single_machine.py', {'CHAINER_FAST': '0'}
+SERVERS = {
+    OURS: Start('gunicorn -c {root}/container/gunicorn.conf.py', {'SAGEMAKER_PROGRAM': SCRIPT}),
+    'MMS': Start('python -m mms_handler', PLAIN),
+    'MMS, OpenBLAS not set': Start('python -m mms_handler', PLAIN | dict.fromkeys(blas_settings(2), '')),
+    'LitServe': Start('python -m litserve_server {port}'),
+    'BentoML': Start('bentoml serve bentoml_server:Network --host 127.0.0.1 --port {port}'),
+    'FastAPI': Start('uvicorn fastapi_server:app --workers 2 --port {port}'),
+    'MLflow': Start('mlflow models serve -m mlflow_model --env-manager local --workers 2 --port {port}'),
+}
+PORTS = {name: 8380 + i for i, name in enumerate(SERVERS)}
+RESTLESS = ['LitServe']  # its queues are polled: idle, it takes a third of a core from the others
+
+# What is asked of which server: key names the images in a JSON body; None is a bare list.
+Ask = collections.namedtuple('Ask', 'server path format key', defaults=(None,))
+ASKS = {
+    'ours, npy': Ask(OURS, '/invocations', NPY),
+    'ours, JSON': Ask(OURS, '/invocations', JSON),
+    'MMS, npy': Ask('MMS', '/invocations', NPY),
+    'MMS, npy, OpenBLAS not set': Ask('MMS, OpenBLAS not set', '/invocations', NPY),
+    'FastAPI, npy': Ask('FastAPI', '/npy', NPY),
+    'FastAPI, JSON': Ask('FastAPI', '/predict', JSON, 'images'),
+    'LitServe, JSON': Ask('LitServe', '/predict', JSON, 'images'),
+    'BentoML, JSON': Ask('BentoML', '/predict', JSON, 'images'),
+    'MLflow, JSON': Ask('MLflow', '/invocations', JSON, 'inputs'),
+}
+FEW = ['ours, npy', 'MMS, npy', 'FastAPI, npy', BOUND]
+SETTINGS = {  # (images, connections): (what is asked, seconds each)
+    (1, 1): ([*ASKS, BOUND], 1),
+    (1, 16): ([*ASKS, BOUND], 1),
+    (1, 64): ([*ASKS, BOUND], 1),
+    (1000, 1): ([*ASKS, BOUND], 2),
+    (1000, 4): (FEW, 2),
+}
 WRK = """
 wrk.method = 'POST'
-wrk.headers['Content-Type'], wrk.headers['Accept'] = '{npy}', '{npy}'
-local file = io.open('{body}', 'rb')
-wrk.body = file:read('*a')
+wrk.headers['Content-Type'], wrk.headers['Accept'] = '{format}', '{format}'
+wrk.body = io.open('{body}', 'rb'):read('*a')
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format('RESULT [%f, %f, %f, %d]\\n', (summary.requests - e.status) / summary.duration * 1e6,
@@ -45,228 +83,214 @@ function done(summary, latency)
     e.status + e.read + e.write + e.connect + e.timeout))
 end
 """
-HANDLER = """
-import chainer
-import chainer_mnist_single_machine as script
-from sagemaker_inference.default_handler_service import DefaultHandlerService
-from sagemaker_inference.default_inference_handler import DefaultInferenceHandler
-from sagemaker_inference.transformer import Transformer
-
-
-class HandlerService(DefaultHandlerService):
-    def __init__(self):
-        class Handler(DefaultInferenceHandler):
-            def default_model_fn(self, model_dir, context=None):
-                return script.model_fn({model!r})
-
-            def default_predict_fn(self, data, model, context=None):
-                with chainer.using_config('train', False), chainer.no_backprop_mode():
-                    return model(data).array
-        super().__init__(transformer=Transformer(default_inference_handler=Handler()))
-"""
-
-
 PRODUCTS = """
-import time
+import sys, time
 import numpy as np
-x, h = np.ones((1, 784), np.float32), np.ones((1, 1000), np.float32)
-W1, W2, W3 = [np.ones(shape, np.float32) for shape in ((1000, 784), (1000, 1000), (10, 1000))]
-count, end = 0, time.perf_counter() + 1
-while time.perf_counter() < end:
-    x.dot(W1.T), h.dot(W2.T), h.dot(W3.T)
-    count += 1
-print(count)
+from chainer_fast import loops
+rows, sizes = int(sys.argv[1]), (784, 1000, 1000, 10)
+layers = [[np.ones(shape, np.float32) for shape in ((rows, m), (rows, n), (m, n), m)] + [rows, n, m]
+          for n, m in zip(sizes, sizes[1:])]
+count, start = 0, time.perf_counter()
+while time.perf_counter() < start + 0.5:
+    for y, x, W, b, *n in layers:
+        loops.linear(y, x, W, b, *n)
+    count += rows
+print(count / (time.perf_counter() - start))
 """
 
 
-def body(images):
-    stream = io.BytesIO()
-    np.save(stream, np.random.RandomState(0).rand(images, 784).astype(np.float32))
-    return stream.getvalue()
+def body(name, images):
+    ask, stream = ASKS[name], io.BytesIO()
+    if ask.format == NPY:
+        np.save(stream, IMAGES[:images])
+        return stream.getvalue()
+    rows = IMAGES[:images].tolist()
+    return json.dumps({ask.key: rows} if ask.key else rows).encode()
+
+
+def answer(name, images):
+    """Return a server's scores for so many images; OSError or HTTPException where it gives none."""
+    ask = ASKS[name]
+    connection = http.client.HTTPConnection('127.0.0.1', PORTS[ask.server], timeout=20)
+    headers = {'Content-Type': ask.format, 'Accept': ask.format}
+    connection.request('POST', ask.path, body(name, images), headers)
+    response = connection.getresponse()
+    content = response.read()
+    if response.status != 200:
+        raise http.client.HTTPException(f'{name}: {response.status} {content[:500]}')
+    if ask.format == NPY:
+        return np.load(io.BytesIO(content))
+    scores = json.loads(content)
+    return np.array(scores if isinstance(scores, list) else [*scores.values()][0])
+
+
+def processes(name, directory):
+    """Return all processes of a server: BentoML's have groups of their own, MMS's Java loses its parent."""
+    mark = os.path.join(directory, name)
+    return [p for p in psutil.process_iter(['environ']) if (p.info['environ'] or {}).get('SERVER') == mark]
 
 
 @contextlib.contextmanager
 def server(name, directory):
-    """Start a server; yield (process, seconds to the first answered prediction)."""
+    """Start a server; yield the seconds to its first answer."""
+    base = os.path.join(directory, str(PORTS[name]))  # MMS's model directory, process id and sockets
+    os.makedirs(os.path.join(base, 'model'), exist_ok=True)
     env = {
         **os.environ,
-        **({} if name == UNSET else blas_settings(2)),
+        **blas_settings(2),
+        'SERVER': os.path.join(directory, name),
+        'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH']),
+        'PYTHONPATH': f'{directory}:{ROOT / "container"}:{OPPONENTS}',
+        'TMPDIR': base,
+        'TEMP': base,
+        'SAGEMAKER_BASE_DIR': base,
         'SAGEMAKER_BIND_TO_PORT': str(PORTS[name]),
         'SAGEMAKER_MODEL_SERVER_WORKERS': '2',
+        'SAGEMAKER_SUBMIT_DIRECTORY': directory,
         'SM_MODEL_DIR': directory,
-        'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH']),
+        'UVICORN_ACCESS_LOG': '0',
+        'BENTOML_CONFIG_OPTIONS': 'api_server.logging.access.enabled=false',
+        'BENTOML_HOME': base,
+        'BENTOML_DO_NOT_TRACK': 'True',  # nobody is told of this
+        'MLFLOW_DISABLE_TELEMETRY': 'true',
+        'DO_NOT_TRACK': 'true',
+        **SERVERS[name].env,
     }
-    if name == OURS:
-        env.update(
-            PYTHONPATH='{}:{}'.format(directory, ROOT / 'container'),
-            SAGEMAKER_PROGRAM='chainer_mnist_single_machine.py',
-            SAGEMAKER_SUBMIT_DIRECTORY=directory,
-        )
-        command = [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')]
-    else:
-        base = os.path.join(directory, str(PORTS[name]))  # its model directory, process id and sockets
-        os.makedirs(os.path.join(base, 'model'), exist_ok=True)
-        env.update(
-            PYTHONPATH=f'{directory}:{ROOT}',
-            CHAINER_FAST='0',
-            SAGEMAKER_BASE_DIR=base,
-            TMPDIR=base,
-            TEMP=base,
-        )
-        command = [
-            sys.executable,
-            '-c',
-            'from sagemaker_inference.model_server import start_model_server; '
-            'start_model_server("mms_handler")',
-        ]
+    title = next(title for title, ask in ASKS.items() if ask.server == name)
+    log = pathlib.Path(directory, name + '.log')
     start = time.perf_counter()
-    with open(os.path.join(directory, name + '.log'), 'w') as log:
+    with log.open('w') as output:
         process = subprocess.Popen(
-            command, cwd=directory, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [part.format(root=ROOT, port=PORTS[name]) for part in SERVERS[name].command.split()],
+            cwd=directory,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         while True:
             assert process.poll() is None and time.perf_counter() - start < 60, (
-                'The server {} does not start: {}'.format(
-                    name, pathlib.Path(directory, name + '.log').read_text()[-3000:]
-                )
+                f'The server {name} does not start: {log.read_text()[-3000:]}'
             )
             with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection('127.0.0.1', PORTS[name], timeout=20)
-                connection.request('POST', '/invocations', body(1), {'Content-Type': NPY, 'Accept': NPY})
-                response = connection.getresponse()
-                if response.status == 200 and len(response.read()) == 168:
-                    yield process, time.perf_counter() - start
-                    break
+                answer(title, 1)
+                break
             time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        rest(name, directory)
+        yield seconds
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        left = processes(name, directory)
+        for p in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                p.resume()
+                p.terminate()
+        for p in psutil.wait_procs(left, timeout=10)[1]:
+            p.kill()
         process.wait()
 
 
-def memory(process):
-    """The proportional set size of a process group, in MB."""
-    total = 0
-    for path in pathlib.Path('/proc').glob('[0-9]*'):
-        with contextlib.suppress(OSError):
-            if os.getpgid(int(path.name)) == process.pid:
-                text = (path / 'smaps_rollup').read_text()
-                total += int(text.split('\nPss:')[1].split()[0])
-    return total / 1024
+def rest(name, directory):
+    if name in RESTLESS:
+        for p in processes(name, directory):
+            p.suspend()
 
 
-def ask(name, directory, images, connections):
-    """Have wrk ask a server for a second or two; return answers/s, p50 and p99 in ms, and how many errors."""
-    lua = pathlib.Path(directory, f'wrk-{images}.lua')
+@contextlib.contextmanager
+def awake(name, directory):
+    """Let a server run that else rests."""
+    if name in RESTLESS:
+        for p in processes(name, directory):
+            p.resume()
+    yield
+    rest(name, directory)
+
+
+def measure(name, directory, images, connections, seconds):
+    """Have wrk ask a server; return answers/s, p50 and p99 in ms, and how many errors."""
+    if name == BOUND:
+        return [products(images, connections), float('nan'), float('nan'), 0]
+    lua = pathlib.Path(directory, f'{name} {images}.lua')
     if not lua.exists():
-        sent = lua.with_suffix('.npy')
-        sent.write_bytes(body(images))
-        lua.write_text(WRK.format(npy=NPY, body=sent))
-    done = subprocess.run(
-        [
-            'wrk',
-            '-t1',
-            f'-c{connections}',
-            f'-d{2 if images > 1 else 1}s',
-            '-s',
-            str(lua),
-            f'http://127.0.0.1:{PORTS[name]}/invocations',
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+        sent = lua.with_suffix('.body')
+        sent.write_bytes(body(name, images))
+        lua.write_text(WRK.format(format=ASKS[name].format, body=sent))
+    url = f'http://127.0.0.1:{PORTS[ASKS[name].server]}{ASKS[name].path}'
+    command = ['wrk', '-t1', f'-c{connections}', f'-d{seconds}s', '--timeout=20s', '-s', str(lua), url]
+    with awake(ASKS[name].server, directory):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.split('RESULT')[1])
 
 
-def products():
-    """Return how many images a second the matrix products alone take, in two processes with a thread each."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', PRODUCTS], env={**os.environ, **blas_settings(2)}, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    return sum([int(process.communicate()[0]) for process in processes])
+def products(images, connections):
+    """Return what two processes could answer, in requests/s, in batches as large as the connections allow."""
+    count = min(2, connections)
+    command = [sys.executable, '-c', PRODUCTS, str(images * connections // count)]
+    env = {**os.environ, **blas_settings(2)}
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(count)]
+    return sum([float(process.communicate()[0]) for process in running]) / images
 
 
-def growth(directory, rounds=3):
-    """Print how the servers do with more connections, in answers a second."""
+def requests(directory, rounds):
+    """Print how all answer; ours is compared with each in its own format."""
     print(
-        '\n| connections, 1 image each | ours: requests/s | p50, ms | p99, ms '
-        f'| {AWS}: requests/s | p50, ms | p99, ms '
-        f'| {UNSET}: requests/s | matrix products alone: images/s |\n|---|---|---|---|---|---|---|---|---|'
+        '| images | connections | server, format | requests/s | p50, ms | p99, ms | errors '
+        '| ours / theirs: requests/s | p99 |\n|---|---|---|---|---|---|---|---|---|'
     )
-    with server(UNSET, directory):
-        ask(UNSET, directory, 1, 16)  # warms up
-        for connections in 1, 4, 16, 64:
-            results, bound = {name: [] for name in PORTS}, []
-            for _ in range(rounds):
-                for name in PORTS:
-                    results[name].append(ask(name, directory, 1, connections))
-                bound.append(products())
-            ours, aws, unset = [
-                [statistics.median(column) for column in zip(*results[name])] for name in PORTS
-            ]
-            print(
-                '| {} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.3g} | {:.3g} | {:.4g} | {:.4g} |'.format(
-                    connections, *ours[:3], *aws[:3], unset[0], statistics.median(bound)
-                ),
-                flush=True,
-            )
+    for (images, connections), (names, seconds) in SETTINGS.items():
+        results = {name: [] for name in names}
+        warm = connections == 1  # the first round of all warms up, Java above all
+        for i in range(warm + rounds):
+            for name in names:
+                result = measure(name, directory, images, connections, seconds)
+                if i >= warm:
+                    results[name].append(result)
+        columns = {name: list(zip(*results[name])) for name in names}
+        for name, (rate, p50, p99, errors) in columns.items():
+            like = 'ours, JSON' if name.endswith(', JSON') else 'ours, npy'
+            ours = columns[like]
+            compared = ['', ''] if name == like else [ratio(ours[0], rate), ratio(ours[2], p99)]
+            cells = [f'{statistics.median(column):.4g}' for column in (rate, p50, p99)]
+            row = [f'{images:,}', connections, name, *cells, sum(errors), *compared]
+            print('| {} |'.format(' | '.join(map(str, row))).replace('nan (nan-nan)', '').replace('nan', ''))
 
 
-def main(rounds=10):
-    """Print one table: medians, and the ratio of ours and AWS's with its quartiles; then that of growth."""
+def main(rounds=7):
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         print(here := machine(), flush=True)
         np.random.seed(0)
-        chainer.serializers.save_npz(
-            os.path.join(directory, 'model.npz'), chainer.links.Classifier(script.MLP())
-        )
+        model = chainer.links.Classifier(script.MLP())
+        chainer.serializers.save_npz(os.path.join(directory, 'model.npz'), model)
         shutil.copy(script.__file__, directory)
         shutil.copytree(ROOT / 'chainer_mnist', os.path.join(directory, 'chainer_mnist'))
-        pathlib.Path(directory, 'mms_handler.py').write_text(HANDLER.format(model=directory))
-        starts, servers = {OURS: [], AWS: []}, {}
+        subprocess.run(
+            [sys.executable, OPPONENTS / 'mlflow_model.py'],
+            cwd=directory,
+            env={**os.environ, 'MLFLOW_DISABLE_TELEMETRY': 'true'},
+            capture_output=True,
+            check=True,
+        )
+        starts = {name: [] for name in SERVERS}
         for _ in range(2):
             for name in starts:
-                with server(name, directory) as (_, seconds):
+                with server(name, directory) as seconds:
                     starts[name].append(seconds)
         for name in starts:
-            servers[name], seconds = stack.enter_context(server(name, directory))
-            starts[name].append(seconds)
-        rows = []
-        for images, connections in (1, 1), (1, 16), (1000, 1), (1000, 4):
-            results = {OURS: [], AWS: []}
-            for i in range(rounds + 1):
-                for name in results:
-                    result = ask(name, directory, images, connections)
-                    if i:  # the first round warms up, Java above all
-                        results[name].append(result)
-            for column, what in enumerate(('requests/s', 'p50, ms', 'p99, ms', 'errors')):
-                rows.append(
-                    (
-                        '{:,} image{}, {} connection{}: {}'.format(
-                            images, 's' * (images > 1), connections, 's' * (connections > 1), what
-                        ),
-                        *[[r[column] for r in results[name]] for name in results],
-                    )
-                )
-        rows.append(('start to the first answer, s', starts[OURS], starts[AWS]))
-        rows.append(('memory (PSS), MB', *[[memory(servers[name])] * 3 for name in (OURS, AWS)]))
-        with section('benchmarks.serving.endpoint', here):
-            print("| endpoint, two workers | ours | AWS's | ours / AWS's |\n|---|---|---|---|")
-            for what, ours, aws in rows:
-                if what.endswith('errors'):
-                    print(f'| {what} | {int(sum(ours))} | {int(sum(aws))} | |')
-                else:
-                    low, median, high = statistics.quantiles([a / b for a, b in zip(ours, aws)], n=4)
-                    print(
-                        f'| {what} | {statistics.median(ours):.4g} | {statistics.median(aws):.4g} '
-                        f'| {median:.2f} ({low:.2f}-{high:.2f}) |'
-                    )
-        with section('benchmarks.serving.connections', here):
-            growth(directory)
+            starts[name].append(stack.enter_context(server(name, directory)))
+        for name, ask in ASKS.items():
+            with awake(ask.server, directory):
+                right = model.predictor(IMAGES[:3]).array
+                assert np.allclose(answer(name, 3), right, atol=1e-5), f'{name} has other scores'
+        with section('benchmarks.serving.requests', here):
+            requests(directory, rounds)
+        with section('benchmarks.serving.start', here):
+            print('| server, two workers | start to the first answer, s | ours / theirs | memory (PSS), MB |')
+            print('|---|---|---|---|')
+            for name, seconds in starts.items():
+                pss = sum([p.memory_full_info().pss for p in processes(name, directory)]) / 2**20
+                compared = ratio(starts[OURS], seconds)
+                print(f'| {name} | {statistics.median(seconds):.3g} | {compared} | {pss:.0f} |')
 
 
 if __name__ == '__main__':

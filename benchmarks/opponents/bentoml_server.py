@@ -1,0 +1,19 @@
+"""BentoML: bentoml serve bentoml_server:Network."""
+
+from typing import Annotated
+
+import bentoml
+import numpy as np
+from network import MLP
+
+Array = Annotated[np.ndarray, bentoml.validators.DType('float32')]
+
+
+@bentoml.service(workers=2)
+class Network:
+    def __init__(self):
+        self.model = MLP()
+
+    @bentoml.api(batchable=True, max_batch_size=1000)  # a request may not be larger
+    def predict(self, images: Array) -> Array:
+        return self.model(images)
