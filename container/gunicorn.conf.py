@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import site
+import tempfile
 
 from sagemaker_chainer_container.cpus import blas_settings, cpus
 
@@ -18,12 +20,17 @@ graceful_timeout = 5
 control_socket_disable = True  # nothing inside the container manages it
 worker_tmp_dir = '/dev/shm' if os.path.isdir('/dev/shm') else None  # heartbeats must not wait for a disk
 
+if os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0':  # where each worker writes its own
+    os.environ['PROMETHEUS_MULTIPROC_DIR'] = tempfile.mkdtemp(dir=os.environ.get('SAGEMAKER_BASE_DIR'))
+
 # Before any worker imports NumPy: workers that share the cores must not each use them all.
 os.environ.update(blas_settings(workers))
 
 
 def on_starting(server):
     """Fetch and install the user's code once, before the workers import it."""
+    if shared := os.environ.get('PROMETHEUS_MULTIPROC_DIR'):
+        os.chown(shared, server.cfg.uid, server.cfg.gid)
     directory = os.environ.get('SAGEMAKER_SUBMIT_DIRECTORY', '/opt/ml/code')
     if not os.path.isdir(directory):  # s3://.../sourcedir.tar.gz
         from sagemaker_training import files
@@ -36,3 +43,20 @@ def on_starting(server):
         modules.install_requirements(directory)
         site.addsitedir(site.getusersitepackages())  # where pip installs for others than root; it is new
     os.environ['SAGEMAKER_SUBMIT_DIRECTORY'] = directory
+
+
+def post_fork(server, worker):
+    """Have up to eight connections taken in at a turn: uvloop takes one from each socket."""
+    worker.sockets = [socket.dup() for socket in worker.sockets for _ in range(8)]
+
+
+def child_exit(server, worker):
+    """Count what a worker has answered on, but not what it had in flight."""
+    if 'PROMETHEUS_MULTIPROC_DIR' in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid)
+
+
+def on_exit(server):
+    shutil.rmtree(os.environ.get('PROMETHEUS_MULTIPROC_DIR', ''), ignore_errors=True)

@@ -31,7 +31,7 @@ struct array {  // the head of NumPy's PyArrayObject
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void share(const void *arguments, long part, long parts);
-enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112};
+enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
 
 static sgemm *gemm;
 static int threads;
@@ -179,10 +179,48 @@ FOR_EACH_CPU static void sum_rows(const struct linear *a, long from, long to) {
         for (long j = from; j < to; j++) gb[j] += gy[j];
 }
 
+// Products of rows of x and of W, from i and j on; the sums are in the same order whatever the other rows are.
+static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
+                                                       const int rows, const int columns) {
+    typedef float lanes __attribute__((vector_size(32), aligned(4)));
+    const long in = a->in;
+    const float *x = a->x + i * in, *W[6];
+    lanes sums[4][6] = {0};
+    for (int c = 0; c < columns; c++) W[c] = a->W + (j + c < to ? j + c : to - 1) * in;
+    long k = 0;
+    for (; k + 8 <= in; k += 8)
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < columns; c++)
+                sums[r][c] += *(const lanes *)(x + r * in + k) * *(const lanes *)(W[c] + k);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns && j + c < to; c++) {
+            float sum = a->b[j + c];
+            for (int l = 0; l < 8; l++) sum += sums[r][c][l];
+            for (long l = k; l < in; l++) sum += x[r * in + l] * W[c][l];
+            a->y[(i + r) * a->out + j + c] = sum;
+        }
+}
+
+FOR_EACH_CPU static void few_rows(const struct linear *a, long from, long to) {
+    for (long j = from; j < to; j += 6) {  // twelve sums are what the registers hold
+        long i = 0;
+        for (; i + 4 <= a->rows; i += 4) {
+            dots(a, i, j, to, 4, 3);
+            if (j + 3 < to) dots(a, i, j + 3, to, 4, 3);
+        }
+        if (a->rows - i >= 2) dots(a, i, j, to, 2, 6), i += 2;
+        if (a->rows - i == 1) dots(a, i, j, to, 1, 6);
+    }
+}
+
 static void linear_part(const void *a_, long part, long parts) {
     const struct linear *a = a_;
     long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
     if (from == to) return;
+    if (a->rows <= FEW) {  // a general product would first copy W
+        few_rows(a, from, to);
+        return;
+    }
     gemm(ROWS, PLAIN, TRANSPOSED, a->rows, to - from, a->in, 1, a->x, a->in, a->W + from * a->in, a->in,
          0, a->y + from, a->out);
     add_bias(a, from, to);

@@ -80,12 +80,8 @@ def linear(self, inputs):
         return None
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
-    if len(x) == 1:  # a matrix and a vector
-        y = x.dot(W.T)
-        y += b
-    else:
-        y = np.empty((len(x), len(W)), np.float32)
-        loops.linear(y, x, W, b, *x.shape, len(W))
+    y = np.empty((len(x), len(W)), np.float32)
+    loops.linear(y, x, W, b, *x.shape, len(W))
     return (y,)
 
 

@@ -7,32 +7,36 @@ Started by `serve` through gunicorn.conf.py, one create_app() in each worker.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import logging
 import re
-import threading
 import time
 
 import chainer
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, ServiceUnavailable
 
+from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
 from sagemaker_chainer_container.budget import Budget
 from sagemaker_chainer_container.hooks import Predictor
 
 # What a worker takes in at a time; to more it answers 503.
 MAX_REQUESTS, MAX_BYTES = 256, 16 * MAX_PAYLOAD
+BATCH, BATCH_BYTES = 32, 2**20  # the most that is predicted together, but for a single request
 QUICK = 0.02  # seconds of a prediction for which /ping and other requests may wait
 METHODS = {'/ping': ('GET', 'HEAD'), '/invocations': ('POST',)}
+if metrics.METRICS:
+    METHODS['/metrics'] = ('GET',)
 NAMED = re.compile(r'/endpoints/[^/]+(?=/invocations$)')  # before the path, as AWS's clients post
 
 logger = logging.getLogger('gunicorn.error')
 
 
 class App:
-    """An ASGI application that takes in requests side by side and runs predictions one at a time.
+    """An ASGI application that takes in requests side by side, and predicts together those that wait.
 
-    predict(body, headers) returns (status, body, headers), as hooks.Predictor does.
+    predict(requests) returns (status, body, headers) or an exception for each, as hooks.Predictor does.
     """
 
     def __init__(self, predict):
@@ -42,14 +46,16 @@ class App:
         self.thread = concurrent.futures.ThreadPoolExecutor(
             1, initializer=lambda: chainer.config._local.__dict__.update(config)
         )
-        self.turn = threading.Lock()  # Chainer models need not be thread-safe
-        self.quick_size = 0  # bodies of up to so many bytes have been quick
-        self.requests, self.bytes = Budget(MAX_REQUESTS), Budget(MAX_BYTES)
+        self.waiting = collections.deque()  # (content, headers, future)
+        self.running = 0  # requests in the batch that is being predicted
+        self.busy = False  # one batch at a time
+        self.quick_size = 0  # batches of up to so many bytes have been quick
+        self.bytes = Budget(MAX_BYTES)
 
     async def __call__(self, scope, receive, send):
-        body = Body(receive)
+        start, body, path = time.perf_counter(), Body(receive), NAMED.sub('', scope['path'])
         try:
-            status, content, headers = await self.respond(scope, body)
+            status, content, headers = await self.respond(scope, path, body)
         except HTTPException as e:
             status, content, headers = text(e.code, e.description)
         except Exception:
@@ -67,13 +73,14 @@ class App:
             headers.append((b'connection', b'close'))
         await send({'type': 'http.response.start', 'status': status, 'headers': headers})
         await send({'type': 'http.response.body', 'body': content})
+        known = path if path in METHODS else 'other'
+        metrics.answered(scope['method'], known, status, len(content), time.perf_counter() - start)
 
-    async def respond(self, scope, body):
+    async def respond(self, scope, path, body):
         """Return (status, content, headers), or raise HTTPException."""
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
         with self.bytes.share() as share:
             content = await body.read(int(headers.get('content-length', 0)), share)
-            path = NAMED.sub('', scope['path'])
             methods = METHODS.get(path)
             if methods is None:
                 raise NotFound('There are GET /ping and POST /invocations.')
@@ -81,32 +88,56 @@ class App:
                 raise MethodNotAllowed(methods)
             if path == '/ping':
                 return 200, b'', []
-            with self.requests.share() as place:
-                place.take(1)
-                return await self.predict_in_turn(content, headers)
+            if path == '/metrics':
+                return metrics.exposition()
+            if self.running + len(self.waiting) >= MAX_REQUESTS:
+                raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
+            future = asyncio.get_running_loop().create_future()
+            self.waiting.append((content, headers, future))
+            self.predict_next()
+            response = await future
+            if isinstance(response, Exception):
+                raise response
+            return response
 
-    async def predict_in_turn(self, *request):
-        """Call predict, here if it has been quick for bodies of this size, else in the thread."""
-        size = len(request[0])
-        if size <= self.quick_size and self.turn.acquire(blocking=False):
-            try:  # the way to the thread and back would take as long as the prediction
-                response, quick = self.timed(*request)
-            finally:
-                self.turn.release()
+    def predict_next(self):
+        if self.waiting and not self.busy:
+            self.busy = True
+            asyncio.get_running_loop().call_soon(self.next_batch)  # after all that are here have been read
+
+    def next_batch(self):
+        """Predict what waits, here if as much has been quick, else in the thread."""
+        batch, size = [], 0
+        while self.waiting and (
+            not batch
+            or self.predict.batches
+            and len(batch) < BATCH
+            and size + len(self.waiting[0][0]) <= BATCH_BYTES
+        ):
+            batch.append(self.waiting.popleft())
+            size += len(batch[-1][0])
+        self.running = len(batch)
+        metrics.predicting(len(batch), len(self.waiting))
+        requests = [(content, headers) for content, headers, _ in batch]
+        if size <= self.quick_size:  # the way to the thread and back would take as long as the prediction
+            self.answer(batch, size, *self.timed(requests))
         else:
-            loop = asyncio.get_running_loop()
-            response, quick = await loop.run_in_executor(self.thread, self.wait_and_predict, *request)
-        self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
-        return response
+            running = asyncio.get_running_loop().run_in_executor(self.thread, self.timed, requests)
+            running.add_done_callback(lambda done: self.answer(batch, size, *done.result()))
 
-    def wait_and_predict(self, *request):
-        with self.turn:
-            return self.timed(*request)
-
-    def timed(self, *request):
-        """Return the response, and whether it came quickly."""
+    def timed(self, requests):
+        """Return the responses, and whether they came quickly."""
         start = time.perf_counter()
-        return self.predict(*request), time.perf_counter() - start <= QUICK
+        return self.predict(requests), time.perf_counter() - start <= QUICK
+
+    def answer(self, batch, size, responses, quick):
+        for (_, _, future), response in zip(batch, responses):
+            if not future.done():  # cancelled
+                future.set_result(response)
+        self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
+        self.running, self.busy = 0, False
+        metrics.predicting(0, len(self.waiting))
+        self.predict_next()
 
 
 def text(status, sentence):

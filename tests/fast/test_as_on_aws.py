@@ -73,6 +73,6 @@ def test_boto3s_path_with_the_endpoints_name(mine):
             body=npy(np.ones(2)),
             headers={'Content-Type': NPY},
         )
-        assert (response.status, response.data) == (200, b'[1.0, 1.0]')
+        assert (response.status, response.data) == (200, b'[1.0,1.0]')
         for path in '/endpoints/my-name', '/endpoints//invocations', '/endpoints/a/b/invocations':
             assert http.request('POST', url + path, body=b'[1]').status == 404

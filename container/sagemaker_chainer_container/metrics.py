@@ -1,0 +1,54 @@
+"""What is known of requests: GET /metrics for Prometheus, of all workers together; JSON lines."""
+
+import json
+import os
+import time
+
+METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
+ACCESS_LOG = os.environ.get('SAGEMAKER_MODEL_SERVER_ACCESS_LOG') == '1'
+
+if METRICS:  # the workers share them in a directory that gunicorn.conf.py makes
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    SECONDS = Histogram(
+        'sagemaker_request_seconds',
+        'Time from the head of a request to its answer',
+        ['path', 'status'],
+        buckets=[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60],
+    )
+    BATCH = Histogram('sagemaker_batch_requests', 'Requests predicted together', buckets=[1, 2, 4, 8, 16, 32])
+    IN_FLIGHT = Gauge(
+        'sagemaker_requests_in_flight', 'Requests that are or will be predicted', multiprocess_mode='livesum'
+    )
+
+
+def predicting(batch, waiting):
+    """Take note that so many requests are predicted together while so many wait."""
+    if METRICS:
+        IN_FLIGHT.set(batch + waiting)
+        if batch:
+            BATCH.observe(batch)
+
+
+def answered(method, path, status, sent, seconds):
+    """Take note of an answer, of so many bytes."""
+    if METRICS:
+        SECONDS.labels(path, status).observe(seconds)
+    if ACCESS_LOG:
+        line = {
+            'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+            'method': method,
+            'path': path,
+            'status': status,
+            'bytes': sent,
+            'ms': round(seconds * 1000, 3),
+        }
+        print(json.dumps(line), flush=True)
+
+
+def exposition():
+    """Return the status, body and headers of the answer to GET /metrics."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return 200, generate_latest(registry), [('Content-Type', CONTENT_TYPE_LATEST)]

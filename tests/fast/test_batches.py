@@ -1,0 +1,100 @@
+"""Requests that wait are predicted together, where the model takes that, with the same answers."""
+
+import concurrent.futures
+import json
+
+import numpy as np
+import pytest
+import urllib3
+from support import JSON, NPY, load, npy, post
+
+MODEL = """
+import time
+
+def model(x):
+    with open({log!r}, 'a') as log:
+        log.write(f'{{len(x)}} ')
+    time.sleep(0.1)
+    if (x == 13).any():
+        raise ValueError('13 is not for me')
+    return {scores}
+
+def model_fn(model_dir):
+    return model
+"""
+HOOK = """
+def predict_fn(data, model):
+    return model(data)
+"""
+BATCHES = HOOK + 'predict_fn.batches = True\n'
+
+
+@pytest.fixture
+def ask(serving, tmp_path):
+    """Posts rows at once, each as a request; returns the answers, and how many rows a prediction had."""
+
+    def ask(scores, hook, rows):
+        log = tmp_path / 'log'
+        (tmp_path / 'mine.py').write_text(MODEL.format(log=str(log), scores=scores) + hook)
+        with serving(tmp_path, 'mine.py') as url, concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
+
+            def answer(row):
+                response = post(url, json.dumps([row]).encode(), JSON, JSON)
+                return json.loads(response.data) if response.status == 200 else response.status
+
+            assert answer([7, 1]) == [[14, 2]]
+            return list(pool.map(answer, rows)), [int(n) for n in log.read_text().split()]
+
+    return ask
+
+
+ROWS = [[i, 1] for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    'scores, hook, together',
+    [
+        ('x * 2', '', True),
+        ('x * 2', BATCHES, True),
+        ('x * 2', HOOK, False),  # it might not be written for rows of others
+        ('x * 2 / len(x)', '', False),
+        ('x * 2 + x.mean(axis=0) - x[0]', '', False),
+        ('(x * 2)[:1]', '', False),
+    ],
+)
+def test_what_the_model_takes_together_is_predicted_together(ask, scores, hook, together):
+    answers, sizes = ask(scores, hook, ROWS)
+    assert answers == [[[2 * a, 2 * b]] for a, b in ROWS]
+    tried = [] if hook == HOOK else [1, 1, 2]
+    assert sizes[: 1 + len(tried)] == [1, *tried]
+    rest = sizes[1 + len(tried) :]
+    assert sum(rest) == len(ROWS) and (max(rest) > 4) == together and (together or set(rest) == {1})
+
+
+@pytest.mark.parametrize('hook, status', [('', 400), (BATCHES, 500)])
+def test_one_bad_request_fails_alone(ask, hook, status):
+    rows = [*ROWS, [13, 1], [1, 2, 3], *ROWS]
+    answers, sizes = ask('x * 2', hook, rows)
+    expected = [[[2 * n for n in row]] for row in rows]
+    expected[10] = status
+    assert answers == expected and max(sizes) > 4
+
+
+def test_each_of_many_clients_gets_its_own_answer(url):
+    """Different images and broken bodies beside each other; an answer is the same as without the others."""
+    rng = np.random.RandomState(1)
+    bodies = [npy(rng.rand(1 + i % 3, 784).astype(np.float32)) for i in range(96)]
+    alone = [load(post(url, body).data) for body in bodies]
+
+    def run(client):
+        pool = urllib3.connection_from_url(url, retries=False)
+        headers = {'Content-Type': NPY, 'Accept': NPY}
+        for i in np.random.RandomState(client).permutation(96)[:30]:
+            if i % 8 == 0:
+                assert pool.urlopen('POST', '/invocations', bodies[i][:-1], headers).status == 400
+            answer = pool.urlopen('POST', '/invocations', bodies[i], headers)
+            np.testing.assert_array_equal(load(answer.data), alone[i])
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(run, range(32)))
