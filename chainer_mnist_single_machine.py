@@ -134,7 +134,7 @@ def parse_args(argv=None):
     parser.add_argument('--epochs', type=positive(int), default=50)
     parser.add_argument('--batch-size', '--batch_size', type=positive(int), default=64)
     parser.add_argument('--learning-rate', '--learning_rate', type=positive(float), default=0.001)
-    parser.add_argument('--augment', type=share, default=0, help='how many of the images to distort at random')
+    parser.add_argument('--augment', type=share, default=0, help='of the images, to be distorted')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output-data-dir', default=env('SM_OUTPUT_DATA_DIR', '.'))
     parser.add_argument('--model-dir', default=env('SM_MODEL_DIR', '.'))

@@ -50,7 +50,7 @@ HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
 OTHERS = {
     digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()
 }
-# The share of images that are distorted, and the ways, of 'all' or 'others', of the drawings that are trained on.
+# The share of images that are distorted, and the ways ('all' or 'others') of drawings that are trained on.
 TRAININGS = {
     'plain': (0, None),
     '`augment`': (0.5, None),

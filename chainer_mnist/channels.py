@@ -25,6 +25,7 @@ def share(images, labels, rank, size):
     if size > 1:
         mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
         images, labels = images[mine], labels[mine]
+    images.flags.writeable = labels.flags.writeable = False  # so that chainer_fast may keep them on a GPU
     return chainer.datasets.TupleDataset(images, labels)
 
 
