@@ -14,23 +14,31 @@ SECONDS, CLIENTS = 120, 64
 
 
 class Load:
-    """Keep-alive clients that ask and check, each in a thread, until the context ends."""
+    """Keep-alive clients, each in a thread with an image of its own, that ask and check, until the end.
+
+    Every tenth request of each is broken: what is predicted beside it must not notice.
+    """
 
     def __init__(self, served, clients=CLIENTS):
         self.served, self.stopping = served, threading.Event()
         self.answered, self.errors = [], []
-        self.body = npy(np.random.RandomState(0).rand(1, 784).astype(np.float32))
-        self.expected = load(served.post(served.connect(), self.body)[1])
-        self.threads = [threading.Thread(target=self.run) for _ in range(clients)]
+        images = np.random.RandomState(0).rand(clients, 1, 784).astype(np.float32)
+        bodies = [npy(image) for image in images]
+        alone, connection = [], served.connect()
+        for body in bodies:
+            alone.append(load(served.post(connection, body)[1]))
+        self.threads = [threading.Thread(target=self.run, args=request) for request in zip(bodies, alone)]
 
-    def run(self):
+    def run(self, body, expected):
         connection = self.served.connect()
         while not self.stopping.is_set():
             try:
                 start = time.monotonic()
-                status, answer = self.served.post(connection, self.body)
+                if len(self.answered) % 10 == 0:
+                    assert self.served.post(connection, body[:-1])[0] == 400
+                status, answer = self.served.post(connection, body)
                 assert status == 200, (status, answer)
-                np.testing.assert_allclose(load(answer), self.expected, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(load(answer), expected, rtol=1e-5, atol=1e-5)
                 self.answered.append((time.monotonic(), time.monotonic() - start))
             except (OSError, http.client.HTTPException, AssertionError) as e:
                 self.errors.append((time.monotonic(), repr(e)))
