@@ -16,7 +16,7 @@ from werkzeug.exceptions import BadRequest, NotAcceptable, UnsupportedMediaType
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.wrappers import Response
 
-from sagemaker_chainer_container.formats import CSV, DECODERS, ENCODERS, JSON
+from sagemaker_chainer_container.formats import CSV, DECODERS, ENCODERS, JSON, NUMBERS
 
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
@@ -112,9 +112,10 @@ class Predictor:
         self.output_fn = getattr(script, 'output_fn', default_output_fn)
         model_fn = getattr(script, 'model_fn', default_model_fn)
         self.model = model_fn(os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
-        # Only the default is known not to mind.
-        self.batches = self.predict_fn is default_predict_fn or getattr(self.predict_fn, 'batches', False)
-        self.batched = {}  # by dtype and shape of a row: whether the model takes rows of several requests
+        # Whether rows of several requests may be predicted together: the script's own function must say so.
+        self.may_batch = self.predict_fn is default_predict_fn or getattr(self.predict_fn, 'batches', False)
+        self.batched = {}  # by dtype and shape of a row: whether the model takes them
+        self.batches = False  # whether it takes any
 
     def __call__(self, requests):
         """Answer requests, pairs of a body (bytes) and headers {lower-case name: value}.
@@ -144,7 +145,9 @@ class Predictor:
         """Return a prediction, or the exception, for each of inputs; like rows are predicted together."""
         predictions, together = [None] * len(inputs), {}
         for i, data in enumerate(inputs):
-            kind = self.batches and isinstance(data, np.ndarray) and (data.dtype.str, *data.shape[1:])
+            kind = None
+            if self.may_batch and isinstance(data, np.ndarray) and data.ndim and data.dtype.kind in NUMBERS:
+                kind = data.dtype.str, *data.shape[1:]
             if kind and self.batched.get(kind):
                 together.setdefault(kind, []).append(i)
                 continue
@@ -159,7 +162,7 @@ class Predictor:
     def predict_rows(self, inputs):
         if len(inputs) > 1:
             rows = attempt(self.predict_fn, np.concatenate(inputs), self.model)
-            if not isinstance(rows, Exception):
+            if not isinstance(rows, Exception) and len(rows) == sum(map(len, inputs)):
                 return np.split(rows, np.cumsum([len(data) for data in inputs[:-1]]))
         return [attempt(self.predict_fn, data, self.model) for data in inputs]
 
@@ -175,6 +178,7 @@ class Predictor:
             self.batched[kind] = alike and np.allclose(both, apart, rtol=1e-4, atol=1e-5 * abs(apart).max())
         except Exception:
             self.batched[kind] = False
+        self.batches = any(self.batched.values())
 
     def write(self, prediction, accept):
         """Return (status, body, [(name, value)]) of what output_fn makes of a prediction."""
