@@ -81,7 +81,7 @@ def test_one_bad_request_fails_alone(ask, hook, status):
 
 
 def test_each_of_many_clients_gets_its_own_answer(url):
-    """Different images and broken bodies beside each other; an answer is the same as without the others."""
+    """Different images and broken bodies beside each other; each is answered as alone, to rounding."""
     rng = np.random.RandomState(1)
     bodies = [npy(rng.rand(1 + i % 3, 784).astype(np.float32)) for i in range(96)]
     alone = [load(post(url, body).data) for body in bodies]
@@ -93,7 +93,7 @@ def test_each_of_many_clients_gets_its_own_answer(url):
             if i % 8 == 0:
                 assert pool.urlopen('POST', '/invocations', bodies[i][:-1], headers).status == 400
             answer = pool.urlopen('POST', '/invocations', bodies[i], headers)
-            np.testing.assert_array_equal(load(answer.data), alone[i])
+            np.testing.assert_allclose(load(answer.data), alone[i], rtol=1e-4, atol=1e-6)
         return True
 
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
