@@ -1,4 +1,4 @@
-"""The formats of request and response bodies: npy, JSON and CSV, between bytes and NumPy arrays.
+"""The formats of request and response bodies, between bytes and NumPy arrays: npy, JSON, CSV; pictures in.
 
 A decoder takes bytes (JSON's and CSV's also str) and raises ValueError for what it cannot read; an
 encoder takes an array or what NumPy makes one of.
@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
+PNG, JPEG = 'image/png', 'image/jpeg'
 NUMBERS = 'biuf'  # the kinds of dtypes: bool, integer, unsigned, floating point
 
 
@@ -73,6 +74,14 @@ def decode_csv(body):
     return array[:, 0] if array.shape[1] == 1 else array
 
 
+def decode_picture(body):
+    """Return the image, float32 (1, 784), of a digit in a PNG or JPEG, as MNIST's images were made."""
+    # Not sooner: most servers never see a picture, and do without Pillow's memory.
+    from sagemaker_chainer_container import pictures
+
+    return pictures.decode_picture(body)
+
+
 @functools.lru_cache(64)
 def npy_header(shape, descr):
     """Return the first bytes of an .npy file for an array in C order."""
@@ -104,5 +113,5 @@ def encode_csv(array):
     return stream.getvalue()
 
 
-DECODERS = {NPY: decode_npy, JSON: decode_json, CSV: decode_csv}
+DECODERS = {NPY: decode_npy, JSON: decode_json, CSV: decode_csv, PNG: decode_picture, JPEG: decode_picture}
 ENCODERS = {NPY: encode_npy, JSON: encode_json, CSV: encode_csv}

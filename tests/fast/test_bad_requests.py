@@ -73,7 +73,7 @@ def test_bad_bodies_get_400_with_a_sentence(url, images, body, content_type, sen
 
 def test_other_refusals(url, images):
     for response, status, sentence in (
-        (post(url, npy(images), 'image/png'), 415, 'Content-Type must be one of'),
+        (post(url, npy(images), 'image/gif'), 415, 'Content-Type must be one of'),
         (post(url, npy(images), accept='image/png'), 406, 'Accept must allow one of'),
         (http.request('GET', url + '/invocations'), 405, 'not allowed'),
         (http.request('GET', url + '/other'), 404, 'GET /ping and POST /invocations'),
