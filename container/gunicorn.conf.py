@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import site
+import socket
 import tempfile
 
 from sagemaker_chainer_container.cpus import blas_settings, cpus
@@ -15,6 +16,7 @@ worker_class = 'sagemaker_chainer_container.worker.Worker'
 wsgi_app = 'sagemaker_chainer_container.serving:create_app()'
 loglevel = logging.getLevelName(int(os.environ.get('SAGEMAKER_CONTAINER_LOG_LEVEL', logging.INFO)))
 keepalive = 75
+reuse_port = True  # for post_fork
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5
 control_socket_disable = True  # nothing inside the container manages it
@@ -29,6 +31,8 @@ os.environ.update(blas_settings(workers))
 
 def on_starting(server):
     """Fetch and install the user's code once, before the workers import it."""
+    # With reuse_port it would else share the port with a server that is there already.
+    socket.create_server(server.cfg.address[0]).close()
     if shared := os.environ.get('PROMETHEUS_MULTIPROC_DIR'):
         os.chown(shared, server.cfg.uid, server.cfg.gid)
     directory = os.environ.get('SAGEMAKER_SUBMIT_DIRECTORY', '/opt/ml/code')
@@ -46,8 +50,12 @@ def on_starting(server):
 
 
 def post_fork(server, worker):
-    """Have up to eight connections taken in at a turn: uvloop takes one from each socket."""
-    worker.sockets = [socket.dup() for socket in worker.sockets for _ in range(8)]
+    """Give the worker a listening socket of its own, too: at a shared one the same worker is always first."""
+    own = socket.socket(worker.sockets[0].family)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    own.bind(worker.sockets[0].getsockname())
+    worker.sockets.append(own)
 
 
 def child_exit(server, worker):

@@ -1,8 +1,7 @@
-"""gunicorn's worker: uvicorn's, with its settings, and HTTP as uvicorn reads it but for three things."""
+"""gunicorn's worker: uvicorn's, with its settings, and HTTP as uvicorn reads it but for two things."""
 
 import re
 import signal
-import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
@@ -12,7 +11,7 @@ UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
-    """Connections are spread over the workers, heads have a limit, offers to upgrade are passed over.
+    """Heads have a limit, and offers to upgrade are passed over.
 
     httptools itself copies a header again for each piece of it, without end, and it leaves out the body of
     a request that offers HTTP/2, as all of Java's HttpClient do.
@@ -20,10 +19,6 @@ class Protocol(HttpToolsProtocol):
 
     in_head = True
     pending = 0  # bytes that have not come to anything yet
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        time.sleep(0.0003)  # another worker, woken by the same connection, takes the next one
 
     def data_received(self, data):
         self.pending += len(data)

@@ -143,7 +143,7 @@ def only_test_missing(cache, filled):
 def start():
     """Starts `serve` as the container's entry point does, on loopback; returns (process, URL)."""
 
-    def start(code, program, model_dir=None, workers=1, **env):
+    def start(code, program, model_dir=None, workers=1, port=None, **env):
         variables = {
             'SAGEMAKER_SUBMIT_DIRECTORY': str(code),
             'SAGEMAKER_PROGRAM': program,
@@ -151,7 +151,7 @@ def start():
             'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
             'PYTHONPATH': str(ROOT / 'container'),
         }
-        address = f'127.0.0.1:{free_port()}'
+        address = f'127.0.0.1:{port or free_port()}'
         command = f'-m gunicorn -c {ROOT}/container/gunicorn.conf.py --bind {address}'
         streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         process = subprocess.Popen(
