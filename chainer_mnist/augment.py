@@ -47,7 +47,7 @@ def distort(images):
 def converter(share):
     """Return a chainer.dataset.concat_examples that distorts this share of each batch of (image, label).
 
-    What it leaves is as sharp as what is to be read; only long training does best without any of that.
+    What it leaves is as sharp as what is to be read.
     """
 
     def concat(batch, device=None):

@@ -31,13 +31,15 @@ class Steps:
         self.optimizer, self.update, self.record, self.like = optimizer, optimizer.update, record, None
         self.params = list(optimizer.target.params())
 
-    def __call__(self, loss, *arrays):
+    def __call__(self, loss=None, *arrays, **named):
+        if loss is None or named:
+            return self.update(loss, *arrays, **named)
         like = [loss, chainer.config.train] + [(a.shape, a.dtype) for a in arrays]
         like += [id(param.data) for param in self.params]
         if like != self.like:
             self.like, self.taken, self.launch = like, 0, None
         self.taken += 1
-        if self.taken == 1 or self.launch is False or loss is None or chainer.config.debug:
+        if self.taken == 1 or self.launch is False or chainer.config.debug:
             self.update(loss, *arrays)  # the first one checks the types, and makes Adam's moments
         elif self.taken == 2:
             with chainer.using_config('type_check', False):

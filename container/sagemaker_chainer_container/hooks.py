@@ -4,20 +4,23 @@ The script must define model_fn; for input_fn, predict_fn and output_fn the defa
 Errors that the client is to see are werkzeug's HTTPExceptions.
 """
 
+import contextlib
 import functools
 import importlib
+import logging
 import os
 import sys
 
 import chainer
 import numpy as np
 from werkzeug.datastructures import MIMEAccept
-from werkzeug.exceptions import BadRequest, NotAcceptable, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, HTTPException, NotAcceptable, UnsupportedMediaType
 from werkzeug.http import parse_accept_header, parse_options_header
 from werkzeug.wrappers import Response
 
 from sagemaker_chainer_container.formats import CSV, DECODERS, ENCODERS, JSON, NUMBERS
 
+logger = logging.getLogger('gunicorn.error')
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
 
@@ -115,19 +118,22 @@ class Predictor:
         # Whether rows of several requests may be predicted together: the script's own function must say so.
         self.may_batch = self.predict_fn is default_predict_fn or getattr(self.predict_fn, 'batches', False)
         self.batched = {}  # by dtype and shape of a row: whether the model takes them
-        self.batches = False  # whether it takes any
+
+    @property
+    def batches(self):
+        """Whether it is of use to bring several requests."""
+        return self.may_batch and (not self.batched or any(self.batched.values()))
 
     def __call__(self, requests):
         """Answer requests, pairs of a body (bytes) and headers {lower-case name: value}.
 
-        Returns for each (status, body, [(name, value)]), or the exception that it raised, an HTTPException or
-        the script's own.
+        Returns (status, body, [(name, value)]) for each; a Refusal where one of the functions failed.
         """
         answers = [attempt(self.read, *request) for request in requests]
-        read = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
+        read = [i for i, answer in enumerate(answers) if not isinstance(answer, Refusal)]
         for i, prediction in zip(read, self.predict([answers[i][0] for i in read])):
-            failed = isinstance(prediction, Exception)
-            answers[i] = prediction if failed else attempt(self.write, prediction, answers[i][1])
+            refused = isinstance(prediction, Refusal)
+            answers[i] = prediction if refused else attempt(self.write, prediction, answers[i][1])
         return answers
 
     def read(self, body, headers):
@@ -142,17 +148,23 @@ class Predictor:
         return self.input_fn(body, content_type), accept
 
     def predict(self, inputs):
-        """Return a prediction, or the exception, for each of inputs; like rows are predicted together."""
+        """Return a prediction, or a Refusal, for each of inputs; like rows are predicted together."""
         predictions, together = [None] * len(inputs), {}
         for i, data in enumerate(inputs):
             kind = None
             if self.may_batch and isinstance(data, np.ndarray) and data.ndim and data.dtype.kind in NUMBERS:
                 kind = data.dtype.str, *data.shape[1:]
-            if kind and self.batched.get(kind):
+            if self.batched.get(kind):
                 together.setdefault(kind, []).append(i)
                 continue
             predictions[i] = attempt(self.predict_fn, data, self.model)
-            if kind and kind not in self.batched and len(self.batched) < 64:
+            # Only where others wait, and what was predicted is no nonsense.
+            if (
+                kind
+                and len(inputs) > 1
+                and not isinstance(predictions[i], Refusal)
+                and len(self.batched) < 64
+            ):
                 self.try_batch(kind, data)
         for places in together.values():
             for i, prediction in zip(places, self.predict_rows([inputs[i] for i in places])):
@@ -161,24 +173,27 @@ class Predictor:
 
     def predict_rows(self, inputs):
         if len(inputs) > 1:
-            rows = attempt(self.predict_fn, np.concatenate(inputs), self.model)
-            if not isinstance(rows, Exception) and len(rows) == sum(map(len, inputs)):
-                return np.split(rows, np.cumsum([len(data) for data in inputs[:-1]]))
+            with contextlib.suppress(Exception):  # then each by itself
+                rows = self.predict_fn(np.concatenate(inputs), self.model)
+                if len(rows) == sum(map(len, inputs)):
+                    return np.split(rows, np.cumsum([len(data) for data in inputs[:-1]]))
         return [attempt(self.predict_fn, data, self.model) for data in inputs]
 
     def try_batch(self, kind, data):
         """Find out whether two different rows together give what they give apart, within rounding."""
         rows = np.concatenate([data[:1], np.flip(data[:1], axis=range(1, data.ndim))])
-        if np.array_equal(rows[:1], rows[1:]):
-            return  # the next request may tell
+        if kind in self.batched or np.array_equal(rows[:1], rows[1:]):
+            return  # or the next request may tell
         try:
             apart = np.concatenate([self.predict_fn(row, self.model) for row in (rows[:1], rows[1:])])
             both = self.predict_fn(rows, self.model)
-            alike = len(apart) == 2 and both.shape == apart.shape
+            if apart.dtype.kind == 'f' and np.array_equal(apart[:1], apart[1:]):
+                return
+            # Integers, such as labels, may be equal by chance.
+            alike = apart.dtype.kind == 'f' and len(apart) == 2 and both.shape == apart.shape
             self.batched[kind] = alike and np.allclose(both, apart, rtol=1e-4, atol=1e-5 * abs(apart).max())
         except Exception:
             self.batched[kind] = False
-        self.batches = any(self.batched.values())
 
     def write(self, prediction, accept):
         """Return (status, body, [(name, value)]) of what output_fn makes of a prediction."""
@@ -192,9 +207,21 @@ class Predictor:
         return 200, body, [('Content-Type', content_type)]
 
 
+class Refusal(tuple):
+    """The response, (status, body, [(name, value)]), to a request that failed."""
+
+
 def attempt(function, *args):
-    """Return what the function returns, or the exception that it raises."""
+    """Return what the function returns, or a Refusal: a kept exception would keep bodies in memory."""
     try:
         return function(*args)
-    except Exception as e:
-        return e
+    except HTTPException as e:
+        return Refusal(text(e.code, e.description))
+    except Exception:
+        logger.exception('A request failed')
+        return Refusal(text(500, "The script failed on this request; the container's log has the traceback."))
+
+
+def text(status, sentence):
+    """Return a response of one sentence."""
+    return status, (sentence + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')]

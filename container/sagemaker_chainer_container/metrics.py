@@ -23,12 +23,17 @@ if METRICS:  # the workers share them in a directory that gunicorn.conf.py makes
     )
 
 
-def predicting(batch, waiting):
-    """Take note that so many requests are predicted together while so many wait."""
+def in_flight(requests):
+    """Take note that so many requests wait for a prediction or are being predicted."""
     if METRICS:
-        IN_FLIGHT.set(batch + waiting)
-        if batch:
-            BATCH.observe(batch)
+        IN_FLIGHT.set(requests)
+
+
+def predicted(batch, waiting):
+    """Take note that so many requests were predicted together, and so many wait."""
+    if METRICS:
+        BATCH.observe(batch)
+        IN_FLIGHT.set(waiting)
 
 
 def answered(method, path, status, sent, seconds):

@@ -1,7 +1,7 @@
 """What serves: SageMaker's hosting contract on port 8080, for a user's script with four hooks.
 
-GET /ping answers 200 once a worker has loaded the model. POST /invocations runs
-output_fn(predict_fn(input_fn(body, content_type), model), accept), see hooks.py.
+GET /ping answers 200 once a worker has loaded the model, GET /metrics is for Prometheus. POST /invocations
+runs output_fn(predict_fn(input_fn(body, content_type), model), accept), see hooks.py.
 
 Started by `serve` through gunicorn.conf.py, one create_app() in each worker.
 """
@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Servi
 from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
 from sagemaker_chainer_container.budget import Budget
-from sagemaker_chainer_container.hooks import Predictor
+from sagemaker_chainer_container.hooks import Predictor, text
 
 # What a worker takes in at a time; to more it answers 503.
 MAX_REQUESTS, MAX_BYTES = 256, 16 * MAX_PAYLOAD
@@ -36,7 +36,7 @@ logger = logging.getLogger('gunicorn.error')
 class App:
     """An ASGI application that takes in requests side by side, and predicts together those that wait.
 
-    predict(requests) returns (status, body, headers) or an exception for each, as hooks.Predictor does.
+    predict(requests) returns (status, body, headers) for each, as hooks.Predictor does.
     """
 
     def __init__(self, predict):
@@ -46,6 +46,7 @@ class App:
         self.thread = concurrent.futures.ThreadPoolExecutor(
             1, initializer=lambda: chainer.config._local.__dict__.update(config)
         )
+        self.thread.submit(bool).result()  # what starts now cannot fail to start later
         self.waiting = collections.deque()  # (content, headers, future)
         self.running = 0  # requests in the batch that is being predicted
         self.busy = False  # one batch at a time
@@ -58,11 +59,6 @@ class App:
             status, content, headers = await self.respond(scope, path, body)
         except HTTPException as e:
             status, content, headers = text(e.code, e.description)
-        except Exception:
-            logger.exception('%s failed', scope['path'])
-            status, content, headers = text(
-                500, "The script failed on this request; the container's log has the traceback."
-            )
         headers = [
             (name.lower().encode('latin-1'), value.encode('latin-1'))
             for name, value in headers
@@ -71,10 +67,10 @@ class App:
         headers.append((b'content-length', str(len(content)).encode()))
         if not body.ended:  # or what is left of it would have to be read
             headers.append((b'connection', b'close'))
-        await send({'type': 'http.response.start', 'status': status, 'headers': headers})
-        await send({'type': 'http.response.body', 'body': content})
         known = path if path in METHODS else 'other'
         metrics.answered(scope['method'], known, status, len(content), time.perf_counter() - start)
+        await send({'type': 'http.response.start', 'status': status, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': content})
 
     async def respond(self, scope, path, body):
         """Return (status, content, headers), or raise HTTPException."""
@@ -94,11 +90,9 @@ class App:
                 raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
             future = asyncio.get_running_loop().create_future()
             self.waiting.append((content, headers, future))
+            metrics.in_flight(self.running + len(self.waiting))
             self.predict_next()
-            response = await future
-            if isinstance(response, Exception):
-                raise response
-            return response
+            return await future
 
     def predict_next(self):
         if self.waiting and not self.busy:
@@ -117,9 +111,10 @@ class App:
             batch.append(self.waiting.popleft())
             size += len(batch[-1][0])
         self.running = len(batch)
-        metrics.predicting(len(batch), len(self.waiting))
         requests = [(content, headers) for content, headers, _ in batch]
-        if size <= self.quick_size:  # the way to the thread and back would take as long as the prediction
+        # Of a picture the bytes do not tell the time.
+        pictures = any(headers.get('content-type', '').startswith('image/') for _, headers in requests)
+        if size <= self.quick_size and not pictures:  # else the way to the thread and back would take as long
             self.answer(batch, size, *self.timed(requests))
         else:
             running = asyncio.get_running_loop().run_in_executor(self.thread, self.timed, requests)
@@ -130,8 +125,11 @@ class App:
         start = time.perf_counter()
         try:
             responses = self.predict(requests)
-        except Exception as e:  # none may wait for ever
-            responses = [e] * len(requests)
+        except (KeyboardInterrupt, SystemExit):  # the script wants the worker to end
+            raise
+        except BaseException:  # nobody may wait for ever
+            logger.exception('A batch failed')
+            responses = [text(500, 'The server failed on this request.')] * len(requests)
         return responses, time.perf_counter() - start <= QUICK
 
     def answer(self, batch, size, responses, quick):
@@ -140,13 +138,8 @@ class App:
                 future.set_result(response)
         self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
         self.running, self.busy = 0, False
-        metrics.predicting(0, len(self.waiting))
+        metrics.predicted(len(batch), len(self.waiting))
         self.predict_next()
-
-
-def text(status, sentence):
-    """Return a response of one sentence."""
-    return status, (sentence + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')]
 
 
 def create_app():

@@ -30,15 +30,16 @@ class Load:
         self.threads = [threading.Thread(target=self.run, args=request) for request in zip(bodies, alone)]
 
     def run(self, body, expected):
-        connection = self.served.connect()
+        connection, answered = self.served.connect(), 0
         while not self.stopping.is_set():
             try:
-                start = time.monotonic()
-                if len(self.answered) % 10 == 0:
+                if answered % 10 == 0:
                     assert self.served.post(connection, body[:-1])[0] == 400
+                start = time.monotonic()
                 status, answer = self.served.post(connection, body)
                 assert status == 200, (status, answer)
                 np.testing.assert_allclose(load(answer), expected, rtol=1e-5, atol=1e-5)
+                answered += 1
                 self.answered.append((time.monotonic(), time.monotonic() - start))
             except (OSError, http.client.HTTPException, AssertionError) as e:
                 self.errors.append((time.monotonic(), repr(e)))
