@@ -27,6 +27,7 @@ def predict_fn(data, model):
     return model(data)
 """
 BATCHES = HOOK + 'predict_fn.batches = True\n'
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ ROWS = [[i, 1] for i in range(10)]
     'scores, hook, together',
     [
         ('x * 2', '', True),
-        ('x * 2', BATCHES, True),
+        pytest.param('x * 2', BATCHES, True, marks=SLOW),
         ('x * 2', HOOK, False),  # it might not be written for rows of others
-        ('x * 2 / len(x)', '', False),
-        ('x * 2 + x.mean(axis=0) - x[0]', '', False),
-        ('(x * 2)[:1]', '', False),
-        ('(x * 2).astype(int)', '', False),  # labels, say, may be equal by chance
+        pytest.param('x * 2 / len(x)', '', False, marks=SLOW),
+        pytest.param('x * 2 + x.mean(axis=0) - x[0]', '', False, marks=SLOW),
+        pytest.param('(x * 2)[:1]', '', False, marks=SLOW),
+        pytest.param('(x * 2).astype(int)', '', False, marks=SLOW),  # labels, say, may be equal by chance
     ],
 )
 def test_what_the_model_takes_together_is_predicted_together(ask, scores, hook, together):
@@ -71,6 +72,7 @@ def test_what_the_model_takes_together_is_predicted_together(ask, scores, hook, 
     assert sum(sizes) == len(ROWS) and (max(sizes) > 4) == together and (together or set(sizes) == {1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('hook, status', [('', 400), (BATCHES, 500)])
 def test_one_bad_request_fails_alone(ask, hook, status):
     rows = [*ROWS, [13, 1], [1, 2, 3], *ROWS]

@@ -301,7 +301,7 @@ def test_of_a_phones_two_pictures_in_a_jpeg_the_first_is_read(url):
 
 
 @pytest.mark.parametrize('content_type', WHOLE)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_changed_pictures_never_get_5xx(url, content_type, data):
     body = bytearray(WHOLE[content_type])
