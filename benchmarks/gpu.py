@@ -75,7 +75,7 @@ def chainer_steps(variant, net, batch):
     if device == 0:
         cuda.memory_pool.free_all_blocks()
     out = tempfile.mkdtemp()
-    args = SimpleNamespace(epochs=EPOCHS, learning_rate=rate(batch), augment=False, output_data_dir=out)
+    args = SimpleNamespace(epochs=EPOCHS, learning_rate=rate(batch), augment=0, output_data_dir=out)
     model = script.make_model(0, device)
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate).setup(model)
     train, test = [channels.share(*arrays, 0, 1) for arrays in mnist()]

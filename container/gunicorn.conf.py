@@ -20,13 +20,11 @@ reuse_port = True  # at a shared socket the same worker is always first
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5
 control_socket_disable = True  # nothing inside the container manages it
+has_metrics = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 worker_tmp_dir = '/dev/shm' if os.path.isdir('/dev/shm') else None  # heartbeats must not wait for a disk
 
 # Before any worker imports NumPy: workers that share the cores must not each use them all.
 os.environ.update(blas_settings(workers))
-
-
-has_metrics = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 
 
 def on_starting(server):
@@ -56,9 +54,8 @@ def post_fork(server, worker):
     """Let the worker listen when it has loaded the model: gunicorn's socket does so already."""
     family, address = worker.sockets[0].family, worker.sockets[0].getsockname()
     worker.sockets[0].close()
-    worker.sockets = [
-        socket.socket(family) for _ in range(4)
-    ]  # uvloop takes in one connection of each a turn
+    # Four, as uvloop takes in one connection of each a turn.
+    worker.sockets = [socket.socket(family) for _ in range(4)]
     for own in worker.sockets:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

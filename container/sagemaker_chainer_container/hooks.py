@@ -158,13 +158,9 @@ class Predictor:
                 together.setdefault(kind, []).append(i)
                 continue
             predictions[i] = attempt(self.predict_fn, data, self.model)
+            untried = kind and kind not in self.batched and len(self.batched) < 64
             # Only where others wait, and what was predicted is no nonsense.
-            if (
-                kind
-                and len(inputs) > 1
-                and not isinstance(predictions[i], Refusal)
-                and len(self.batched) < 64
-            ):
+            if untried and len(inputs) > 1 and not isinstance(predictions[i], Refusal):
                 self.try_batch(kind, data)
         for places in together.values():
             for i, prediction in zip(places, self.predict_rows([inputs[i] for i in places])):
@@ -182,8 +178,8 @@ class Predictor:
     def try_batch(self, kind, data):
         """Find out whether two different rows together give what they give apart, within rounding."""
         rows = np.concatenate([data[:1], np.flip(data[:1], axis=range(1, data.ndim))])
-        if kind in self.batched or np.array_equal(rows[:1], rows[1:]):
-            return  # or the next request may tell
+        if np.array_equal(rows[:1], rows[1:]):
+            return  # the next request may tell
         try:
             apart = np.concatenate([self.predict_fn(row, self.model) for row in (rows[:1], rows[1:])])
             both = self.predict_fn(rows, self.model)

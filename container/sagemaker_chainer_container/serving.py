@@ -14,7 +14,7 @@ import re
 import time
 
 import chainer
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
@@ -48,10 +48,9 @@ class App:
         )
         self.thread.submit(bool).result()  # what starts now cannot fail to start later
         self.waiting = collections.deque()  # (content, headers, future)
-        self.running = 0  # requests in the batch that is being predicted
         self.busy = False  # one batch at a time
         self.quick_size = 0  # batches of up to so many bytes have been quick
-        self.bytes = Budget(MAX_BYTES)
+        self.requests, self.bytes = Budget(MAX_REQUESTS), Budget(MAX_BYTES)
 
     async def __call__(self, scope, receive, send):
         start, body, path = time.perf_counter(), Body(receive), NAMED.sub('', scope['path'])
@@ -86,13 +85,13 @@ class App:
                 return 200, b'', []
             if path == '/metrics':
                 return metrics.exposition()
-            if self.running + len(self.waiting) >= MAX_REQUESTS:
-                raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
-            future = asyncio.get_running_loop().create_future()
-            self.waiting.append((content, headers, future))
-            metrics.in_flight(self.running + len(self.waiting))
-            self.predict_next()
-            return await future
+            with self.requests.share() as place:
+                place.take(1)
+                future = asyncio.get_running_loop().create_future()
+                self.waiting.append((content, headers, future))
+                metrics.in_flight(MAX_REQUESTS - self.requests.left)
+                self.predict_next()
+                return await future
 
     def predict_next(self):
         if self.waiting and not self.busy:
@@ -110,7 +109,6 @@ class App:
         ):
             batch.append(self.waiting.popleft())
             size += len(batch[-1][0])
-        self.running = len(batch)
         requests = [(content, headers) for content, headers, _ in batch]
         # Of a picture the bytes do not tell the time.
         pictures = any(headers.get('content-type', '').startswith('image/') for _, headers in requests)
@@ -137,7 +135,7 @@ class App:
             if not future.done():  # cancelled
                 future.set_result(response)
         self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
-        self.running, self.busy = 0, False
+        self.busy = False
         metrics.predicted(len(batch), len(self.waiting))
         self.predict_next()
 
