@@ -201,6 +201,7 @@ def test_a_picture_of_an_image_of_mnist_is_nearly_that_image(decode, small_mnist
     assert np.median(changed) < 0.005 and changed.mean() < 0.02  # thin strokes are thickened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('width, least', [(1, 0.93), (3, 0.95), (12, 0.95)])
 def test_a_picture_of_a_drawing_is_nearly_the_pads_image(decode, drawn, width, least):
     """However thin the pen: an image and the pad's correlate, each is of MNIST's size, in the middle."""

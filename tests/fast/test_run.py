@@ -53,6 +53,7 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
 
 
+@pytest.mark.slow
 def test_the_first_cell_says_nothing_that_looks_like_trouble():
     """In a reader's kernel: one that `make run` starts has local_mode's settings already."""
     notebook = cells('open_session()')

@@ -168,6 +168,7 @@ session.close()
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_to_aws_with_credentials_present():
     """A script with an account's credentials asks for the embedded AWS; what else it calls arrives here."""
     with socket.socket() as aws:
