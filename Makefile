@@ -18,7 +18,7 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir=$(CURDIR) \
 		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
-test: lint  ## set up, then run all tests but those below
+test: lint clean  ## set up, clean, then run all tests but those below
 	$(PYTHON) -m pytest tests/fast tests/docker tests/process tests/browser container
 
 lint:  ## what ruff says, of style and of faults
@@ -26,7 +26,7 @@ lint:  ## what ruff says, of style and of faults
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 
-test-sdk3:  ## set up version 3 of the SDK, and test the notebook for it
+test-sdk3: clean  ## set up version 3 of the SDK, and test the notebook for it
 	@./setup.sh sdk3
 	.venv-sdk3/bin/python -m pytest --confcutdir=tests/sdk3 tests/sdk3
 

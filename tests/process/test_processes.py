@@ -7,9 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
-from local_mode.docker import LABEL
 from support import ROOT, free_port, processes_with, read_until, run, wait_for
 
 # What a script does before it is asked to: `session`, and `estimator(script, **options)`.
@@ -60,16 +60,11 @@ def result(code, *args):
     return process.returncode, out
 
 
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """Temporary files of the test's own: another notebook may be running, or have been killed."""
-    monkeypatch.setitem(ENVIRONMENT, 'TMPDIR', str(tmp_path))
-
-
 def left():
     """Processes of train and serve outside of containers, and directories of sessions."""
-    directory = pathlib.Path(ENVIRONMENT['TMPDIR'])
-    return processes_with(f'SAGEMAKER_BASE_DIR={directory}'), list(directory.glob(LABEL + '-*'))
+    return processes_with('SAGEMAKER_BASE_DIR='), [
+        name for name in os.listdir(tempfile.gettempdir()) if name.startswith('chainer-mnist-local')
+    ]
 
 
 def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
@@ -133,4 +128,5 @@ def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path):
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert 'without Docker' in done.stdout and 'nothing isolates' in done.stdout
     assert (clone / 'output' / 'chainer_mnist_local_mode.html').exists()
-    assert not list(home.glob(LABEL + '-*'))
+    assert not processes_with(f'TMPDIR={home}')
+    assert not [name for name in os.listdir(home) if name.startswith('chainer-mnist-local-mode')]
