@@ -12,17 +12,17 @@ import tarfile
 import tempfile
 import time
 
-import local_mode.docker
 import numpy as np
 import pytest
 import urllib3
-from local_mode import ROOT
 from local_mode.docker import LABEL, image_uri
+from local_mode.engines.docker import Docker
 from local_mode.pytest_plugin import free_port
 from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
 MODULES = ROOT / 'chainer_mnist'  # what both import
 CHANNELS = 'train', 'test'
@@ -40,7 +40,8 @@ http = urllib3.PoolManager(retries=False, timeout=30)
 
 def run(*command, **options):
     """A finished process, of the project's directory, with what it wrote, as text."""
-    options = dict(cwd=ROOT, capture_output=True, text=True) | options
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    options = dict(cwd=ROOT, text=True) | streams | options
     return subprocess.run([str(word) for word in command], **options)
 
 
@@ -133,7 +134,7 @@ def pack(archive, *paths):
 
 def docker(line, *args):
     """What a docker command prints; line: split as a shell does."""
-    return local_mode.docker.docker(*shlex.split(line), *args)
+    return Docker()(*shlex.split(line), *args)
 
 
 def containers(session, *states):

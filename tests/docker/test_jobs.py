@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 
 import local_mode.s3
@@ -81,14 +80,16 @@ def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
     assert described['Environment'] == {}  # and no secret of the hosts
 
 
-def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, monkeypatch):
-    """Compose 1.29 exits with 0 if a job's container ends while Docker is slow to tell it the exit code."""
-    compose = tmp_path / 'docker-compose'
-    compose.write_text(f'#!/bin/sh\n{shutil.which("docker-compose")} "$@"\nexit 0\n')
-    compose.chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+def test_a_failure_is_one_where_the_log_ends_too_early(session, script, wrapped_docker):
+    """As where Docker restarts, or loses a log: the exit code counts."""
+    wrapped_docker('[ "$1" != logs ] || exit 0')
     with pytest.raises(RuntimeError, match="KeyError: 'PRICE'"):
         make_estimator(session, script(WRITES)).fit()
+
+
+def test_neither_compose_nor_another_command_line_is_needed(session, script, wrapped_docker):
+    wrapped_docker('case $1 in compose|context) exit 1;; esac')
+    make_estimator(session, script(WRITES), dict(environment={'PRICE': '1'}), price=1).fit()
 
 
 SLOW = """

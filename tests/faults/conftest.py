@@ -122,8 +122,8 @@ SHORT = {
     '[Path.cwd(), *Path.cwd().parents]': f"[Path('{ROOT}')]",
 }
 RUN = (
-    'import pathlib, sys; from local_mode import run; run.ROOT = pathlib.Path(sys.argv[1]); '
-    'sys.exit(run.main(run.ROOT / "notebook.ipynb"))'
+    'import pathlib, sys; from local_mode import run; directory = pathlib.Path(sys.argv[1]); '
+    'sys.exit(run.main(directory / "notebook.ipynb", directory / "output"))'
 )
 
 

@@ -1,13 +1,15 @@
 """The tutorial with version 3 of the SDK, and what ModelTrainer leaves and says where a script fails."""
 
+import pathlib
 import re
 import subprocess
 import sys
 
 import nbformat
 import pytest
-from local_mode import ROOT
 from local_mode.docker import LABEL, docker, image_uri
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_sdk_v3.ipynb'
 
