@@ -49,8 +49,8 @@ def python(*args, **options):
 
 
 def run_raster(expression):
-    """The value of a JavaScript expression that uses what pad/raster.js exports, in Node."""
-    code = f"""import {{probabilities, rasterise}} from './pad/raster.js';
+    """The value of a JavaScript expression that uses what digit_pad/browser/raster.js exports, in Node."""
+    code = f"""import {{probabilities, rasterise}} from './digit_pad/browser/raster.js';
         console.log(JSON.stringify({expression}));"""
     done = run('node', '--input-type=module', input=code)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from support import ROOT, SCRIPT, arguments, centre, load, npy, post, python, sides
 
-from drawings import hand, raster
+from digit_pad import hand, raster
 
 PNG, JPEG = 'image/png', 'image/jpeg'
 N = 100
