@@ -260,7 +260,6 @@ def training(net, rounds):
 
 def prediction():
     """Print how long the default predict_fn takes with what model_fn returns, and with that on the GPU."""
-    sys.path.insert(0, str(ROOT / 'container'))
     from chainer.backends import cuda
     from sagemaker_chainer_container.hooks import default_predict_fn
 

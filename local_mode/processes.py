@@ -26,9 +26,10 @@ from local_mode.docker import LABEL, is_our_image
 DIRECTORY = pathlib.Path(tempfile.gettempdir(), f'{LABEL}-processes-{os.getuid()}')
 OUT = {'context': sys.stderr}
 KEPT = 'PATH', 'HOME', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE'
+SERVER = ROOT / 'container' / 'sagemaker-chainer'
 # As in container/Dockerfile.
 IMAGE = {
-    'PYTHONPATH': f'{ROOT / "container"}{os.pathsep}{ROOT / "local_mode" / "process"}',
+    'PYTHONPATH': f'{SERVER}{os.pathsep}{ROOT / "local_mode" / "process"}',
     'PYTHONUNBUFFERED': '1',
     'PYTHONDONTWRITEBYTECODE': '1',
     'MPLBACKEND': 'Agg',
@@ -175,7 +176,7 @@ def prepare(service, base, host, port):
         return [os.path.join(os.path.dirname(sys.executable), 'train')], environment
     environment |= {'SAGEMAKER_BIND_TO_PORT': port, 'SAGEMAKER_BIND_TO_HOST': '127.0.0.1'}
     environment['SM_MODEL_DIR'] = str(base / 'model')
-    return [sys.executable, '-m', 'gunicorn', '-c', str(ROOT / 'container' / 'gunicorn.conf.py')], environment
+    return [sys.executable, '-m', 'gunicorn', '-c', str(SERVER / 'gunicorn.conf.py')], environment
 
 
 def write(file, known):

@@ -25,6 +25,7 @@ from sagemaker.chainer.model import ChainerModel
 
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
 MODULES = ROOT / 'chainer_mnist'  # what both import
+SERVER = ROOT / 'container' / 'sagemaker-chainer'  # the image's own code
 CHANNELS = 'train', 'test'
 TUTORIAL = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 IMAGE = image_uri('local')
