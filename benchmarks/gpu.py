@@ -69,7 +69,8 @@ def chainer_steps(variant, net, batch):
     import chainer
     from chainer.backends import cuda
 
-    from chainer_mnist import channels, graphs
+    from benchmarks import graphs
+    from chainer_mnist import channels
 
     script, device = chainer_net(net), 0 if cuda.available else -1
     if device == 0:
