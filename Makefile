@@ -85,12 +85,6 @@ audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@failed=0; for f in $(LOCKED); do \
 		echo "$$f.lock"; .venv/bin/uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f.lock || failed=1; done; exit $$failed
 
-sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
-	@./setup.sh
-	@mkdir -p output
-	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py313 python - < container/sbom.py > output/sbom.tmp
-	@mv output/sbom.tmp output/sbom.json
-
 clean:  ## remove the project's containers, networks and temporary files, those of running notebooks, too
 	@pkill -KILL -f '$(LABEL)-.*[/]docker-compose.yaml' 2>/dev/null || true  # it may be about to start a container
 	@if [ -x $(PYTHON) ]; then PATH=$(CURDIR)/local_mode/process:$$PATH; export LOCAL_MODE_PYTHON=$(CURDIR)/$(PYTHON); \
@@ -105,4 +99,4 @@ clean:  ## remove the project's containers, networks and temporary files, those 
 	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
 	@echo "clean: done"
 
-.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit sbom clean
+.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean

@@ -69,7 +69,8 @@ def chainer_steps(variant, net, batch):
     import chainer
     from chainer.backends import cuda
 
-    from chainer_mnist import channels, graphs
+    from benchmarks import graphs
+    from chainer_mnist import channels
 
     script, device = chainer_net(net), 0 if cuda.available else -1
     if device == 0:
@@ -260,7 +261,6 @@ def training(net, rounds):
 
 def prediction():
     """Print how long the default predict_fn takes with what model_fn returns, and with that on the GPU."""
-    sys.path.insert(0, str(ROOT / 'container'))
     from chainer.backends import cuda
     from sagemaker_chainer_container.hooks import default_predict_fn
 

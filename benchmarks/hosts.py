@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from container.sagemaker_chainer_container.cpus import blas_settings
+from benchmarks.server import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROUNDS, STEPS = 5, 60

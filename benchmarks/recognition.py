@@ -2,7 +2,7 @@
 
     .venv-bench/bin/python -m benchmarks.recognition          # trains 25 models, some 10 minutes on two cores
 
-Nothing here comes from a real pen. Three sets of drawings: in the ways of drawings/, with another seed; in
+Nothing here comes from a real pen. Three sets of drawings: in the ways of digit_pad/, with another seed; in
 every third of these ways, which one of the trainings does not have; and the skeletons of handwriting fonts'
 glyphs, by which nothing was chosen.
 """
@@ -26,7 +26,7 @@ import numpy as np
 import chainer_mnist_single_machine as script
 from benchmarks.report import PAGE, section
 from benchmarks.training import machine
-from drawings import hand, raster, ways
+from digit_pad import hand, raster, ways
 
 # Of https://fontsource.org, from npm.
 FONTS = """

@@ -28,8 +28,8 @@ import psutil
 
 import chainer_mnist_single_machine as script
 from benchmarks.report import section
+from benchmarks.server import SERVER, blas_settings
 from benchmarks.training import Size, data, machine, ratio
-from container.sagemaker_chainer_container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OPPONENTS = ROOT / 'benchmarks' / 'opponents'
@@ -40,7 +40,7 @@ OURS, BOUND = 'ours', 'matrix products alone'
 Start = collections.namedtuple('Start', 'command env', defaults=({},))
 SCRIPT, PLAIN = 'chainer_mnist_single_machine.py', {'CHAINER_FAST': '0'}
 SERVERS = {
-    OURS: Start('gunicorn -c {root}/container/gunicorn.conf.py', {'SAGEMAKER_PROGRAM': SCRIPT}),
+    OURS: Start('gunicorn -c {server}/gunicorn.conf.py', {'SAGEMAKER_PROGRAM': SCRIPT}),
     'MMS': Start('python -m mms_handler', PLAIN),
     'MMS, OpenBLAS not set': Start('python -m mms_handler', PLAIN | dict.fromkeys(blas_settings(2), '')),
     'LitServe': Start('python -m litserve_server {port}'),
@@ -140,7 +140,7 @@ def server(name, directory):
         **blas_settings(2),
         'SERVER': os.path.join(directory, name),
         'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH']),
-        'PYTHONPATH': f'{directory}:{ROOT / "container"}:{OPPONENTS}',
+        'PYTHONPATH': f'{directory}:{SERVER}:{OPPONENTS}',
         'TMPDIR': base,
         'TEMP': base,
         'SAGEMAKER_BASE_DIR': base,
@@ -161,7 +161,7 @@ def server(name, directory):
     start = time.perf_counter()
     with log.open('w') as output:
         process = subprocess.Popen(
-            [part.format(root=ROOT, port=PORTS[name]) for part in SERVERS[name].command.split()],
+            [part.format(server=SERVER, port=PORTS[name]) for part in SERVERS[name].command.split()],
             cwd=directory,
             env=env,
             stdout=output,

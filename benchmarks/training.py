@@ -24,7 +24,7 @@ import time
 import numpy as np
 
 from benchmarks.report import section
-from container.sagemaker_chainer_container.cpus import blas_settings, cpus
+from benchmarks.server import blas_settings, cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 Size = collections.namedtuple('Size', 'batch units images', defaults=(128, 1000, 60000))

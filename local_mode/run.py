@@ -19,8 +19,10 @@ import nbformat
 import numpy as np
 from jupyter_client.utils import ensure_async
 
+from digit_pad import hand, raster, ways
+
 PAD = 'class="digit-pad"'
-# In the notebook: what predictor makes of data. pad/kernel.js asks it, too.
+# In the notebook: what predictor makes of data. the pad's kernel.js asks it, too.
 PREDICT = (
     '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)'
     '.ravel().tolist()'
@@ -61,8 +63,6 @@ class Client(nbclient.NotebookClient):
 
         Returns what the pad in the saved page shows: strokes, and ten scores or None.
         """
-        from digit_pad import hand, raster, ways
-
         (way, *_) = hand.parse(ways.WAYS[3])
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]

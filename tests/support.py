@@ -25,6 +25,7 @@ from sagemaker.chainer.model import ChainerModel
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
 MODULES = ROOT / 'chainer_mnist'  # what both import
+SERVER = ROOT / 'container' / 'sagemaker-chainer'  # the image's own code
 CHANNELS = 'train', 'test'
 TUTORIAL = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 IMAGE = image_uri('local')
@@ -50,8 +51,8 @@ def python(*args, **options):
 
 
 def run_raster(expression):
-    """The value of a JavaScript expression that uses what pad/raster.js exports, in Node."""
-    code = f"""import {{probabilities, rasterise}} from './pad/raster.js';
+    """The value of a JavaScript expression that uses what digit_pad/browser/raster.js exports, in Node."""
+    code = f"""import {{probabilities, rasterise}} from './digit_pad/browser/raster.js';
         console.log(JSON.stringify({expression}));"""
     done = run('node', '--input-type=module', input=code)
     assert done.returncode == 0, done.stderr

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support import BLANK, FOOT, ONE, draw, make_model, pack, says, wait_for
 
-from drawings import hand
-from drawings.ways import WAYS
+from digit_pad import hand
+from digit_pad.ways import WAYS
 
 FRONT_ENDS = ['lab/tree', 'notebooks', 'nbclassic/notebooks']
 

@@ -8,7 +8,7 @@ import pytest
 from support import LISTEN, ONE, load, move, says
 
 import chainer_mnist_single_machine as script
-from pad.page import write
+from digit_pad.page import write
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ import chainer
 import numpy as np
 import pytest
 from local_mode import mnist
-from support import ROOT, SCRIPT, free_port, load, ping, wait_for
+from support import SCRIPT, SERVER, free_port, load, ping, wait_for
 from support import http as pool
 
 import chainer_mnist_single_machine as script
@@ -149,10 +149,10 @@ def start():
             'SAGEMAKER_PROGRAM': program,
             'SM_MODEL_DIR': str(model_dir or code),
             'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
-            'PYTHONPATH': str(ROOT / 'container'),
+            'PYTHONPATH': str(SERVER),
         }
         address = f'127.0.0.1:{port or free_port()}'
-        command = f'-m gunicorn -c {ROOT}/container/gunicorn.conf.py --bind {address}'
+        command = f'-m gunicorn -c {SERVER}/gunicorn.conf.py --bind {address}'
         streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         process = subprocess.Popen(
             [sys.executable, *command.split()], env=os.environ | variables | env, **streams

@@ -1,4 +1,4 @@
-"""Drawn digits to train on: drawings/, against the pad itself and MNIST."""
+"""Drawn digits to train on: digit_pad/hand.py, against the pad itself and MNIST."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import centre, run_raster, sides
 
-from drawings import hand
-from drawings.raster import SIZE, rasterise
-from drawings.ways import WAYS
+from digit_pad import hand
+from digit_pad.raster import SIZE, rasterise
+from digit_pad.ways import WAYS
 
 AWKWARD = [
     [],

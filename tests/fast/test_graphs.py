@@ -9,7 +9,7 @@ import pytest
 from chainer.backends import cuda
 
 import chainer_mnist_single_machine as script
-from chainer_mnist import graphs
+from benchmarks import graphs
 
 RNG, PRODUCT = np.random.RandomState(0), graphs.product
 IMAGES, LABELS = RNG.rand(640, 784).astype(np.float32), RNG.randint(0, 10, 640).astype(np.int32)

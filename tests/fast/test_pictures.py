@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from support import ROOT, SCRIPT, arguments, centre, load, npy, post, python, sides
+from support import SCRIPT, SERVER, arguments, centre, load, npy, post, python, sides
 
-from drawings import hand, raster
+from digit_pad import hand, raster
 
 PNG, JPEG = 'image/png', 'image/jpeg'
 N = 100
@@ -189,7 +189,7 @@ def test_pictures_of_drawings_are_read_nearly_as_the_pads_own(trained, drawn, pe
 
 @pytest.fixture(scope='module')
 def decode():
-    path = ROOT / 'container' / 'sagemaker_chainer_container' / 'pictures.py'
+    path = SERVER / 'sagemaker_chainer_container' / 'pictures.py'
     return runpy.run_path(str(path))['decode_picture']
 
 
@@ -331,7 +331,7 @@ def test_a_photo_of_12_megapixels_is_answered_quickly(url, twelve):
 
 MEMORY = r"""
 import re, sys
-sys.path.insert(0, 'container')
+sys.path.insert(0, 'container/sagemaker-chainer')
 from sagemaker_chainer_container.formats import decode_picture
 body = sys.stdin.buffer.read()
 used = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) / 1024

@@ -1,22 +1,22 @@
-"""input.html without a browser: that it is built from pad/, and the pixels it computes, in Node."""
+"""input.html without a browser: that it is built from its sources, and the pixels it computes, in Node."""
 
 import json
-import runpy
 import shutil
 
 import numpy as np
 import pytest
-from support import HTML, ROOT, centre, run_raster, sides
+from support import HTML, centre, run_raster, sides
+
+from digit_pad.build import BROWSER, build
 
 WIDTH = 2.79  # of a stroke in MNIST, in pixels
 
 
 def test_input_html_is_built_from_its_sources(tmp_path):
     """And from every one of them."""
-    build = runpy.run_path(str(ROOT / 'pad' / 'build.py'))['build']
-    assert build() == HTML, 'python pad/build.py'
+    assert build() == HTML, 'python -m digit_pad.build'
     for source in 'pad.html', 'pad.css', 'raster.js', 'kernel.js', 'pad.js':
-        folder = shutil.copytree(ROOT / 'pad', tmp_path / source)
+        folder = shutil.copytree(BROWSER, tmp_path / source)
         with (folder / source).open('a') as file:
             file.write('changed\n')
         assert build(folder) != HTML, source

@@ -4,7 +4,7 @@ A way is a line: its strokes in their order, with ` + ` between them. A stroke i
 points `x,y`, 0 to 100 to the right and down; ` / ` is a corner. (`10,0 90,0 / 40,100` is a 7.)
 """
 
-WAYS = {
+WAYS: dict[int, str] = {
     0: """
         50,3 27,14 15,50 27,87 50,97 73,87 85,50 73,14 50,3
         52,4 33,14 26,50 33,86 50,96 67,86 74,50 66,14 48,5

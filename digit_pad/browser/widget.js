@@ -1,4 +1,4 @@
-// anywidget's part of DigitPad (digit_pad.py): the page gets input.html, and each drawing goes to its widget.
+// anywidget's part of DigitPad (widget.py): the page gets the pad, and each drawing goes to its widget.
 export default {render({model, el}) {
   const box = document.createElement('div');
   box.append(document.createRange().createContextualFragment(model.get('_html')));

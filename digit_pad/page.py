@@ -2,13 +2,17 @@
 
 import base64
 import gzip
+import os
 import pathlib
 import re
 import struct
 
 import numpy as np
+from numpy.typing import NDArray
 
-PAD = pathlib.Path(__file__).parent
+from digit_pad.build import BROWSER, build
+
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # weights, bias
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -33,7 +37,12 @@ PAGE = """<!doctype html>
 """
 
 
-def write(model, path, images, scores):
+def write(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    images: NDArray[np.float32],
+    scores: NDArray[np.float32],
+) -> None:
     """Write the page.
 
     model: a model.npz, as training saves it. images, scores: float32 (N, 784) and (N, 10), what it answers. A
@@ -48,13 +57,12 @@ def write(model, path, images, scores):
     fits = layers and x.shape == scores.shape == (len(images), 10)
     if not fits or not np.allclose(x, scores, rtol=0.01, atol=0.01):
         raise ValueError(f'{path} is for networks of linear layers with ReLU in between, only: not written.')
-    script = re.sub('^export ', '', (PAD / 'network.js').read_text(), flags=re.MULTILINE)
+    script = re.sub('^export ', '', (BROWSER / 'network.js').read_text(), flags=re.MULTILINE)
     network = base64.b64encode(gzip.compress(pack(layers), mtime=0)).decode()
-    pad = (PAD.parent / 'input.html').read_text(encoding='ascii')
-    path.write_text(PAGE.format(pad=pad, network=network, script=script), encoding='ascii')
+    path.write_text(PAGE.format(pad=build(), network=network, script=script), encoding='ascii')
 
 
-def read(model):
+def read(model: str | os.PathLike[str]) -> list[Layer]:
     """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
     with np.load(model) as file:
         arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}
@@ -66,8 +74,8 @@ def read(model):
     return layers if fit and not arrays and all(bias is not None for _, bias in layers) else []
 
 
-def pack(layers):
-    """The network as bytes, as network.js unpacks them."""
+def pack(layers: list[Layer]) -> bytes:
+    """Return the network as bytes, as network.js unpacks them."""
     parts = []
     for weights, bias in layers:
         scale = np.abs(weights).max(axis=1) / 63

@@ -1,6 +1,11 @@
-"""The pad's rasteriser, pad/raster.js, in NumPy and for many drawings at once, to train on."""
+"""The pad's rasteriser, browser/raster.js, in NumPy and for many drawings at once, to train on."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+Stroke = NDArray[np.float64] | Sequence[Sequence[float]]  # points (x, y)
 
 SIZE = 280  # the pad's coordinates
 GRID, BOX, INK, SOFT = 28, 20, 2.79, 1.5  # as there
@@ -8,7 +13,7 @@ REACH = (INK + SOFT) / 2
 CHUNK = 512  # drawings at a time, so that the processor's cache holds what is worked on
 
 
-def rasterise(drawings):
+def rasterise(drawings: Sequence[Sequence[Stroke]]) -> NDArray[np.float32]:
     """Return the images, float32 (N, 784), of drawings, lists of strokes, lists of points (x, y).
 
     Points are in SIZE x SIZE. White ink (1) on black (0), within 0.0001 of what the pad makes of them.
@@ -23,13 +28,13 @@ def rasterise(drawings):
     return images.reshape(-1, GRID * GRID)
 
 
-def segments(strokes):
+def segments(strokes: Sequence[Stroke]) -> NDArray[np.float64]:
     """Return the segments of strokes as rows ax, ay, bx, by; each stroke's first point is one, too."""
-    strokes = [np.asarray(stroke, float) for stroke in strokes if len(stroke)]
-    return np.concatenate([np.hstack([stroke[[0, *range(len(stroke) - 1)]], stroke]) for stroke in strokes])
+    arrays = [np.asarray(stroke, float) for stroke in strokes if len(stroke)]
+    return np.concatenate([np.hstack([array[[0, *range(len(array) - 1)]], array]) for array in arrays])
 
 
-def draw(drawings):
+def draw(drawings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return images (N, 28, 28) of drawings, arrays of segments (M, 4), the longest first."""
     low = np.array([lines[:, 2:].min(axis=0) for lines in drawings])
     high = np.array([lines[:, 2:].max(axis=0) for lines in drawings])
@@ -67,6 +72,6 @@ def draw(drawings):
     return images[:, :GRID, :GRID]
 
 
-def half_up(x):
+def half_up(x: NDArray) -> NDArray:
     """Round as JavaScript does."""
     return np.floor(x + 0.5)

@@ -1,4 +1,4 @@
-"""input.html as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
+"""The pad as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
 
     pad = DigitPad(predictor)   # a cell that shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
     data = pad.data             # a later cell
@@ -7,13 +7,19 @@ Needs the package anywidget. In JupyterLab and Jupyter Notebook, HTML(open('inpu
 nothing.
 """
 
-import pathlib
+from typing import Any, Protocol
 
 import anywidget
 import numpy as np
 import traitlets
 
-ROOT = pathlib.Path(__file__).parent
+from digit_pad.build import BROWSER, build
+
+
+class Predictor(Protocol):
+    """What the pad asks: an endpoint's predictor, or any object like it."""
+
+    def predict(self, images: np.ndarray, /) -> Any: ...
 
 
 class DigitPad(anywidget.AnyWidget):
@@ -23,11 +29,11 @@ class DigitPad(anywidget.AnyWidget):
     predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows.
     """
 
-    _html = traitlets.Unicode((ROOT / 'input.html').read_text(encoding='ascii')).tag(sync=True)
-    _esm = ROOT / 'pad' / 'widget.js'
+    _html = traitlets.Unicode(build()).tag(sync=True)
+    _esm = BROWSER / 'widget.js'
     data = traitlets.List(traitlets.List(traitlets.CFloat()), [[0.0] * 784]).tag(sync=True)
 
-    def __init__(self, predictor=None):
+    def __init__(self, predictor: Predictor | None = None) -> None:
         super().__init__()
         self.predictor = predictor
         self.on_msg(self._take)

@@ -35,7 +35,7 @@ function findKernel(pad) {
   const element = document.getElementById('jupyter-config-data');
   if (!element) {
     throw Error('this page has no Jupyter server (open the notebook in JupyterLab or Jupyter Notebook, ' +
-      'or use DigitPad of digit_pad.py).');
+      'or use DigitPad of digit_pad).');
   }
   const config = JSON.parse(element.textContent), base = new URL(config.baseUrl || '/', location.href);
   const path = pad.closest('.jp-NotebookPanel') && notebookPath(base.pathname);

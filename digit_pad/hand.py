@@ -1,14 +1,19 @@
 """A hand that writes digits on the pad, each time a little differently."""
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
-from drawings.raster import SIZE
-from drawings.ways import WAYS
+from digit_pad.raster import SIZE
+from digit_pad.ways import WAYS
 
+Points = NDArray[np.float64]  # (N, 2)
+Way = list[list[Points]]
 N = 24000  # drawings for the tutorial's training
 
 
-def parse(text):
+def parse(text: str) -> list[Way]:
     """Return the ways in a text of ways.py.
 
     A way is a list of strokes, a stroke a list of smooth pieces, arrays of points (N, 2) from 0 to 1.
@@ -16,7 +21,7 @@ def parse(text):
     return [[parse_stroke(stroke) for stroke in line.split(' + ')] for line in text.strip().splitlines()]
 
 
-def parse_stroke(text):
+def parse_stroke(text: str) -> list[Points]:
     pieces = [[[float(n) / 100 for n in point.split(',')] for point in piece.split()]
               for piece in text.split(' / ')]  # fmt: skip
     for before, piece in zip(pieces, pieces[1:]):
@@ -24,7 +29,7 @@ def parse_stroke(text):
     return [np.array(piece) for piece in pieces]
 
 
-def smooth(points, n=8):
+def smooth(points: Points, n: int = 8) -> Points:
     """Return a Catmull-Rom curve through points, n to each of them."""
     p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
@@ -35,7 +40,7 @@ def smooth(points, n=8):
     return np.concatenate([between.reshape(-1, 2), points[-1:]])
 
 
-def write(way, rng):
+def write(way: Way, rng: np.random.Generator) -> list[Points]:
     """Return a way (see parse) in one of many hands: strokes, arrays (N, 2), in the pad's coordinates."""
     unsteady = rng.gamma(2, 0.01)
     strokes = []
@@ -71,7 +76,7 @@ def write(way, rng):
     return [(points - low) * size + corner for points in written]
 
 
-def trace(points, spacing, rounding, rng):
+def trace(points: Points, spacing: float, rounding: float, rng: np.random.Generator) -> Points:
     """Return the points, some `spacing` apart, that a pad gets of a pen on its way along others."""
     along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     start, end = along[-1] * np.clip(rng.normal([0, 1], 0.02), [0, 0.9], [0.1, 1])
@@ -90,11 +95,11 @@ def trace(points, spacing, rounding, rng):
     return points
 
 
-def resample(points, along, at):
+def resample(points: Points, along: NDArray, at: NDArray) -> Points:
     return np.stack([np.interp(at, along, points[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def rounded(points, n):
+def rounded(points: Points, n: int) -> Points:
     """Return the means over 2n + 1 points; the ends stay."""
     n = min(n, (len(points) - 1) // 2)
     padded = np.pad(points, ((n, n), (0, 0)), mode='reflect', reflect_type='odd')
@@ -102,9 +107,11 @@ def rounded(points, n):
     return (sums[2 * n + 1 :] - sums[: -2 * n - 1]) / (2 * n + 1)
 
 
-def drawings(n, seed, ways=WAYS):
+def drawings(
+    n: int, seed: int, ways: Mapping[int, str] = WAYS
+) -> tuple[list[list[Points]], NDArray[np.int32]]:
     """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each."""
     rng = np.random.default_rng(seed)
-    ways = {digit: parse(text) for digit, text in ways.items()}
-    digits = rng.permutation(np.resize(np.array(list(ways), np.int32), n))
-    return [write(ways[digit][rng.integers(len(ways[digit]))], rng) for digit in digits], digits
+    parsed = {digit: parse(text) for digit, text in ways.items()}
+    digits = rng.permutation(np.resize(np.array(list(parsed), np.int32), n))
+    return [write(parsed[digit][rng.integers(len(parsed[digit]))], rng) for digit in digits], digits

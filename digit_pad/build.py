@@ -1,6 +1,6 @@
-"""Join the pad's sources into the one file input.html:
+"""Join the pad's sources in browser/ into one file, input.html, in the current directory:
 
-    python pad/build.py
+    python -m digit_pad.build
 
 pad.html is the same pad unbuilt, for a web server. package.json tells Node that the scripts are modules.
 """
@@ -8,11 +8,11 @@ pad.html is the same pad unbuilt, for a web server. package.json tells Node that
 import pathlib
 import re
 
-PAD = pathlib.Path(__file__).parent
+BROWSER = pathlib.Path(__file__).parent / 'browser'
 
 
-def build(folder=PAD):
-    """The text of input.html, from the sources in a folder."""
+def build(folder: pathlib.Path = BROWSER) -> str:
+    """Return the pad as HTML, from the sources in a folder."""
 
     def read(name):
         return (folder / name).read_text(encoding='ascii')  # notebooks open() the built file in any encoding
@@ -26,8 +26,8 @@ def build(folder=PAD):
         '<script type="module" src="pad.js"></script>',
         f"<script>\n(() => {{\n'use strict';\n\n{script}}})();\n</script>",
     )
-    return f'<!-- Built by pad/build.py: change the files in pad/. -->\n{page}'
+    return f'<!-- Built by python -m digit_pad.build: change the files in digit_pad/browser/. -->\n{page}'
 
 
 if __name__ == '__main__':
-    (PAD.parent / 'input.html').write_text(build(), encoding='ascii', newline='\n')
+    pathlib.Path('input.html').write_text(build(), encoding='ascii', newline='\n')
