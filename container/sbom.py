@@ -1,4 +1,4 @@
-"""Print what this image holds, Python's and Debian's packages, as CycloneDX 1.6 (`make sbom`)."""
+"""Print the image's Python and Debian packages as an SBOM in CycloneDX 1.6 (`make sbom`)."""
 
 import importlib.metadata
 import json
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 
 def components():
-    """Yield (name, version, purl) of every package."""
+    """Yield (name, version, package URL) of every package."""
     for package in importlib.metadata.distributions():
         name = re.sub(r'[-_.]+', '-', package.metadata['Name']).lower()
         yield name, package.version, f'pkg:pypi/{name}@{quote(package.version)}'
