@@ -56,7 +56,7 @@ TRAININGS = {
     '`augment`': (0.5, None),
     'drawings': (0, 'all'),
     'the tutorial: both': (0.5, 'all'),
-    'both, every third way held out': (0.5, 'others'),
+    'both, every third style held out': (0.5, 'others'),
 }
 
 
@@ -118,8 +118,8 @@ def main():
              for name, data in zip(('train', 'test'), chainer.datasets.get_mnist())}  # fmt: skip
     sets = {"MNIST's test images": mnist['test']}
     for name, (strokes, digits) in {
-        'drawings, all ways': hand.drawings(3000, 1),
-        'drawings, ways held out': hand.drawings(3000, 2, HELD_OUT),
+        'drawings, all styles': hand.drawings(3000, 1),
+        'drawings, held-out styles': hand.drawings(3000, 2, HELD_OUT),
         'handwriting fonts': fonts(),
     }.items():
         sets[name] = raster.rasterise(strokes), digits
@@ -161,10 +161,10 @@ def table(sets, found):
     seconds = [spread(found['seconds', training], '.0f') for training in TRAININGS]
     print(f'| seconds of training | | {" | ".join(seconds)} |\n')
     columns = [(name, training) for name in sets for training in ('`augment`', 'the tutorial: both')]
-    print('| of the digit | ' + ' | '.join(f'{name}, {training}' for name, training in columns) + ' |')
+    print('| accuracy by digit | ' + ' | '.join(f'{name}, {training}' for name, training in columns) + ' |')
     print('|---|' + '---|' * len(columns))
     rows = {str(digit): functools.partial(of_digit, digit) for digit in range(10)}
-    for name, measure in {**rows, 'wrong, of answers over 90 %': wrong_though_sure}.items():
+    for name, measure in {**rows, 'errors among answers over 90 %': wrong_though_sure}.items():
         cells = [np.mean([measure(p, sets[s][1]) for p in found[s, training]]) for s, training in columns]
         print(f'| {name} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
 

@@ -226,7 +226,7 @@ def steps(rounds):
     """Print the table of single steps."""
     seconds, memory = take_turns(VARIANTS, Size(), rounds)
     print(
-        '| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n'
+        '| one step of 128 images | ms | fraction of the bound | x PyTorch eager | peak memory, MB |\n'
         '|---|---|---|---|---|'
     )
     for name, values in seconds.items():
@@ -245,7 +245,7 @@ def steps(rounds):
 def growth(rounds):
     """Print how the image's Chainer, the bound and PyTorch grow."""
     print(
-        '\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n'
+        '\n| batch | units | images | ms a step | bound, ms | fraction of the bound | x PyTorch eager |\n'
         '|---|---|---|---|---|---|---|'
     )
     for size in GROWTH:

@@ -1,4 +1,4 @@
-// Matrix products and loops over float32 arrays for chainer_fast.py; a team of threads shares what is large.
+// This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,42 +13,42 @@
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
-#define SPINS 30000  // some 0.7 ms, longer than Python needs between two layers: waking a thread costs more
+#define SPINS 30000  // some 0.7 ms: spinning through Python's pause between two layers costs less than waking
 #elif defined __aarch64__
-#define PAUSE __asm__ volatile("isb")  // most CPUs take no time for a yield, and some 14 ns for this
+#define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
 #define SPINS 50000
 #else
 #define PAUSE sched_yield()
 #define SPINS 1000
 #endif
 
-struct array {  // the head of NumPy's PyArrayObject
+struct array {  // the first members of NumPy's PyArrayObject
     long references;
     void *type, *data;
 };
 
-// cblas_sgemm of a BLAS that uses one thread.
+// The type of cblas_sgemm; the BLAS must use one thread.
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-typedef void share(const void *arguments, long part, long parts);
+typedef void task(const void *arguments, long part, long parts);  // does one of several parts of a loop
 enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
 
 static sgemm *gemm;
 static int threads;
 
-// The caller and its threads, which wait for round after round, in a spin at first.
+// The team is the caller and its threads, which wait for the next round, spinning at first.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;
     atomic_long round, working;
     long size, asleep;
-    share *work;
+    task *work;
     const void *arguments;
 } team;
 
-// Numbers under 1.2e-38 are zero in here: CPUs take a hundred times as long for them, and Adam's averages of
-// gradients that have become zero (black pixels, units that no image activates) pass there.
-static void flushing(share *work, const void *arguments, long part, long parts) {
+// Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
+// of gradients that have become zero (black pixels, units that no image activates) decay through that range.
+static void flushing(task *work, const void *arguments, long part, long parts) {
 #ifdef __x86_64__
     unsigned before = _mm_getcsr();
     _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
@@ -65,6 +65,7 @@ static void flushing(share *work, const void *arguments, long part, long parts) 
 #endif
 }
 
+// Runs in each thread of the team: does its part of each round.
 static void *member(void *part) {
     for (long round = 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
@@ -84,7 +85,7 @@ static void *member(void *part) {
     return 0;
 }
 
-// Nobody is in the team yet; true again in a child process after fork().
+// Empties the team, at the start and in a child process after fork(), which has none of the threads.
 static void disband(void) {
     pthread_mutex_init(&team.busy, 0);
     pthread_mutex_init(&team.lock, 0);
@@ -104,8 +105,8 @@ static void assemble(void) {
         if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
 }
 
-// Does the work in as many parts as there are threads, or in one where that is quicker or the team is busy.
-static void together(share *work, const void *arguments, long operations) {
+// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+static void together(task *work, const void *arguments, long operations) {
     if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
         flushing(work, arguments, 0, 1);
         return;
@@ -124,7 +125,7 @@ static void together(share *work, const void *arguments, long operations) {
     pthread_mutex_unlock(&team.busy);
 }
 
-// Where a part begins: at a multiple of 16, a cache line of floats.
+// Returns the index at which a part begins: a multiple of 16 floats, a cache line.
 static long start(long n, long part, long parts) {
     return part == parts ? n : n * part / parts / 16 * 16;
 }
@@ -133,7 +134,7 @@ struct adam {
     float *p, *m, *v;
     const float *g;
     long n;
-    float beta1, beta2, alpha, eps;  // beta1 and beta2 are one minus Chainer's
+    float beta1, beta2, alpha, eps;  // beta1 and beta2 are 1 - Chainer's
 };
 
 FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
@@ -179,7 +180,8 @@ FOR_EACH_CPU static void sum_rows(const struct linear *a, long from, long to) {
         for (long j = from; j < to; j++) gb[j] += gy[j];
 }
 
-// Products of rows of x and of W, from i and j on; the sums are in the same order whatever the other rows are.
+// Computes y = x W' + b for a few rows of x and of W, from i and j on. The order of summation, and so a row's result,
+// does not depend on the other rows.
 static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
@@ -202,7 +204,7 @@ static inline __attribute__((always_inline)) void dots(const struct linear *a, l
 }
 
 FOR_EACH_CPU static void few_rows(const struct linear *a, long from, long to) {
-    for (long j = from; j < to; j += 6) {  // twelve sums are what the registers hold
+    for (long j = from; j < to; j += 6) {  // at most twelve sums at a time, which fit the registers
         long i = 0;
         for (; i + 4 <= a->rows; i += 4) {
             dots(a, i, j, to, 4, 3);
@@ -217,7 +219,7 @@ static void linear_part(const void *a_, long part, long parts) {
     const struct linear *a = a_;
     long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
     if (from == to) return;
-    if (a->rows <= FEW) {  // a general product would first copy W
+    if (a->rows <= FEW) {  // sgemm would first copy W
         few_rows(a, from, to);
         return;
     }
@@ -239,13 +241,13 @@ static void linear_grad_part(const void *a_, long part, long parts) {
     if (a->gb) sum_rows(a, from, to);
 }
 
-// y = x W' + b
+// Computes y = x W' + b.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long in, long out) {
     struct linear a = {.y = y->data, .x = x->data, .W = W->data, .b = b->data, .rows = rows, .in = in, .out = out};
     together(linear_part, &a, rows * in * out);
 }
 
-// Those of gx, gW and gb for which `wanted` has bit 0, 1 and 2.
+// Computes gx, gW and gb if bit 0, 1 and 2 of `wanted` are set.
 void linear_grad(struct array *gx, struct array *gW, struct array *gb, struct array *x, struct array *W,
                  struct array *gy, long rows, long in, long out, int wanted) {
     struct linear a = {.x = x->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out,
@@ -287,8 +289,8 @@ void relu_grad(struct array *gx, struct array *y, struct array *gy, long n) {
     together(relu_part, &a, 4 * n);
 }
 
-// Writes softmax(x) to y, the mean loss of the rows whose label is not `ignore` to *loss, and
-// returns how many those are; -1 where a label is not a column.
+// Writes softmax(x) to y and the mean loss to *loss, over the rows whose label is not `ignore`. Returns
+// the number of those rows, or -1 if a label is not a column.
 FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, struct array *t_,
                                         long rows, long columns, int ignore, float *loss) {
     float *restrict y = y_->data;
@@ -311,7 +313,8 @@ FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, stru
     return count;
 }
 
-// Writes scale * (y - one-hot label) to gx, 0 where the label is `ignore`; returns -1 likewise.
+// Writes scale * (y - one-hot label) to gx; rows whose label is `ignore` get 0. Returns 0, or -1 if a
+// label is not a column.
 FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_, struct array *t_,
                                              long rows, long columns, int ignore, float scale) {
     float *restrict gx = gx_->data;
@@ -329,7 +332,7 @@ FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_
     return 0;
 }
 
-// Returns in how many rows the label's score is the first of the largest; -1 where one is NaN.
+// Returns the number of rows in which the label's score is the first maximum, or -1 if a score is NaN.
 FOR_EACH_CPU long correct(struct array *x_, struct array *t_, long rows, long columns) {
     const float *x = x_->data;
     const int *t = t_->data;

@@ -1,11 +1,10 @@
-"""Chainer on CPUs without most of its overhead; where this is installed, `import chainer` loads it.
+"""This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-Two parts, each of which takes only what it treats as Chainer does, to rounding, and leaves all else to
-Chainer. Methods of Chainer's that go from arrays to arrays (forward passes, gradients, Adam) run in C for
-contiguous float32 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its
-graph and its gradients without Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
-
-On a GPU: data that cannot change stays there, and reports take one kernel a value.
+It has two parts. Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for
+contiguous float32 arrays. A chain of the functions in BACKWARD, such as an MLP with its loss, gets its
+graph and its gradients without Chainer's checks, which such arrays always pass. Each part handles only cases
+in which its results equal Chainer's within rounding, and leaves all others to Chainer. On a GPU, read-only
+data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
 """
 
 import ctypes
@@ -39,7 +38,7 @@ replacements = []
 
 
 def replaces(owner, name):
-    """Let a function take the place of owner's method of that name, which runs where it returns None."""
+    """Replace owner's method of that name by a function; if the function returns None, the method runs."""
 
     def decorate(fast):
         replacements.append((owner, name, fast))
@@ -49,7 +48,7 @@ def replaces(owner, name):
 
 
 def plain(*arrays):
-    """Return whether all are what the loops take: contiguous float32 NumPy arrays, and not empty."""
+    """Return whether the loops in C can handle all arrays: NumPy's, float32, contiguous, not empty."""
     for a in arrays:
         if (
             type(a) is not np.ndarray
@@ -61,7 +60,7 @@ def plain(*arrays):
 
 
 def scores_and_labels(x, t, ignore_label=-1):
-    """Return whether x are scores, (N, columns), and t int32 labels, (N,); C's int must hold ignore_label."""
+    """Return whether x are scores, float32 (N, columns), t labels, int32 (N,); ignore_label fits an int."""
     return (
         plain(x)
         and x.ndim == 2
@@ -90,7 +89,7 @@ def linear(self, inputs):
 
 
 def linear_gradients(x, W, gy, wanted):
-    """Return the gradients of a linear layer's x, W and b for which wanted has an index."""
+    """Return a linear layer's gradients, float32; wanted: which of x (0), W (1) and b (2)."""
     gradients = {
         i: np.empty(((len(gy), W.shape[1]), (gy.shape[1], x.shape[1]), gy.shape[1])[i], np.float32)
         for i in wanted
@@ -163,7 +162,7 @@ def softmax_cross_entropy(self, inputs):
         return None
     y, loss = np.empty_like(x), ctypes.c_float()
     count = loops.softmax_cross_entropy(y, x, t, *x.shape, self.ignore_label, loss)
-    if count < 0:  # a label that there is no score for
+    if count < 0:  # a label has no score: Chainer raises the error
         return None
     self.retain_inputs((0, 1))
     self.y, self._coeff = y, 1.0 / max(count, 1)
@@ -222,10 +221,12 @@ def adam(self, param):
 
 
 def of_numbers(a):
+    """Return whether a is a contiguous NumPy array of numbers in the machine's byte order."""
     return type(a) is np.ndarray and a.flags.c_contiguous and a.dtype.isnative and a.dtype.kind in 'biuf'
 
 
-latest = None, (), (), ()  # a batch, its examples, the arrays and the indices that they come from
+# The latest batch: the list, its examples, and the arrays and indices from which they were taken.
+latest = None, (), (), ()
 
 
 @replaces(SerialIterator, 'next')
@@ -249,7 +250,7 @@ def next_batch(self):
 
 @replaces(type(convert.concat_examples), '__call__')
 def concat_examples(self, *args, **kwargs):
-    """One gather for each array, where the batch has the examples that next_batch gave it."""
+    """Gather a batch with one operation for each array, if it still has the examples from next_batch."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
     if (
@@ -268,7 +269,7 @@ def concat_examples(self, *args, **kwargs):
         if there is not None:
             numbers = device.send(indices) if numbers is None else numbers
             gathered.append(there.take(numbers, axis=0))
-        elif array.ndim == 1:  # numbers are copies, and the array may have changed
+        elif array.ndim == 1:  # the batch holds copies of numbers, and the array may have changed since
             gathered.append(convert.to_device(device, np.array(column)))
         elif any(a.shape != array.shape[1:] for a in column):
             return None
@@ -277,11 +278,11 @@ def concat_examples(self, *args, **kwargs):
     return tuple(gathered)
 
 
-kept = {}  # (an array's id, a GPU's): the array on the GPU
+kept = {}  # {(an array's id, a GPU's id): the array on that GPU}
 
 
 def on_gpu(array, device):
-    """Return the array on this GPU, where it stays; None if it may change, or is large."""
+    """Return the array on this GPU, where it stays; None if it is writeable or too large for that."""
     if getattr(device, 'xp', None) is not cuda.cupy or array.flags.writeable or not array.flags.owndata:
         return None
     key = id(array), device.device.id
@@ -295,7 +296,7 @@ def on_gpu(array, device):
 
 @replaces(Summary, 'add')
 def add(self, value, weight=1):
-    """On a GPU: one kernel instead of five, for each value that a report takes in at each step."""
+    """Add a value to a Summary on a GPU with one kernel instead of five."""
     sums = value, self._x, self._x2
     if not all([type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums]) or weight != 1:
         return None
@@ -390,7 +391,8 @@ def backprop_to_all(outputs, retain_grad, loss_scale):
     ):
         return None
     ((node, gy),) = outputs
-    gy, found = gy._data[0], {}  # {leaf: (variable, its gradient)}; nothing is changed until the chain's end
+    # found: {leaf: (variable, its gradient)}; set only at the end, so that Chainer can take over until then.
+    gy, found = gy._data[0], {}
     while node is not None:
         function, node = node.creator_node, None
         backward = BACKWARD.get(type(function))
@@ -413,7 +415,7 @@ def backprop_to_all(outputs, retain_grad, loss_scale):
                 ):
                     return None
                 found[x] = variable, gradient
-            elif node is not None:  # two branches
+            elif node is not None:  # the graph branches
                 return None
             else:
                 node, gy = x, gradient
@@ -444,7 +446,7 @@ def update(self, param):
 
 
 def load():
-    """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
+    """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
     try:
         import scipy_openblas64
 
@@ -452,7 +454,7 @@ def load():
         if sysconfig.get_config_var('Py_GIL_DISABLED'):
             raise ImportError('for Python with a GIL')
     except (ImportError, AttributeError, OSError) as e:
-        raise ImportError(f'chainer_fast is not whole here ({e}); CHAINER_FAST=0 does without') from e
+        raise ImportError(f'chainer_fast cannot be loaded ({e}); CHAINER_FAST=0 turns it off') from e
     array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
@@ -468,7 +470,7 @@ def load():
         function.argtypes, function.restype = types, None
     for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
         function.restype = size
-    # A BLAS of its own, with one thread: NumPy's keeps its threads; those in chainer_fast.c scale better.
+    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
     blas = ctypes.CDLL(
         os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True))
     )
@@ -478,6 +480,7 @@ def load():
 
 
 def install(owner, name, fast):
+    """Replace owner's method of that name by one that calls fast, and the method if fast returns None."""
     slow = getattr(owner, name)
 
     @functools.wraps(slow)

@@ -1,4 +1,4 @@
-"""What scripts for AWS's image of 2018 ask for a job's settings; sagemaker-training has them now."""
+"""This module keeps a name that scripts for AWS's image of 2018 import; it is in sagemaker-training now."""
 
 from sagemaker_training.environment import Environment as training_env
 

@@ -1,1 +1,1 @@
-"""The image's code: training.py is what trains, serving.py what serves."""
+"""This package runs in the image: training.py runs training jobs, serving.py the endpoint."""

@@ -1,29 +1,29 @@
-"""The body of a request, as it comes in: neither too long, nor too much for the memory, nor for ever."""
+"""This module reads request bodies, within limits on size, memory and time."""
 
 import asyncio
 import os
 
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout, ServiceUnavailable
 
-# SageMaker passes on bodies of up to 25 MB; batch transform sets a limit of its own.
+# SageMaker forwards bodies of up to 25 MB; batch transform sets its own limit.
 MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
 MAX_PAYLOAD = MAX_PAYLOAD_IN_MB * 2**20
-STALLED = 60  # seconds for which no byte has come
+STALLED = 60  # seconds without a byte after which the answer is 408
 
 
 class Body:
-    """receive: ASGI's. ended: whether the client has sent all."""
+    """The body of one request. receive: ASGI's callable. ended: whether the client has sent all of it."""
 
     def __init__(self, receive):
         self.receive, self.ended = receive, False
 
-    async def read(self, announced, share):
-        """Return the bytes, or raise HTTPException: 413, 408, 503.
+    async def read(self, announced, reservation):
+        """Return the body, bytes. Raises HTTPException: 413 (too large), 408 (stalled) or 503 (no memory).
 
-        announced: Content-Length, 0 where there is none. share: of the budget, in bytes.
+        announced: Content-Length in bytes, 0 if absent. reservation: budget.Reservation, in bytes.
         """
         chunks, size, refusal = [], 0, None
-        # Most clients look for an answer only when all is sent, so take in twice as much before one.
+        # Most clients look for an answer only after sending all, so read up to twice the limit before a 413.
         while not self.ended and size <= 2 * MAX_PAYLOAD:
             chunk = await self.next_chunk()
             size += len(chunk)
@@ -31,13 +31,13 @@ class Body:
                 refusal = RequestEntityTooLarge(f'The body must not be larger than {MAX_PAYLOAD_IN_MB} MB.')
             if refusal is None:
                 try:
-                    share.take(len(chunk))
+                    reservation.take(len(chunk))
                     chunks.append(chunk)
                 except ServiceUnavailable as e:
                     refusal = e
             if refusal is not None:
                 chunks.clear()
-                share.give_back()
+                reservation.give_back()
         if refusal is not None:
             raise refusal
         return b''.join(chunks)
@@ -47,7 +47,7 @@ class Body:
             async with asyncio.timeout(STALLED):
                 message = await self.receive()
         except TimeoutError:
-            raise RequestTimeout(f'The body has not come on for {STALLED} seconds.') from None
+            raise RequestTimeout(f'No byte of the body has arrived for {STALLED} seconds.') from None
         if message['type'] == 'http.disconnect':
             raise ClientDisconnected
         self.ended = not message.get('more_body')

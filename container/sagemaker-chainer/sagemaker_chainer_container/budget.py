@@ -1,20 +1,20 @@
-"""What requests share: a number of them, or of bytes, that may be taken in at a time."""
+"""A budget limits how many requests, or bytes of them, the server holds at a time."""
 
 from werkzeug.exceptions import ServiceUnavailable
 
 
 class Budget:
-    """An amount of which requests take shares."""
+    """An amount from which requests reserve parts. left: the amount that is not reserved."""
 
     def __init__(self, amount):
         self.left = amount
 
-    def share(self):
-        return Share(self)
+    def reservation(self):
+        return Reservation(self)
 
 
-class Share:
-    """What one request takes, until its `with` block ends."""
+class Reservation:
+    """One request's part of a budget; it is given back when the `with` block ends."""
 
     def __init__(self, budget):
         self.budget, self.taken = budget, 0
@@ -26,7 +26,7 @@ class Share:
         self.give_back()
 
     def take(self, amount):
-        """Take more; ServiceUnavailable (503) where so much is not left."""
+        """Reserve this much more. Raises ServiceUnavailable (503) if less is left."""
         if amount > self.budget.left:
             raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
         self.budget.left -= amount

@@ -1,7 +1,7 @@
-"""The formats of request and response bodies, between bytes and NumPy arrays: npy, JSON, CSV; pictures in.
+"""This module decodes request bodies (npy, JSON, CSV, PNG, JPEG) and encodes responses (npy, JSON, CSV).
 
-A decoder takes bytes (JSON's and CSV's also str) and raises ValueError for what it cannot read; an
-encoder takes an array or what NumPy makes one of.
+A decoder takes bytes (JSON's and CSV's also str), returns a NumPy array and raises ValueError for a body
+that it cannot decode. An encoder takes an array, or anything that np.asarray accepts.
 """
 
 import csv
@@ -17,9 +17,9 @@ PNG, JPEG = 'image/png', 'image/jpeg'
 NUMBERS = 'biuf'  # the kinds of dtypes: bool, integer, unsigned, floating point
 
 
-@functools.lru_cache(64)  # NumPy takes longer for a header than the model for an image
+@functools.lru_cache(64)  # NumPy takes longer to parse a header than the model takes to predict an image
 def read_npy_header(header):
-    """Return (shape, fortran_order, dtype) from the first bytes of an .npy file; ValueError."""
+    """Return (shape, fortran_order, dtype) from the header bytes of an .npy file. Raises ValueError."""
     stream = io.BytesIO(header)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
@@ -31,16 +31,15 @@ def read_npy_header(header):
         raise
     except Exception as e:  # NumPy parses the header as Python source: SyntaxError, KeyError, ...
         raise ValueError(f'broken npy header: {e}') from e
-    if dtype.kind not in NUMBERS:  # objects, above all: they would be pickled
+    if dtype.kind not in NUMBERS:  # objects would be unpickled, which runs code
         raise ValueError(f'the dtype must be bool, integer or floating point, but is {dtype}')
     return shape, fortran_order, dtype
 
 
 def decode_npy(body):
-    """Return the array in an .npy body, in the machine's byte order.
+    """Return the array in an .npy body, in the machine's byte order. Raises ValueError.
 
-    The header is read by NumPy, the data taken as they are: no pickle is ever loaded, and no
-    memory is reserved for a shape that the body does not hold.
+    No pickle is ever loaded, and no memory is reserved for a shape that the body does not fill.
     """
     long = body[6:7] == b'\2'
     start = (12 if long else 10) + int.from_bytes(body[8 : 12 if long else 10], 'little')
@@ -54,7 +53,7 @@ def decode_npy(body):
 
 
 def decode_json(body):
-    """Return the float32 array in a JSON body of (nested) lists of numbers."""
+    """Return the float32 array in a JSON body of (nested) lists of numbers. Raises ValueError."""
     try:
         return np.array(orjson.loads(body), dtype=np.float32)
     except TypeError:
@@ -62,11 +61,14 @@ def decode_json(body):
 
 
 def decode_csv(body):
-    """Return the float32 array in a CSV body without a header: (rows, columns), or (rows,) of one column."""
+    """Return the float32 array in a CSV body without a header. Raises ValueError.
+
+    Its shape is (rows, columns), or (rows,) for a single column.
+    """
     text = body if isinstance(body, str) else body.decode()
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    except csv.Error as e:  # which is no ValueError
+    except csv.Error as e:  # not a ValueError
         raise ValueError(e) from e
     if not rows:
         raise ValueError('there are no rows')
@@ -75,8 +77,8 @@ def decode_csv(body):
 
 
 def decode_picture(body):
-    """Return the image, float32 (1, 784), of a digit in a PNG or JPEG, as MNIST's images were made."""
-    # Not sooner: most servers never see a picture, and do without Pillow's memory.
+    """Return the digit in a PNG or JPEG as an image like MNIST's, float32 (1, 784). Raises ValueError."""
+    # Imported late: most servers never get a picture, and save the memory of Pillow.
     from sagemaker_chainer_container import pictures
 
     return pictures.decode_picture(body)
@@ -84,14 +86,14 @@ def decode_picture(body):
 
 @functools.lru_cache(64)
 def npy_header(shape, descr):
-    """Return the first bytes of an .npy file for an array in C order."""
+    """Return the header bytes of an .npy file for an array in C order; descr: the dtype's str."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {'shape': shape, 'fortran_order': False, 'descr': descr})
     return stream.getvalue()
 
 
 def encode_npy(array):
-    """Return the bytes of an .npy file; ValueError for objects."""
+    """Return the array as the bytes of an .npy file. Raises ValueError for an array of objects."""
     array = np.asarray(array)
     if array.dtype.kind not in NUMBERS:
         stream = io.BytesIO()
@@ -101,13 +103,13 @@ def encode_npy(array):
 
 
 def encode_json(value):
-    """Return arrays, and lists and dicts of them, as JSON, bytes; NaN and infinity become null."""
+    """Return an array, or lists and dicts of arrays, as JSON bytes; NaN and infinity become null."""
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     return orjson.dumps(value, lambda array: array.tolist(), options)
 
 
 def encode_csv(array):
-    """Return one line per row, a str."""
+    """Return the array as CSV, a str with a line for each row."""
     stream = io.StringIO()
     np.savetxt(stream, np.atleast_1d(array), delimiter=',', fmt='%s')
     return stream.getvalue()

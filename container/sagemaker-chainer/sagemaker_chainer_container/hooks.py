@@ -1,7 +1,7 @@
-"""The user's script: its four hooks, their defaults, and a prediction made of them.
+"""This module imports the user's script and answers requests with its four functions.
 
-The script must define model_fn; for input_fn, predict_fn and output_fn the defaults below step in.
-Errors that the client is to see are werkzeug's HTTPExceptions.
+The script must define model_fn; the defaults below replace input_fn, predict_fn and output_fn if it does
+not define them. An error that the client should see is raised as one of werkzeug's HTTPExceptions.
 """
 
 import contextlib
@@ -10,13 +10,14 @@ import importlib
 import logging
 import os
 import sys
+from typing import Any, NamedTuple
 
 import chainer
 import numpy as np
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import BadRequest, HTTPException, NotAcceptable, UnsupportedMediaType
 from werkzeug.http import parse_accept_header, parse_options_header
-from werkzeug.wrappers import Response
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from sagemaker_chainer_container.formats import CSV, DECODERS, ENCODERS, JSON, NUMBERS
 
@@ -24,8 +25,39 @@ logger = logging.getLogger('gunicorn.error')
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
 
+class Request(NamedTuple):
+    """The body of a POST /invocations and its headers, {lower-case name: value}."""
+
+    body: bytes
+    headers: dict
+
+
+class Response(NamedTuple):
+    """An HTTP response; headers: [(name, value)]."""
+
+    status: int
+    body: bytes
+    headers: list
+
+    @classmethod
+    def text(cls, status, sentence):
+        """Return a plain-text response of one sentence."""
+        return cls(status, (sentence + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')])
+
+
+class Refusal(Response):
+    """The response to a request that failed."""
+
+
+class Input(NamedTuple):
+    """The data that input_fn decoded from a request, and the content type of its response."""
+
+    data: Any
+    accept: str
+
+
 def default_model_fn(model_dir):
-    """There is no default: how a model is built is the script's to say."""
+    """Raise NotImplementedError: only the script knows how its model is built."""
     raise NotImplementedError(
         f'The script must define model_fn(model_dir), which loads the model from {model_dir} and returns it.'
     )
@@ -34,7 +66,7 @@ def default_model_fn(model_dir):
 def default_input_fn(input_data, content_type):
     """Decode a body of type npy (bytes), JSON or CSV (bytes or str) into a NumPy array.
 
-    Floating point becomes float32, Chainer's default dtype; npy integers stay as they are, for
+    Floating-point numbers become float32, Chainer's default dtype; npy integers keep their dtype, for
     models that take indices. Raises UnsupportedMediaType (415) or BadRequest (400).
     """
     if content_type not in DECODERS:
@@ -42,7 +74,7 @@ def default_input_fn(input_data, content_type):
             f'Content-Type must be one of {", ".join(DECODERS)}, but is {content_type!r}.'
         )
     try:
-        with np.errstate(over='ignore'):  # too large a number becomes infinity, refused below
+        with np.errstate(over='ignore'):  # a number too large for float32 becomes infinity, refused below
             array = DECODERS[content_type](input_data)
             if array.dtype.kind == 'f':
                 array = array.astype(np.float32, copy=False)
@@ -56,9 +88,9 @@ def default_input_fn(input_data, content_type):
 
 
 def default_predict_fn(data, model):
-    """Call the model on data, an array, without training or a graph; return a NumPy array.
+    """Call the model on data, a NumPy array, in test mode without a graph; return a NumPy array.
 
-    Raises BadRequest (400) where the model refuses the array's shape or dtype.
+    Raises BadRequest (400) if the model refuses the array's shape or dtype.
     """
     try:
         with chainer.using_config('train', False), chainer.no_backprop_mode():
@@ -72,13 +104,13 @@ def default_predict_fn(data, model):
 
 
 def default_output_fn(prediction, accept):
-    """Encode a NumPy array, or for JSON also lists and dicts of them; return (bytes or str, content type)."""
+    """Encode an array (for JSON also lists and dicts of arrays); return (bytes or str, content type)."""
     return ENCODERS[accept](prediction), accept
 
 
 @functools.lru_cache(64)
 def negotiate(accept):
-    """Return the supported type that an Accept header likes best; NotAcceptable (406) if none."""
+    """Return the supported type that an Accept header prefers. Raises NotAcceptable (406) if none."""
     if not accept:
         return DEFAULT_ACCEPT
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
@@ -90,7 +122,7 @@ def negotiate(accept):
 
 @functools.lru_cache(64)
 def mimetype(content_type):
-    """Return a Content-Type header without its parameters; JSON is the default."""
+    """Return the media type of a Content-Type header, without parameters; JSON if it is empty."""
     return parse_options_header(content_type)[0].lower() or JSON
 
 
@@ -102,7 +134,7 @@ def as_text(body):
 
 
 class Predictor:
-    """The user's script, imported, with its model loaded."""
+    """Imports the user's script, loads its model and answers requests."""
 
     def __init__(self):
         program = os.environ.get('SAGEMAKER_PROGRAM')
@@ -115,29 +147,26 @@ class Predictor:
         self.output_fn = getattr(script, 'output_fn', default_output_fn)
         model_fn = getattr(script, 'model_fn', default_model_fn)
         self.model = model_fn(os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
-        # Whether rows of several requests may be predicted together: the script's own function must say so.
+        # Whether predict_fn accepts rows of several requests: a script's own must declare it, as `batches`.
         self.may_batch = self.predict_fn is default_predict_fn or getattr(self.predict_fn, 'batches', False)
-        self.batched = {}  # by dtype and shape of a row: whether the model takes them
+        self.batched = {}  # {(dtype, *shape of a row): whether batching them leaves the predictions the same}
 
     @property
     def batches(self):
-        """Whether it is of use to bring several requests."""
+        """Whether a batch of several requests may be predicted with one call."""
         return self.may_batch and (not self.batched or any(self.batched.values()))
 
     def __call__(self, requests):
-        """Answer requests, pairs of a body (bytes) and headers {lower-case name: value}.
-
-        Returns (status, body, [(name, value)]) for each; a Refusal where one of the functions failed.
-        """
-        answers = [attempt(self.read, *request) for request in requests]
-        read = [i for i, answer in enumerate(answers) if not isinstance(answer, Refusal)]
-        for i, prediction in zip(read, self.predict([answers[i][0] for i in read])):
+        """Return a Response to each Request of a list; a Refusal if one of the script's functions failed."""
+        results = [attempt(self.decode, *request) for request in requests]
+        decoded = [i for i, result in enumerate(results) if not isinstance(result, Refusal)]
+        for i, prediction in zip(decoded, self.predict([results[i].data for i in decoded])):
             refused = isinstance(prediction, Refusal)
-            answers[i] = prediction if refused else attempt(self.write, prediction, answers[i][1])
-        return answers
+            results[i] = prediction if refused else attempt(self.encode, prediction, results[i].accept)
+        return results
 
-    def read(self, body, headers):
-        """Return input_fn's data, and the type that the answer is to have."""
+    def decode(self, body, headers):
+        """Return the Input of a request: input_fn's data, and the content type to answer with."""
         accept, content_type = headers.get('accept', ''), mimetype(headers.get('content-type', ''))
         if self.output_fn is default_output_fn:
             accept = negotiate(accept)
@@ -145,10 +174,10 @@ class Predictor:
             accept = DEFAULT_ACCEPT
         if self.input_fn is not default_input_fn and content_type in (JSON, CSV):
             body = as_text(body)
-        return self.input_fn(body, content_type), accept
+        return Input(self.input_fn(body, content_type), accept)
 
     def predict(self, inputs):
-        """Return a prediction, or a Refusal, for each of inputs; like rows are predicted together."""
+        """Return a prediction, or a Refusal, for each of inputs; rows of one dtype and shape are batched."""
         predictions, together = [None] * len(inputs), {}
         for i, data in enumerate(inputs):
             kind = None
@@ -159,7 +188,7 @@ class Predictor:
                 continue
             predictions[i] = attempt(self.predict_fn, data, self.model)
             untried = kind and kind not in self.batched and len(self.batched) < 64
-            # Only where others wait, and what was predicted is no nonsense.
+            # Worth testing only if several requests wait and this prediction succeeded.
             if untried and len(inputs) > 1 and not isinstance(predictions[i], Refusal):
                 self.try_batch(kind, data)
         for places in together.values():
@@ -169,17 +198,17 @@ class Predictor:
 
     def predict_rows(self, inputs):
         if len(inputs) > 1:
-            with contextlib.suppress(Exception):  # then each by itself
+            with contextlib.suppress(Exception):  # if the batch fails, predict each request by itself below
                 rows = self.predict_fn(np.concatenate(inputs), self.model)
                 if len(rows) == sum(map(len, inputs)):
                     return np.split(rows, np.cumsum([len(data) for data in inputs[:-1]]))
         return [attempt(self.predict_fn, data, self.model) for data in inputs]
 
     def try_batch(self, kind, data):
-        """Find out whether two different rows together give what they give apart, within rounding."""
+        """Test whether two different rows get the same predictions in one batch as apart, within rounding."""
         rows = np.concatenate([data[:1], np.flip(data[:1], axis=range(1, data.ndim))])
         if np.array_equal(rows[:1], rows[1:]):
-            return  # the next request may tell
+            return  # equal rows prove nothing: test with the next request
         try:
             apart = np.concatenate([self.predict_fn(row, self.model) for row in (rows[:1], rows[1:])])
             both = self.predict_fn(rows, self.model)
@@ -191,33 +220,28 @@ class Predictor:
         except Exception:
             self.batched[kind] = False
 
-    def write(self, prediction, accept):
-        """Return (status, body, [(name, value)]) of what output_fn makes of a prediction."""
+    def encode(self, prediction, accept):
+        """Return the Response that output_fn makes of a prediction."""
         output = self.output_fn(prediction, accept)
-        if isinstance(output, Response):
-            return output.status_code, output.get_data(), output.headers.to_wsgi_list()
+        if isinstance(output, WerkzeugResponse):
+            return Response(output.status_code, output.get_data(), output.headers.to_wsgi_list())
         if not isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
             output = output, accept
         body, content_type = output
-        body = body.encode() if isinstance(body, str) else bytes(memoryview(body))  # TypeError for all else
-        return 200, body, [('Content-Type', content_type)]
-
-
-class Refusal(tuple):
-    """The response, (status, body, [(name, value)]), to a request that failed."""
+        # memoryview raises TypeError for anything but bytes.
+        body = body.encode() if isinstance(body, str) else bytes(memoryview(body))
+        return Response(200, body, [('Content-Type', content_type)])
 
 
 def attempt(function, *args):
-    """Return what the function returns, or a Refusal: a kept exception would keep bodies in memory."""
+    """Return the function's result, or a Refusal if it raises.
+
+    The exception itself is not kept, as its traceback would keep bodies in memory.
+    """
     try:
         return function(*args)
     except HTTPException as e:
-        return Refusal(text(e.code, e.description))
+        return Refusal.text(e.code, e.description)
     except Exception:
         logger.exception('A request failed')
-        return Refusal(text(500, "The script failed on this request; the container's log has the traceback."))
-
-
-def text(status, sentence):
-    """Return a response of one sentence."""
-    return status, (sentence + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')]
+        return Refusal.text(500, "The script failed on this request; the container's log has the traceback.")

@@ -1,4 +1,4 @@
-"""What is known of requests: GET /metrics for Prometheus, of all workers together; JSON lines."""
+"""This module counts requests: for Prometheus at GET /metrics, and as JSON lines in the access log."""
 
 import json
 import os
@@ -7,10 +7,11 @@ import time
 METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 ACCESS_LOG = os.environ.get('SAGEMAKER_MODEL_SERVER_ACCESS_LOG') == '1'
 
-if METRICS:  # the workers share them in a directory that gunicorn.conf.py makes
+if METRICS:  # all workers write into one directory, which gunicorn.conf.py creates
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
+    CONTENT_TYPE = CONTENT_TYPE_LATEST
     SECONDS = Histogram(
         'sagemaker_request_seconds',
         'Time from the head of a request to its answer',
@@ -24,20 +25,20 @@ if METRICS:  # the workers share them in a directory that gunicorn.conf.py makes
 
 
 def in_flight(requests):
-    """Take note that so many requests wait for a prediction or are being predicted."""
+    """Record how many requests wait for a prediction or are being predicted."""
     if METRICS:
         IN_FLIGHT.set(requests)
 
 
 def predicted(batch, waiting):
-    """Take note that so many requests were predicted together, and so many wait."""
+    """Record a batch of this many requests, and how many still wait."""
     if METRICS:
         BATCH.observe(batch)
         IN_FLIGHT.set(waiting)
 
 
 def answered(method, path, status, sent, seconds):
-    """Take note of an answer, of so many bytes."""
+    """Record an answer. sent: its size in bytes; seconds: the time since the request's head."""
     if METRICS:
         SECONDS.labels(path, status).observe(seconds)
     if ACCESS_LOG:
@@ -53,7 +54,7 @@ def answered(method, path, status, sent, seconds):
 
 
 def exposition():
-    """Return the status, body and headers of the answer to GET /metrics."""
+    """Return the metrics of all workers, bytes of type CONTENT_TYPE."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
-    return 200, generate_latest(registry), [('Content-Type', CONTENT_TYPE_LATEST)]
+    return generate_latest(registry)

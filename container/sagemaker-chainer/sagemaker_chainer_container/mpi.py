@@ -1,4 +1,7 @@
-"""MPI for training: the Chainer estimator's options, ssh between the hosts, what the toolkit does badly."""
+"""This module prepares a training job for MPI: the estimator's options, ssh, fixes for the toolkit.
+
+The toolkit is the package sagemaker-training.
+"""
 
 import hashlib
 import os
@@ -13,10 +16,11 @@ from sagemaker_training import errors, mpi, params
 
 
 def mpi_options(env):
-    """Return the toolkit's options for MPI, or None where the script is to run as one process.
+    """Return the toolkit's options for MPI, or None if the script runs as one process.
 
-    The Chainer estimator's use_mpi, num_processes, process_slots_per_host and additional_mpi_options
-    come as hyperparameters; without use_mpi several hosts mean MPI, as in AWS's image.
+    The Chainer estimator passes use_mpi, num_processes, process_slots_per_host and additional_mpi_options
+    as hyperparameters. If use_mpi is not set, several hosts use MPI, as in AWS's image.
+    Raises ClientError if num_processes is more than all slots.
     """
     given = env.additional_framework_parameters
     if not given.get('sagemaker_use_mpi', len(env.hosts) > 1):
@@ -36,25 +40,25 @@ def mpi_options(env):
 
 
 def processes_per_host(options):
-    """Return how many processes share this host's CPUs; options: mpi_options's, or None."""
+    """Return the number of processes on this host; options: the result of mpi_options."""
     return min(options[params.MPI_PROCESSES_PER_HOST], options[params.MPI_NUM_PROCESSES]) if options else 1
 
 
 def prepare_mpi(env):
-    """Make this host ready for mpirun, as the one that starts it or as another."""
-    # mpirun would name the rank in the middle of lines; it gives stdout a terminal.
+    """Prepare this host for mpirun, whether it starts mpirun or not."""
+    # Unbuffered output would put mpirun's rank tag inside lines; its terminal flushes each line anyway.
     os.environ.pop('PYTHONUNBUFFERED', None)
-    os.environ.setdefault('LD_LIBRARY_PATH', '')  # or mpirun warns that it cannot pass it on
+    os.environ.setdefault('LD_LIBRARY_PATH', '')  # mpirun warns if it is unset
     prepare_ssh()
     mend_toolkit(env)
 
 
 def prepare_ssh():
-    """Let the hosts of this job log in to each other, as mpirun does.
+    """Let the hosts of this job log in to each other over ssh, as mpirun needs.
 
-    One key for clients and servers, made of what the hosts of a job have in common and no image
-    holds: the secret that local mode gives each job, or on SageMaker the job's ARN. That is no secret
-    within an account: it does where nobody else reaches the job's network.
+    Clients and servers use one key. It is derived from SAGEMAKER_MPI_SECRET, which local mode sets for
+    each job, or from the job's ARN. An ARN is known within the account, so it is safe only while nobody
+    else reaches the job's network. Raises ClientError if both are missing.
     """
     secret = os.environ.pop('SAGEMAKER_MPI_SECRET', None) or os.environ.get('TRAINING_JOB_ARN')
     if not secret:
@@ -68,7 +72,7 @@ def prepare_ssh():
         .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         .decode()
     )
-    # What mpirun starts here over ssh gets this container's environment.
+    # Processes that mpirun starts here over ssh get this container's environment.
     environment = ''.join(f'{name}={value}\n' for name, value in os.environ.items() if '\n' not in value)
     ssh = pathlib.Path.home() / '.ssh'
     ssh.mkdir(mode=0o700, exist_ok=True)
@@ -83,12 +87,12 @@ def prepare_ssh():
 
 
 def mend_toolkit(env):
-    """Take away what makes the toolkit's MPI slow, or fail for others than root."""
+    """Patch the toolkit's MPI code, which sleeps too long and fails for users other than root."""
     finished = pathlib.Path(f'{mpi.MPI_FINISHED_STATUS_FILE}.{env.master_hostname}')
-    finished.unlink(missing_ok=True)  # of a container that has been started again
+    finished.unlink(missing_ok=True)  # a restarted container still has it
 
     def orted():
-        """Wait for mpirun's daemon on this host; a short job may have ended before it is seen."""
+        """Return the processes of mpirun's daemon on this host, once it runs; [] if the job has finished."""
         while not finished.exists():
             found = [p for p in psutil.process_iter(['name']) if p.info['name'] == 'orted']
             if found:
@@ -97,8 +101,8 @@ def mend_toolkit(env):
         return []
 
     mpi._orted_process = orted
-    # Not to /etc/environment, which is root's; ~/.ssh/environment has them.
+    # The toolkit writes /etc/environment, which only root may; ~/.ssh/environment replaces it.
     mpi._write_env_vars_to_file = lambda: None
-    # At the end the toolkit sleeps for 30 s. The others have to stay until the first host is done.
+    # At the end the toolkit sleeps for 30 s. The other hosts sleep longer, to outlive the first one.
     longest = 0.1 if env.is_master else 1
     mpi.time = types.SimpleNamespace(time=time.time, sleep=lambda s: time.sleep(min(s, longest)))

@@ -1,8 +1,8 @@
-"""What trains: runs the user's script through SageMaker's training toolkit, under MPI where asked.
+"""This module runs the user's training script through SageMaker's training toolkit, also under MPI.
 
-sagemaker-training calls main() because SAGEMAKER_TRAINING_MODULE names it. On an error the toolkit
-writes /opt/ml/output/failure; without us that would not say what the script wrote to stderr. And it
-knows of MPI, but not of the Chainer estimator's names for it.
+The toolkit (sagemaker-training) calls main(), which SAGEMAKER_TRAINING_MODULE names. This module adds two
+things to it: the end of the script's stderr in /opt/ml/output/failure, and the Chainer estimator's names
+for MPI's options.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from sagemaker_training import entry_point, environment, errors, runner
 from sagemaker_chainer_container.cpus import blas_settings
 from sagemaker_chainer_container.mpi import mpi_options, prepare_mpi, processes_per_host
 
-TAIL = 16384  # bytes of stderr that the failure file keeps
+TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 
 
 @contextlib.contextmanager
 def copied_stderr():
-    """Let this process and its children write to a pipe; yield a function that returns its last TAIL bytes.
+    """Copy the stderr of this process and its children; yield a function that returns its last TAIL bytes.
 
-    All appears on the real stderr, too, as it comes.
+    Everything still appears on the real stderr at once.
     """
     tail, done = b'', threading.Event()
     stderr, (source, sink) = os.dup(2), os.pipe()
@@ -36,12 +36,12 @@ def copied_stderr():
                 data = os.read(source, 65536)
                 tail = (tail + data)[-TAIL:]
                 os.write(stderr, data)
-            elif done.is_set():  # the pipe does not end: sshd stays and keeps it open
+            elif done.is_set():  # there is no end of file: sshd keeps the pipe open
                 return
 
     def read():
         done.set()
-        thread.join(1)  # a child of the script may live on and write
+        thread.join(1)  # a child of the script may still run and write
         return tail.decode('utf-8', 'replace')
 
     os.dup2(sink, 2)
@@ -55,27 +55,27 @@ def copied_stderr():
 
 
 def main():
-    """Run the entry point; an error carries the end of its stderr.
+    """Run the script. Raises ExecuteUserScriptError with the end of its stderr if it fails.
 
-    The toolkit's own capture_error keeps only some lines (the name of an exception and what
-    follows, but no traceback and no message of sys.exit), and cuts up the live log.
+    The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the
+    live log.
     """
     env = environment.Environment()
     options = mpi_options(env)
     os.environ.update(blas_settings(processes_per_host(options)))
-    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages train faster
     if options:
         prepare_mpi(env)
     stopped = []
 
     def stop(*_):
-        """Let the script decide what SIGTERM means, as it would without us."""
+        """Pass SIGTERM on to the script, which may handle it."""
         stopped.append(True)
         program = os.path.splitext(env.user_entry_point)[0]
         scripts = [p for p in psutil.Process().children() if program in ' '.join(p.cmdline())]
         for script in scripts:
             script.terminate()
-        if options and not env.is_master:  # mpirun passes it on from the first host, which also says why
+        if options and not env.is_master:  # mpirun on the first host stops the script, and reports why
             threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
         elif not scripts:
             raise errors.ClientError('Stopped by SIGTERM.')
@@ -95,6 +95,6 @@ def main():
             e.output = read()
             if stopped:
                 e.output += 'Stopped by SIGTERM.'
-            elif e.return_code in ('-9', '137'):  # mpirun's is the latter
+            elif e.return_code in ('-9', '137'):  # mpirun returns 137
                 e.output += 'Killed by SIGKILL, most likely because there was not enough memory.'
             raise

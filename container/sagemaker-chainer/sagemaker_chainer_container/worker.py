@@ -1,4 +1,4 @@
-"""gunicorn's worker: uvicorn's, with its settings, and HTTP as uvicorn reads it but for two things."""
+"""This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
 
 import re
 import signal
@@ -11,14 +11,14 @@ UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
-    """Heads have a limit, and offers to upgrade are passed over.
+    """uvicorn's HTTP protocol, which also limits the size of heads and ignores offers to upgrade.
 
-    httptools itself copies a header again for each piece of it, without end, and it leaves out the body of
-    a request that offers HTTP/2, as all of Java's HttpClient do.
+    httptools has no limit, and copies a growing header again for each packet. It drops the body of a
+    request that offers HTTP/2, as every request of Java's HttpClient does.
     """
 
     in_head = True
-    pending = 0  # bytes that have not come to anything yet
+    pending = 0  # bytes received since the last complete head or piece of a body
 
     def data_received(self, data):
         self.pending += len(data)
@@ -44,6 +44,8 @@ class Protocol(HttpToolsProtocol):
 
 
 class Worker(UvicornWorker):
+    """uvicorn's worker, with this server's settings."""
+
     CONFIG_KWARGS = {
         'http': Protocol,
         'loop': 'uvloop',
@@ -51,10 +53,10 @@ class Worker(UvicornWorker):
         'lifespan': 'off',
         'proxy_headers': False,
         'server_header': False,
-        'log_level': 'error',  # else there is a line for each broken request
-        'timeout_notify': 1,  # seconds between heartbeats; else half of gunicorn's timeout
+        'log_level': 'error',  # at a lower level each broken request writes a line
+        'timeout_notify': 1,  # seconds between heartbeats; the default is half of gunicorn's timeout
     }
 
     def handle_exit(self, sig, frame):
-        """Stop at SIGQUIT, which gunicorn makes of Ctrl-C; uvicorn's worker would go on."""
+        """Stop at SIGQUIT, which gunicorn sends at Ctrl-C and uvicorn's worker ignores."""
         signal.raise_signal(signal.SIGTERM)
