@@ -2,7 +2,7 @@
 
 A container is then a process of this user, in a directory of its own, which runs our image's `train` or
 `serve`. Nothing isolates it: it sees this machine's files and network, and a script's requirements are
-installed for the notebook, too. Its record lies in its session's directory, where other processes find it
+installed for the notebook, too. Its record lies in its job's directory, where other processes find it
 and can end it, also after a kernel was killed.
 """
 
@@ -169,14 +169,14 @@ def refusal(image: str) -> EngineError:
 
 
 def base_directory(container: Container) -> pathlib.Path:
-    """Return the directory that stands for /opt/ml, in the session's."""
+    """Return the directory that stands for /opt/ml, in the job's own."""
     return pathlib.Path(container.labels[f'{LABEL}.directory'], f'process-{container.name}')
 
 
 def records() -> list[Record]:
     """Return the records of this user's processes, running or not."""
     found = []
-    for path in sorted(pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*/process-*.json')):
+    for path in sorted(pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*/*/process-*.json')):
         with contextlib.suppress(OSError, ValueError):  # it goes at this moment
             if path.parent.lstat().st_uid == os.getuid():  # nobody else may name a process to be killed
                 found.append(Record(path, **json.loads(path.read_text())))

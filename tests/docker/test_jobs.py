@@ -1,5 +1,6 @@
 """Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -10,11 +11,16 @@ import local_mode.s3
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError
+from local_mode.errors import EngineError, JobError
 from local_mode.s3 import checkpoints, open_tar
-from local_mode.session import open_session
+from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.model import Model
+from sagemaker.processing import ProcessingInput, ProcessingOutput, Processor
 from sagemaker.s3 import S3Downloader, S3Uploader
+from sagemaker.workflow.pipeline import Pipeline
+from sagemaker.workflow.pipeline_context import LocalPipelineSession
+from sagemaker.workflow.steps import TrainingStep
 from support import CSV, IMAGE, JSON, NPY, ROLE, containers, free_port, load, make_estimator, npy, pack
 
 WRITES = """
@@ -208,4 +214,72 @@ def test_a_batch_that_the_model_refuses_fails_the_job(session, estimator, other_
     S3Uploader.upload_string_as_file_body('1,2,3', data + '/bad', sagemaker_session=session)
     with pytest.raises(RuntimeError, match='Transform job .* failed.*400'):
         estimator.transformer(1, 'local').transform(data, content_type=CSV)
+    assert containers(session) == []
+
+
+STEADY = """
+import os, time
+def model_fn(model_dir): return open(model_dir + '/name').read()
+def predict_fn(data, model): return model
+if __name__ == '__main__':
+    time.sleep(6)
+    open(os.environ['SM_MODEL_DIR'] + '/name', 'w').write(os.environ['NAME'])
+"""
+
+
+def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_port):
+    """A job that ends removes its own files, and not those of the other job and the endpoint."""
+    first = make_estimator(session, script(STEADY), dict(environment={'NAME': 'first'}))
+    first.fit()
+    jobs = [make_estimator(session, script(STEADY), dict(environment={'NAME': n})) for n in ('one', 'two')]
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(job.fit) for job in jobs]
+        time.sleep(2)
+        predictor = first.deploy(1, 'local')
+        assert [job.result() for job in running] == [None, None]
+    try:
+        answer = session.sagemaker_runtime_client.invoke_endpoint(b'[1]', predictor.endpoint_name, JSON)
+        assert json.loads(answer['Body'].read()) == 'first'
+        for job, name in zip(jobs, ('one', 'two')):
+            with open_tar(session, job.model_data) as tar:
+                assert tar.extractfile('name').read().decode() == name
+    finally:
+        predictor.delete_endpoint()
+    assert os.listdir(session.directory) == []
+
+
+def test_a_step_of_a_pipeline_runs_on_our_engine(session, script):
+    """By a session that is the SDK's LocalPipelineSession, too; and, as a plain Session, by name."""
+
+    class PipelineSession(Session, LocalPipelineSession):
+        pass
+
+    with contextlib.closing(PipelineSession(session.boto_session)) as ours:
+        for own in ours, session:
+            estimator = make_estimator(own, script(WRITES), dict(environment={'PRICE': '5'}), price='5')
+            given = dict(step_args=estimator.fit()) if own is ours else dict(estimator=estimator)
+            pipeline = Pipeline('a-pipeline', steps=[TrainingStep('train', **given)], sagemaker_session=ours)
+            pipeline.create(ROLE)
+            (step,) = pipeline.start().list_steps()['PipelineExecutionSteps']
+            assert step['StepStatus'] == 'Succeeded', step
+        assert containers(ours) == containers(session) == []
+
+
+def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path):
+    """It leaves no container, and no missing image is asked for on Docker Hub."""
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'text').write_text('three more words')
+    count = 'cd /opt/ml/processing; wc -w < in/text > out/words'
+    options = dict(role=ROLE, instance_count=1, instance_type='local', sagemaker_session=session)
+    out = f's3://{session.default_bucket()}/words'
+    files = dict(
+        inputs=[ProcessingInput(session.upload_data(str(tmp_path / 'in')), '/opt/ml/processing/in')],
+        outputs=[ProcessingOutput('/opt/ml/processing/out', out, output_name='words')],
+    )
+    Processor(image_uri=IMAGE, entrypoint=['sh', '-c', count], **options).run(**files)
+    assert S3Downloader.read_file(out + '/words', session).strip() == '3'
+    with pytest.raises(JobError, match='Processing job .* failed.*exited with code 9'):
+        Processor(image_uri=IMAGE, entrypoint=['sh', '-c', 'exit 9'], **options).run()
+    with pytest.raises(EngineError, match='no image none-such'):
+        Processor(image_uri='none-such', entrypoint=['sh'], **options).run()
     assert containers(session) == []
