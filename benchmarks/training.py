@@ -75,9 +75,9 @@ def matrix_products(images, labels, size):
                 loops.linear(y, x, W, b, *n)
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW, *n = layers[layer]
-                loops.linear_grad(
-                    gx, gW, b, x, W, y, *n, 3 if layer else 2
-                )  # nobody wants the images' gradients
+                if layer:  # nobody wants the images' gradients
+                    loops.linear_grad_data(gx, W, y, *n)
+                loops.linear_grad_weight(gW, x, y, *n)
 
     return run
 

@@ -22,7 +22,7 @@ from jupyter_client.utils import ensure_async
 from digit_pad import hand, raster, ways
 
 PAD = 'class="digit-pad"'
-# In the notebook: what predictor makes of data. the pad's kernel.js asks it, too.
+# In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
 PREDICT = (
     '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)'
     '.ravel().tolist()'

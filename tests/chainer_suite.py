@@ -152,7 +152,7 @@ def run(folder):
             for name, mode in containers.items()
         ]
         started = time.monotonic()
-        while any([process.poll() is None for process in processes]):
+        while any(process.poll() is None for process in processes):
             time.sleep(1)
             if not int(time.monotonic() - started) % 30:
                 print(

@@ -161,7 +161,7 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
 
 struct linear {
     const float *x, *W, *b, *gy;
-    float *y, *gx, *gW, *gb;
+    float *y, *gx, *gW;
     long rows, in, out;
 };
 
@@ -172,16 +172,8 @@ FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
         for (long j = from; j < to; j++) y[j] += b[j];
 }
 
-FOR_EACH_CPU static void sum_rows(const struct linear *a, long from, long to) {
-    float *restrict gb = a->gb;
-    const float *restrict gy = a->gy;
-    for (long j = from; j < to; j++) gb[j] = 0;
-    for (long i = 0; i < a->rows; i++, gy += a->out)
-        for (long j = from; j < to; j++) gb[j] += gy[j];
-}
-
-// Computes y = x W' + b for a few rows of x and of W, from i and j on. The order of summation, and so a row's result,
-// does not depend on the other rows.
+// Computes products of rows of x and of W, from i and j on. The order of summation, and so a row's result, does
+// not depend on the other rows.
 static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
@@ -228,17 +220,20 @@ static void linear_part(const void *a_, long part, long parts) {
     add_bias(a, from, to);
 }
 
-static void linear_grad_part(const void *a_, long part, long parts) {
+static void grad_data_part(const void *a_, long part, long parts) {
     const struct linear *a = a_;
     long from = start(a->in, part, parts), to = start(a->in, part + 1, parts);
-    if (a->gx && from < to)
+    if (from < to)
         gemm(ROWS, PLAIN, PLAIN, a->rows, to - from, a->out, 1, a->gy, a->out, a->W + from, a->in,
              0, a->gx + from, a->in);
-    from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
-    if (a->gW && from < to)
+}
+
+static void grad_weight_part(const void *a_, long part, long parts) {
+    const struct linear *a = a_;
+    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+    if (from < to)
         gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
              0, a->gW + from * a->in, a->in);
-    if (a->gb) sum_rows(a, from, to);
 }
 
 // Computes y = x W' + b.
@@ -247,13 +242,16 @@ void linear(struct array *y, struct array *x, struct array *W, struct array *b, 
     together(linear_part, &a, rows * in * out);
 }
 
-// Computes gx, gW and gb if bit 0, 1 and 2 of `wanted` are set.
-void linear_grad(struct array *gx, struct array *gW, struct array *gb, struct array *x, struct array *W,
-                 struct array *gy, long rows, long in, long out, int wanted) {
-    struct linear a = {.x = x->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out,
-                       .gx = wanted & 1 ? gx->data : 0, .gW = wanted & 2 ? gW->data : 0,
-                       .gb = wanted & 4 ? gb->data : 0};
-    together(linear_grad_part, &a, rows * in * out);
+// Computes gx = gy W.
+void linear_grad_data(struct array *gx, struct array *W, struct array *gy, long rows, long in, long out) {
+    struct linear a = {.gx = gx->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
+    together(grad_data_part, &a, rows * in * out);
+}
+
+// Computes gW = gy' x.
+void linear_grad_weight(struct array *gW, struct array *x, struct array *gy, long rows, long in, long out) {
+    struct linear a = {.gW = gW->data, .x = x->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
+    together(grad_weight_part, &a, rows * in * out);
 }
 
 struct relu {

@@ -1,10 +1,9 @@
 """This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-It has two parts. Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for
-contiguous float32 arrays. A chain of the functions in BACKWARD, such as an MLP with its loss, gets its
-graph and its gradients without Chainer's checks, which such arrays always pass. Each part handles only cases
-in which its results equal Chainer's within rounding, and leaves all others to Chainer. On a GPU, read-only
-data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
+Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32
+arrays. They handle only cases in which their results equal Chainer's within rounding, and leave all others to
+Chainer. On a GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns
+all of this off.
 """
 
 import ctypes
@@ -17,11 +16,9 @@ import weakref
 
 import chainer
 import numpy as np
-from chainer import _backprop
 from chainer.backends import cuda
 from chainer.dataset import convert
 from chainer.datasets import TupleDataset
-from chainer.function_node import FunctionNode
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
 from chainer.functions.evaluation.accuracy import Accuracy
@@ -32,7 +29,6 @@ from chainer.functions.loss.softmax_cross_entropy import (
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.reporter import Summary
-from chainer.variable import Variable
 
 replacements = []
 
@@ -88,25 +84,6 @@ def linear(self, inputs):
     return (y,)
 
 
-def linear_gradients(x, W, gy, wanted):
-    """Return a linear layer's gradients, float32; wanted: which of x (0), W (1) and b (2)."""
-    gradients = {
-        i: np.empty(((len(gy), W.shape[1]), (gy.shape[1], x.shape[1]), gy.shape[1])[i], np.float32)
-        for i in wanted
-    }
-    loops.linear_grad(
-        *[gradients.get(i, gy) for i in range(3)],
-        x,
-        W,
-        gy,
-        len(gy),
-        x.shape[1],
-        gy.shape[1],
-        sum([1 << i for i in wanted]),
-    )
-    return tuple(gradients.values())
-
-
 @replaces(LinearGradData, 'forward')
 def linear_grad_data(self, inputs):
     W, gy = inputs
@@ -114,7 +91,9 @@ def linear_grad_data(self, inputs):
         return None
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
-    return linear_gradients(W, W, gy, (0,))
+    gx = np.empty((len(gy), W.shape[1]), np.float32)
+    loops.linear_grad_data(gx, W, gy, len(gy), W.shape[1], len(W))
+    return (gx,)
 
 
 @replaces(LinearGradWeight, 'forward')
@@ -124,7 +103,9 @@ def linear_grad_weight(self, inputs):
         return None
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
-    return linear_gradients(x, x, gy, (1,))
+    gW = np.empty((gy.shape[1], x.shape[1]), np.float32)
+    loops.linear_grad_weight(gW, x, gy, *x.shape, len(gW))
+    return (gW,)
 
 
 @replaces(ReLU, 'forward_cpu')
@@ -298,130 +279,11 @@ def on_gpu(array, device):
 def add(self, value, weight=1):
     """Add a value to a Summary on a GPU with one kernel instead of five."""
     sums = value, self._x, self._x2
-    if not all([type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums]) or weight != 1:
+    if not all(type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums) or weight != 1:
         return None
     code = 'x += value; x2 += value * value'
     cuda.elementwise('T value', 'T x, T x2', code, 'summary_add')(*sums)
     self._n += weight
-    return True
-
-
-FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}
-
-
-@replaces(FunctionNode, 'apply')
-def apply(self, inputs):
-    forward, config = FORWARD.get(type(self)), chainer.config
-    if (
-        forward is None
-        or self._n_local_function_hooks
-        or chainer.get_function_hooks()
-        or config.debug
-        or config.schedule_func is not None
-    ):
-        return None
-    variables = [x if isinstance(x, Variable) else chainer.as_variable(x) for x in inputs]
-    for x in variables:
-        if x._has_chainerx_array or x._layout is not None:
-            return None
-    self._input_indexes_to_retain = self._output_indexes_to_retain = None
-    outputs = forward(self, [x._data[0] for x in variables])
-    if outputs is None:
-        return None
-    y = Variable._init_unchecked(
-        outputs[0], None, None, None, True, any([x._requires_grad for x in variables]), False
-    )
-    self._input_layouts, self._output_layouts, self._output_count = (None,) * len(variables), (None,), 1
-    if config.enable_backprop:
-        self.inputs, self.outputs = tuple([x._node for x in variables]), (weakref.ref(y._node),)
-        self.rank = max([node._rank for node in self.inputs])
-        y.creator_node = self
-        for i in self._input_indexes_to_retain or ():
-            variables[i].retain_data()
-        if self._output_indexes_to_retain is not None:
-            y.retain_data()
-            self._retained_output_data = outputs
-        self.lazy_grad_sum = config.lazy_grad_sum
-    return (y,)
-
-
-def linear_backward(function, indexes, gy):
-    x, W = [x.data for x in function.inputs[:2]]
-    if (
-        not plain(x, W, gy)
-        or x.ndim != 2
-        or W.ndim != 2
-        or x.shape[1] != W.shape[1]
-        or gy.shape != (len(x), len(W))
-    ):
-        return None
-    return linear_gradients(x, W, gy, indexes)
-
-
-def relu_backward(function, indexes, gy):
-    (y,) = function.get_retained_outputs()
-    return relu_grad(ReLUGrad2(y.raw_array), (gy,))
-
-
-def softmax_cross_entropy_backward(function, indexes, gy):
-    grad = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(
-        function.ignore_label, function.class_weight, function.y, function._coeff, function.soft_target
-    )
-    return softmax_cross_entropy_grad(grad, (*[x.data for x in function.inputs], gy))
-
-
-BACKWARD = {
-    LinearFunction: linear_backward,
-    ReLU: relu_backward,
-    SoftmaxCrossEntropy: softmax_cross_entropy_backward,
-}
-
-
-@replaces(_backprop, '_backprop_to_all')
-def backprop_to_all(outputs, retain_grad, loss_scale):
-    config = chainer.config
-    if (
-        len(outputs) != 1
-        or outputs[0][1] is None
-        or retain_grad
-        or loss_scale is not None
-        or config.debug
-        or config.enable_backprop
-        or chainer.get_function_hooks()
-    ):
-        return None
-    ((node, gy),) = outputs
-    # found: {leaf: (variable, its gradient)}; set only at the end, so that Chainer can take over until then.
-    gy, found = gy._data[0], {}
-    while node is not None:
-        function, node = node.creator_node, None
-        backward = BACKWARD.get(type(function))
-        if backward is None or function._n_local_function_hooks:
-            return None
-        indexes = [i for i, x in enumerate(function.inputs) if x.requires_grad]
-        gradients = backward(function, indexes, gy) if indexes else ()
-        if gradients is None:
-            return None
-        for i, gradient in zip(indexes, gradients):
-            x = function.inputs[i]
-            if x.creator_node is None:
-                variable = x.get_variable_or_none()
-                if (
-                    variable is None
-                    or x in found
-                    or x._old_style_grad_generator is not None
-                    or not variable._grad_valid
-                    or variable.grad is not None
-                ):
-                    return None
-                found[x] = variable, gradient
-            elif node is not None:  # the graph branches
-                return None
-            else:
-                node, gy = x, gradient
-    for variable, gradient in found.values():
-        variable._set_grad_without_check(gradient)
-        variable._loss_scale = None
     return True
 
 
@@ -459,7 +321,8 @@ def load():
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
         (loops.linear, array, array, array, array, size, size, size),
-        (loops.linear_grad, array, array, array, array, array, array, size, size, size, integer),
+        (loops.linear_grad_data, array, array, array, size, size, size),
+        (loops.linear_grad_weight, array, array, array, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
         (loops.relu, array, array, size),
         (loops.relu_grad, array, array, array, size),
