@@ -78,7 +78,7 @@ def chainer_steps(variant, net, batch):
     args = SimpleNamespace(epochs=EPOCHS, learning_rate=rate(batch), augment=0, output_data_dir=out)
     model = script.make_model(0, device)
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate).setup(model)
-    train, test = [channels.share(*arrays, 0, 1) for arrays in mnist()]
+    train, test = [channels.shard(*arrays, 0, 1) for arrays in mnist()]
     trainer, evaluator = script.make_trainer(args, optimizer, train, test, batch, device)
     if variant == OURS:
         graphs.recorded(optimizer)

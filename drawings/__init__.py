@@ -1,1 +1,1 @@
-"""Drawn digits: ways to write them, a hand that does, and what the pad makes of its strokes."""
+"""This package generates synthetic handwriting: digits in many styles, as strokes and as the pad's pixels."""

@@ -1,4 +1,4 @@
-"""The pad with a trained network in it, as one file that needs no kernel, no endpoint and no network."""
+"""This module writes the pad with a trained network into one HTML file, which needs no kernel or endpoint."""
 
 import base64
 import gzip
@@ -34,20 +34,21 @@ PAGE = """<!doctype html>
 
 
 def write(model, path, images, scores):
-    """Write the page.
+    """Write the page to path.
 
-    model: a model.npz, as training saves it. images, scores: float32 (N, 784) and (N, 10), what it answers. A
-    network that is not of linear layers with ReLU in between is a ValueError, and then there is no page.
-    Its weights get seven bits each, which changes a probability by 0.02.
+    model: path of a model.npz, as training saves it. images, scores: float32 (N, 784) and the endpoint's
+    (N, 10) for them, to check the network. Raises ValueError, and writes no page, if the network is not one
+    of linear layers with ReLU in between. Weights get seven bits each, which changes probabilities by up to
+    0.02.
     """
     path = pathlib.Path(path)
-    path.unlink(missing_ok=True)  # an earlier network's
+    path.unlink(missing_ok=True)  # it may be an earlier network's
     layers, x = read(model), images
     for weights, bias in layers:
         x = np.maximum(x, 0) @ weights.T + bias
     fits = layers and x.shape == scores.shape == (len(images), 10)
     if not fits or not np.allclose(x, scores, rtol=0.01, atol=0.01):
-        raise ValueError(f'{path} is for networks of linear layers with ReLU in between, only: not written.')
+        raise ValueError(f'{path} is not written: it supports only linear layers with ReLU in between.')
     script = re.sub('^export ', '', (PAD / 'network.js').read_text(), flags=re.MULTILINE)
     network = base64.b64encode(gzip.compress(pack(layers), mtime=0)).decode()
     pad = (PAD.parent / 'input.html').read_text(encoding='ascii')
@@ -55,7 +56,7 @@ def write(model, path, images, scores):
 
 
 def read(model):
-    """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
+    """Return [(weights, bias), ...] in the order of their names, or [] if the file has any other arrays."""
     with np.load(model) as file:
         arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}
     layers = [
@@ -67,7 +68,7 @@ def read(model):
 
 
 def pack(layers):
-    """The network as bytes, as network.js unpacks them."""
+    """Return the network as bytes, in the format that network.js describes."""
     parts = []
     for weights, bias in layers:
         scale = np.abs(weights).max(axis=1) / 63

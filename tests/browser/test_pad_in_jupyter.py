@@ -81,7 +81,7 @@ def test_renamed_restarted_reloaded(server, page, front_end):
     before, after = f'before {kind}.ipynb', f'after \u00e4 {kind}.ipynb'
     pad = server.open_pad(page, front_end, before)
     kernel = server.kernel(before)
-    unread = 'Sent to data. Deploy an endpoint as predictor to see here what it reads.'
+    unread = 'Sent to data. Deploy an endpoint as predictor to see its prediction here.'
     server.takes(kernel, pad, *ONE, then=unread)
 
     rename(page, front_end, after.removesuffix('.ipynb'))
