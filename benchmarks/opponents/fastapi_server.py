@@ -1,4 +1,4 @@
-"""FastAPI: uvicorn fastapi_server:app --workers 2."""
+"""FastAPI serves the network with `uvicorn fastapi_server:app --workers 2`."""
 
 import io
 
@@ -19,7 +19,7 @@ class Scores(BaseModel):
     scores: list[list[float]]
 
 
-# Without async, in a thread, as FastAPI wants what takes time; with it, 16 connections get half the answers.
+# Without async it runs in a thread, FastAPI's advice for slow calls; with async 16 connections are half as fast.
 @app.post('/predict')
 def predict(body: Images) -> Scores:
     return Scores(scores=model(np.array(body.images, np.float32)).tolist())

@@ -1,4 +1,4 @@
-"""What the pad says when something is wrong with Jupyter, against a server that is made up."""
+"""The pad explains failures of Jupyter, which a mock server simulates."""
 
 import json
 

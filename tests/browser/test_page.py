@@ -1,4 +1,4 @@
-"""The page that needs nothing: it opens from a file, reads as one draws, and answers as the model does."""
+"""output/pad.html works from a file, predicts during drawing, and predicts as the model does."""
 
 import chainer
 import chainer.functions as F

@@ -1,4 +1,4 @@
-"""A trained job; another port for a second endpoint of the same session."""
+"""These fixtures train a job, and give a second endpoint of the same session another port."""
 
 import pytest
 from support import free_port, make_estimator

@@ -1,4 +1,4 @@
-"""The image: what it holds, what of it we change, and that it uses the CPUs it is given."""
+"""The image holds its locked packages and the names that we patch, and uses the CPUs of its quota."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from support import IMAGE, ROOT, docker
 
 
 def python(code, options=''):
-    """What this code prints in the image."""
+    """Run code in the image; return its output."""
     return docker(f'run --rm {options} {IMAGE} python -c', code)
 
 
@@ -26,7 +26,7 @@ def test_the_image_holds_what_it_promises():
 
 
 def test_the_image_holds_what_is_locked_and_the_sbom_lists_it(pins, built):
-    """So two builds of one commit have the same Python packages."""
+    """Two builds of one commit have the same Python packages."""
     command = f'docker run --rm --interactive {IMAGE} python -'.split()
     sbom = json.loads(subprocess.check_output(command, input=(ROOT / 'container' / 'sbom.py').read_bytes()))
     packages = {'pypi': {}, 'deb': {}}

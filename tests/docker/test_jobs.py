@@ -1,4 +1,4 @@
-"""Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
+"""Jobs support checkpoints, limits, batch transform and other features of AWS's estimator."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ PRICE = '$HOME costs $$5 or ${5}'
 
 @pytest.fixture
 def script(tmp_path):
-    """Writes a script; returns its path."""
+    """Return a function that writes a script and returns its path."""
 
     def write(text, name='script.py'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
 
 
 def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, monkeypatch):
-    """Compose 1.29 exits with 0 if a job's container ends while Docker is slow to tell it the exit code."""
+    """Compose 1.29 exits with 0 if Docker reports the exit code of a job's container too late."""
     compose = tmp_path / 'docker-compose'
     compose.write_text(f'#!/bin/sh\n{shutil.which("docker-compose")} "$@"\nexit 0\n')
     compose.chmod(0o755)
@@ -178,7 +178,7 @@ def test_an_endpoint_has_one_instance(estimator):
 
 
 def test_batch_transform(session, estimator, small_mnist, other_port):
-    """Lines of CSV, npy and JSON files, with answers on S3 as the endpoint's."""
+    """Transform jobs on CSV lines, npy and JSON files write the endpoint's answers to S3."""
     images = load(small_mnist / 'test' / 'test.npz')['images'][:4]
     bodies = {
         CSV: '\n'.join(','.join(map(str, image)) for image in images).encode(),

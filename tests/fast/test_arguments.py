@@ -1,4 +1,4 @@
-"""Hyperparameters as the script reads them: right, misspelt, out of range."""
+"""The script parses hyperparameters, and refuses misspelt and out-of-range ones."""
 
 import pytest
 
