@@ -129,7 +129,7 @@ def main():
 
 
 def train_all(mnist, sets, seeds):
-    """Return {(set, training): [probabilities of each seed], ('seconds', training): [seconds of each seed]}."""
+    """Return {(set, training): [probabilities by seed], ("seconds", training): [seconds by seed]}."""
     found = {}
     with tempfile.TemporaryDirectory() as directory:
         for name, (images, labels) in mnist.items():

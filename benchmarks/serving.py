@@ -228,7 +228,7 @@ def measure(name, directory, images, connections, seconds):
 
 
 def products(images, connections):
-    """Return the requests/s of two processes that only multiply, in the largest batches for the connections."""
+    """Return the requests/s of two processes that only multiply, in batches as large as connections allow."""
     count = min(2, connections)
     command = [sys.executable, '-c', PRODUCTS, str(images * connections // count)]
     env = {**os.environ, **blas_settings(2)}

@@ -22,7 +22,7 @@ class API(litserve.LitAPI):
 
 
 if __name__ == '__main__':
-    # One connection would wait for a longer batch_timeout; LitServe advises fast_queue from 100 requests/s on.
+    # A longer batch_timeout delays a single connection; LitServe advises fast_queue from 100 requests/s on.
     server = litserve.LitServer(
         API(max_batch_size=64, batch_timeout=0.001), accelerator='cpu', workers_per_device=2, fast_queue=True
     )
