@@ -1,4 +1,4 @@
-"""Training steps on a GPU, recorded as CUDA graphs: Python launches a step, not each of its kernels."""
+"""This module records training steps on a GPU as CUDA graphs, so that Python launches a step as a whole."""
 
 import contextlib
 import ctypes
@@ -12,11 +12,11 @@ from chainer.optimizers import adam
 
 
 def recorded(optimizer):
-    """Return the optimizer; if it is Adam, with a model on a GPU, its update() records and replays its steps.
+    """Return the optimizer; if it is Adam with a model on a GPU, its update() records and replays steps.
 
-    That is for models whose forward pass has the batch for its only input that changes. Those that CuPy lets
-    nobody record (dropout: cuRAND), or that are slower so (large batches through convolutions, which are
-    recorded without cuDNN), are trained as ever.
+    The forward pass must depend on nothing but the batch and the parameters. If CuPy cannot record a step
+    (dropout: cuRAND), or the recorded step is slower (large batches through convolutions, which are
+    recorded without cuDNN), training runs unrecorded.
     """
     on_gpu = isinstance(next(optimizer.target.params()).data, cuda.ndarray)
     if type(optimizer) is adam.Adam and on_gpu and hasattr(cuda.Stream, 'begin_capture'):
@@ -25,7 +25,7 @@ def recorded(optimizer):
 
 
 class Steps:
-    """Stands in for an optimizer's update()."""
+    """Replaces an optimizer's update(): records a step and replays it for each batch of the same shape."""
 
     def __init__(self, optimizer, record):
         self.optimizer, self.update, self.record, self.like = optimizer, optimizer.update, record, None
@@ -40,7 +40,7 @@ class Steps:
             self.like, self.taken, self.launch = like, 0, None
         self.taken += 1
         if self.taken == 1 or self.launch is False or chainer.config.debug:
-            self.update(loss, *arrays)  # the first one checks the types, and makes Adam's moments
+            self.update(loss, *arrays)  # the first step checks types and allocates Adam's moments
         elif self.taken == 2:
             with chainer.using_config('type_check', False):
                 self.seconds = timed(lambda: self.update(loss, *arrays))
@@ -53,13 +53,13 @@ class Steps:
             self.replay(arrays)
 
     def begin(self, loss, arrays):
-        """Record a step, and take it; stay with that if it is quicker."""
+        """Record a step and replay it for this batch; keep the recording only if it is faster."""
         xp = cuda.get_array_module(*arrays)
         self.inputs, self.rate = [a.copy() for a in arrays], xp.zeros((), np.float32)
         t, reporter = self.optimizer.t, chainer.reporter.get_current_reporter()
         try:
             self.launch = self.record(lambda: self.update(loss, *self.inputs), self.rate)
-        except Exception:  # whatever CuPy says of what it cannot record
+        except Exception:  # CuPy raises various exceptions for a step that it cannot record
             if self.optimizer.t != t:
                 raise
             self.launch = False
@@ -70,6 +70,7 @@ class Steps:
                 self.launch = False
 
     def replay(self, arrays):
+        """Launch the recorded step for a batch; arrays: as in the recording."""
         for mine, array in zip(self.inputs, arrays):
             mine[...] = array
         self.rate.fill(self.optimizer.alpha_t)
@@ -78,7 +79,7 @@ class Steps:
 
 
 def timed(take):
-    """Return the seconds that it takes, the GPU's work included."""
+    """Return the seconds that take() takes, including its work on the GPU."""
     cuda.Stream.null.synchronize()
     start = time.perf_counter()
     take()
@@ -87,9 +88,12 @@ def timed(take):
 
 
 def record(step, rate):
-    """Return what launches the kernels of step(), which do not run here; Adam then goes by rate, an array."""
+    """Record step() without running it; return a function that launches its kernels.
+
+    rate: an array of shape (), from which the launched kernels read Adam's learning rate.
+    """
     cupy, stream = cuda.cupy, cuda.Stream(non_blocking=True)
-    pool = cupy.cuda.MemoryPool()  # its memory is the graph's alone
+    pool = cupy.cuda.MemoryPool()  # nothing but the graph may use this memory
     with replaced(rate), stream, cupy.cuda.using_allocator(pool.malloc):
         space = cupy.empty(2**25, np.uint8)
         call('SetStream_v2', ctypes.c_void_p(stream.ptr))
@@ -106,7 +110,7 @@ def record(step, rate):
 
 @contextlib.contextmanager
 def replaced(rate):
-    """Without cuDNN, with matrix products that can be recorded, and with Adam's rate from an array."""
+    """Make steps recordable: no cuDNN, matrix products by product(), Adam's rate from an array."""
     new = [
         (linear.LinearFunction, 'forward', forward),
         (linear.LinearGradData, 'forward', lambda self, inputs: (product(inputs[1], inputs[0]),)),
@@ -126,6 +130,7 @@ def replaced(rate):
 
 
 def forward(self, inputs):
+    """Replace LinearFunction.forward, with product()."""
     self._config_use_ideep = chainer.config.use_ideep  # as LinearFunction.forward does, for its backward
     self.retain_inputs((0, 1))
     y = product(inputs[0], inputs[1].T)
@@ -135,7 +140,10 @@ def forward(self, inputs):
 
 
 def call(name, *args):
-    """Call a function of cuBLAS itself, with CuPy's handle: CuPy refuses to have its calls recorded."""
+    """Call a function of cuBLAS directly, with CuPy's handle, as CuPy refuses to record its own calls.
+
+    Raises RuntimeError with cuBLAS's status if it fails.
+    """
     cupy = cuda.cupy
     blas = ctypes.CDLL(f'libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}')
     status = blas['cublas' + name](ctypes.c_void_p(cupy.cuda.device.get_cublas_handle()), *args)
@@ -144,7 +152,7 @@ def call(name, *args):
 
 
 def tensordot(a, b, axes):
-    """numpy.tensordot by product(), for axes that are two numbers or two tuples."""
+    """Compute numpy.tensordot with product(); axes: two numbers or two tuples."""
     axes = [(n,) if isinstance(n, int) else n for n in axes]
     rest = [[i for i in range(m.ndim) if i not in mine] for m, mine in zip((a, b), axes)]
     shape = [m.shape[i] for m, kept in zip((a, b), rest) for i in kept]
@@ -157,11 +165,11 @@ def tensordot(a, b, axes):
 
 
 def product(a, b):
-    """Return a.dot(b) for float32 matrices."""
+    """Return a.dot(b) of two float32 matrices on a GPU. Raises TypeError for other dtypes."""
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise TypeError('product() takes float32')
     y, sides, number = cuda.cupy.empty((a.shape[0], b.shape[1]), np.float32), [], ctypes.c_float
-    for m in b, a:  # cuBLAS's matrices go by columns, ours by rows: y' = b' a'
+    for m in b, a:  # cuBLAS stores matrices by columns, CuPy by rows: y' = b' a'
         m = m if m.flags.c_contiguous or m.flags.f_contiguous else cuda.cupy.ascontiguousarray(m)
         transposed = not m.flags.c_contiguous
         sides.append((m, int(transposed), ctypes.c_void_p(m.data.ptr), m.shape[not transposed]))

@@ -1,8 +1,8 @@
-"""Join the pad's sources in browser/ into one file, input.html, in the current directory:
+"""This script joins the pad's sources in browser/ into one file, input.html, in the current directory:
 
     python -m digit_pad.build
 
-pad.html is the same pad unbuilt, for a web server. package.json tells Node that the scripts are modules.
+A web server can serve the same pad unbuilt, as pad.html. package.json tells Node that scripts are modules.
 """
 
 import pathlib
@@ -15,9 +15,9 @@ def build(folder: pathlib.Path = BROWSER) -> str:
     """Return the pad as HTML, from the sources in a folder."""
 
     def read(name):
-        return (folder / name).read_text(encoding='ascii')  # notebooks open() the built file in any encoding
+        return (folder / name).read_text(encoding='ascii')  # a notebook's open() may use any encoding
 
-    # The modules become one function: without `export` and the imports, each on a line of its own.
+    # Join the modules in one function, without `export` and imports, which stand on lines of their own.
     modules = '\n'.join(read(name) for name in ('raster.js', 'kernel.js', 'pad.js'))
     script = re.sub(r'^(import .*\n|export )', '', modules, flags=re.MULTILINE)
     page = read('pad.html')

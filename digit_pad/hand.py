@@ -1,4 +1,4 @@
-"""A hand that writes digits on the pad, each time a little differently."""
+"""This module simulates a hand that draws digits on the pad, each time a little differently."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ N = 24000  # drawings for the tutorial's training
 def parse(text: str) -> list[Way]:
     """Return the ways in a text of ways.py.
 
-    A way is a list of strokes, a stroke a list of smooth pieces, arrays of points (N, 2) from 0 to 1.
+    A way is a list of strokes; a stroke is a list of smooth pieces, arrays of points (N, 2) from 0 to 1.
     """
     return [[parse_stroke(stroke) for stroke in line.split(' + ')] for line in text.strip().splitlines()]
 
@@ -51,18 +51,18 @@ def write(way: Way, rng: np.random.Generator) -> list[Points]:
         strokes.append(np.concatenate([smooth(piece) for piece in moved]))
     if len(strokes) > 1 and rng.random() < 0.06:  # the pen stays down
         strokes = [np.concatenate(strokes)]
-    # The halves of a digit are of any proportion: powers of x and y.
+    # Powers of x and y vary the proportions of a digit's halves.
     power = np.exp(rng.normal(0, [0.15, 0.22]))
-    wave = rng.normal(0, 0.02, (2, 2, 2, 2))  # of (axis, axis it depends on, sine or cosine, frequency)
+    wave = rng.normal(0, 0.02, (2, 2, 2, 2))  # (axis, axis on which it depends, sine or cosine, frequency)
     turn, slant = np.radians(rng.normal(0, 6)), rng.normal(0.08, 0.22)
     width = np.exp(rng.normal(-0.15, 0.3))
     cos, sin = np.cos(turn), np.sin(turn)
     matrix = np.array([[cos, -sin], [sin, cos]]) @ [[width, -slant], [0, 1]]
     spacing, tremor = np.exp(rng.uniform(np.log(0.02), np.log(0.16))), rng.gamma(1, 0.004)
-    rounding = max(0, rng.normal(0, 0.05))  # how far from a corner a quick pen leaves it
+    rounding = max(0, rng.normal(0, 0.05))  # the distance at which a quick pen cuts a corner
     written = []
     for points in strokes:
-        points = points + rng.normal(0, 0.025, 2)  # strokes do not meet quite as they should
+        points = points + rng.normal(0, 0.025, 2)  # people's strokes do not meet exactly
         points = np.clip(points, 0, 1) ** power + np.minimum(points, 0) + np.maximum(points - 1, 0)
         angles = np.pi * points[:, :, None] * [1, 2]
         points = points + np.einsum('abcd,nbcd->na', wave, np.stack([np.sin(angles), np.cos(angles)], axis=2))
@@ -70,7 +70,7 @@ def write(way: Way, rng: np.random.Generator) -> list[Points]:
         written.append((points + rng.normal(0, tremor, points.shape)) @ matrix.T)
     every = np.concatenate(written)
     low, high = every.min(axis=0), every.max(axis=0)
-    room = SIZE - 28  # that the ink, too, is on the pad
+    room = SIZE - 28  # a margin for the width of the ink
     size = rng.uniform(0.3, 1) * room / (high - low).max()
     corner = 14 + rng.uniform(0, 1, 2) * (room - size * (high - low))
     return [(points - low) * size + corner for points in written]
@@ -85,9 +85,9 @@ def trace(points: Points, spacing: float, rounding: float, rng: np.random.Genera
         fine = rounded(fine, round(rounding / 0.01))
     at = np.linspace(0, len(fine) - 1, max(2, round(len(fine) * 0.01 / spacing) + 1))
     if len(at) > 2:
-        at[1:-1] += rng.normal(0, 0.25 * at[1], len(at) - 2)  # no hand is of even speed
+        at[1:-1] += rng.normal(0, 0.25 * at[1], len(at) - 2)  # a hand's speed varies
     points = resample(fine, np.arange(len(fine)), np.sort(at))
-    if rng.random() < 0.12:  # the pen touches down, or is lifted, on the move
+    if rng.random() < 0.12:  # the pen touches down, or lifts, while it moves
         flick = rng.normal(0, 0.04, 2)
         points = np.concatenate(
             [[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]]

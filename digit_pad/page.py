@@ -1,4 +1,4 @@
-"""The pad with a trained network in it, as one file that needs no kernel, no endpoint and no network."""
+"""This module writes the pad with a trained network into one HTML file, which needs no kernel or endpoint."""
 
 import base64
 import gzip
@@ -45,12 +45,13 @@ def write(
 ) -> None:
     """Write the page.
 
-    model: a model.npz, as training saves it. images, scores: float32 (N, 784) and (N, 10), what it answers. A
-    network that is not of linear layers with ReLU in between is a ValueError, and then there is no page.
-    Its weights get seven bits each, which changes a probability by 0.02.
+    model: path of a model.npz, as training saves it. images, scores: float32 (N, 784) and the endpoint's
+    (N, 10) for them, to check the network. Raises ValueError, and writes no page, if the network is not one
+    of linear layers with ReLU in between. Weights get seven bits each, which changes probabilities by up to
+    0.02.
     """
     path = pathlib.Path(path)
-    path.unlink(missing_ok=True)  # an earlier network's
+    path.unlink(missing_ok=True)  # it may be an earlier network's
     layers, x = read(model), images
     for weights, bias in layers:
         x = np.maximum(x, 0) @ weights.T + bias

@@ -8,18 +8,19 @@ from numpy.typing import NDArray
 Stroke = NDArray[np.float64] | Sequence[Sequence[float]]  # points (x, y)
 
 SIZE = 280  # the pad's coordinates
-GRID, BOX, INK, SOFT = 28, 20, 2.79, 1.5  # as there
+GRID, BOX, INK, SOFT = 28, 20, 2.79, 1.5  # as in pad/raster.js
 REACH = (INK + SOFT) / 2
-CHUNK = 512  # drawings at a time, so that the processor's cache holds what is worked on
+CHUNK = 512  # drawings at a time, which fit the processor's cache
 
 
 def rasterise(drawings: Sequence[Sequence[Stroke]]) -> NDArray[np.float32]:
     """Return the images, float32 (N, 784), of drawings, lists of strokes, lists of points (x, y).
 
-    Points are in SIZE x SIZE. White ink (1) on black (0), within 0.0001 of what the pad makes of them.
+    A drawing is a list of strokes, a stroke a list of points (x, y) in SIZE x SIZE. The pixels are within
+    0.0001 of the pad's.
     """
     images = np.zeros((len(drawings), GRID, GRID), np.float32)
-    # Of like length together, since each step below draws one segment of all of them.
+    # Drawings of similar length go together, as each step of draw() draws one segment of each.
     order = sorted((i for i, strokes in enumerate(drawings) if any(map(len, strokes))),
                    key=lambda i: -sum(map(len, drawings[i])))  # fmt: skip
     for start in range(0, len(order), CHUNK):
@@ -38,9 +39,9 @@ def draw(drawings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return images (N, 28, 28) of drawings, arrays of segments (M, 4), the longest first."""
     low = np.array([lines[:, 2:].min(axis=0) for lines in drawings])
     high = np.array([lines[:, 2:].max(axis=0) for lines in drawings])
-    # A dot stays small: nothing under a tenth of the pad is blown up to a digit's size.
+    # A dot stays small: a drawing under a tenth of the pad is not enlarged to a digit's size.
     scale = (BOX - INK) / np.maximum(SIZE / 10, (high - low).max(axis=1))[:, None]
-    sides = np.minimum(BOX, half_up((high - low) * scale + INK) + 2)  # with the soft edges, but no longer
+    sides = np.minimum(BOX, half_up((high - low) * scale + INK) + 2)  # includes the soft edges, up to BOX
     shift = (sides - scale * (low + high)) / 2
     padded = np.zeros((len(drawings[0]), len(drawings), 4))
     for i, lines in enumerate(drawings):
@@ -48,7 +49,7 @@ def draw(drawings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     nearest, counts = np.full((len(drawings), BOX, BOX), np.inf), np.array([len(lines) for lines in drawings])
     centres = np.arange(BOX) + 0.5
     for step, lines in enumerate(padded):
-        n = np.searchsorted(-counts, -step)  # these have as many segments
+        n = np.searchsorted(-counts, -step)  # the number of drawings that have a segment `step`
         ax, ay, bx, by = lines[:n].T[:, :, None]
         ux, uy = bx - ax, by - ay
         length2 = np.maximum(ux * ux + uy * uy, 1e-300)
@@ -56,7 +57,7 @@ def draw(drawings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         t = np.clip(((x * ux)[:, None, :] + (y * uy)[:, :, None]) / length2[:, None], 0, 1)
         distance2 = (x[:, None, :] - t * ux[:, None]) ** 2 + (y[:, :, None] - t * uy[:, None]) ** 2
         np.minimum(nearest[:n], distance2, out=nearest[:n])
-    # Only what is within its sides; then moved by whole pixels, the centre of mass to pixel index 14.
+    # Clip each drawing to its sides; then move it by whole pixels, its centre of mass to pixel index 14.
     boxes = np.clip((REACH - np.sqrt(nearest)) / SOFT, 0, 1)
     inside = np.arange(BOX) < sides[:, :, None]
     boxes *= inside[:, 0, None, :] & inside[:, 1, :, None]

@@ -1,6 +1,6 @@
-"""The ways in which people write the ten digits, as skeletons.
+"""This module lists styles ("ways") in which people write the ten digits, as skeletons.
 
-A way is a line: its strokes in their order, with ` + ` between them. A stroke is a smooth curve through
+A line is a way: its strokes in their order, with ` + ` between them. A stroke is a smooth curve through
 points `x,y`, 0 to 100 to the right and down; ` / ` is a corner. (`10,0 90,0 / 40,100` is a 7.)
 """
 

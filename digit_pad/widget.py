@@ -1,10 +1,10 @@
 """The pad as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
 
-    pad = DigitPad(predictor)   # a cell that shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
-    data = pad.data             # a later cell
+    pad = DigitPad(predictor); pad   # the cell shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
+    data = pad.data                  # in a later cell
 
-Needs the package anywidget. In JupyterLab and Jupyter Notebook, HTML(open('input.html').read()) needs
-nothing.
+It needs the package anywidget. JupyterLab and Jupyter Notebook can show HTML(open('input.html').read())
+without it.
 """
 
 from typing import Any, Protocol
@@ -23,10 +23,11 @@ class Predictor(Protocol):
 
 
 class DigitPad(anywidget.AnyWidget):
-    """The drawing pad.
+    """The drawing pad of input.html, as a widget.
 
-    data: the drawing, [[784 floats]], rows from the top, 0 = black, 1 = white. predictor: its
-    predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows.
+    data: the drawing, [[784 floats]], rows from the top, 0 = paper, 1 = ink. predictor: an object whose
+    predict(float32 array, shape (1, 784)) returns ten scores or probabilities, which the pad shows; an
+    exception that it raises is shown on the pad.
     """
 
     _html = traitlets.Unicode(build()).tag(sync=True)
@@ -45,6 +46,6 @@ class DigitPad(anywidget.AnyWidget):
             try:
                 scores = self.predictor.predict(np.array(self.data, np.float32))
                 answer['scores'] = np.asarray(scores, float).ravel().tolist()
-            except Exception as e:  # whatever it is, the pad says it and the drawing stays
+            except Exception as e:  # the pad shows any error and keeps the drawing
                 answer['error'] = f'The endpoint gave no answer: {e}'
         self.send(answer)

@@ -1,7 +1,7 @@
-// A trained network in the page: it reads drawings without a kernel and an endpoint. No DOM: the tests import it in Node.
+// This module predicts with a trained network in the page. It uses no DOM: the tests import it in Node.
 
-// The layers in the bytes that page.py packs. Of each: rows, columns (uint32), biases, scales (float32), weights (int8,
-// up to a multiple of four bytes). A row's weights are to be multiplied by its scale.
+// Return the layers from the bytes that page.py packs. For each layer these are: rows, columns (uint32), biases, scales
+// (float32), weights (int8, padded to a multiple of four bytes). A row's true weights are its int8 times its scale.
 export function unpack(buffer) {
   const layers = [];
   for (let at = 0; at < buffer.byteLength;) {
@@ -13,7 +13,7 @@ export function unpack(buffer) {
   return layers;
 }
 
-// The scores of 784 pixels: linear layers, with ReLU in between.
+// Return the scores for 784 pixels: linear layers, with ReLU in between.
 export function scores(layers, pixels) {
   return Array.from(layers.reduce((x, {rows, columns, bias, scale, weights}, i) => {
     const y = new Float32Array(rows);

@@ -1,4 +1,4 @@
-// The pad on the page: strokes, buttons, preview, bars and sentences.
+// This module runs the pad on the page: strokes, buttons, preview, bars and sentences.
 import {GRID, SIZE, probabilities, rasterise} from './raster.js';
 import {sender} from './kernel.js';
 
@@ -8,7 +8,7 @@ function mount(pad) {
   let strokes = [], pointer = null, box, drawings = 0;
   bars.innerHTML = Array.from({length: 10}, (_, digit) => `<li>${digit}<span><i></i></span><b></b></li>`).join('');
 
-  // `words` in backquotes become code.
+  // Show a sentence; `words` in backquotes become code.
   const say = text => status.replaceChildren(...text.split('`').map((part, i) =>
     i % 2 ? Object.assign(document.createElement('code'), {textContent: part}) : part));
 
@@ -25,7 +25,7 @@ function mount(pad) {
     }
   }
 
-  // Show ten probabilities, or none; return what they say.
+  // Show ten probabilities, or empty bars for null; return a sentence for them.
   function showBars(values) {
     const [best, second] = values ? [...values.keys()].sort((a, b) => values[b] - values[a]) : [];
     [...bars.children].forEach((bar, digit) => {
@@ -38,7 +38,7 @@ function mount(pad) {
     return values && `Looks like ${best}${values[second] > 0.1 ? `, perhaps ${second}` : ''}.`;
   }
 
-  // Show the drawing, and as MNIST has it; return its pixels.
+  // Show the drawing, and its 28 x 28 pixels; return the pixels.
   function show() {
     const pixels = rasterise(strokes), image = new ImageData(GRID, GRID);
     pixels.forEach((value, i) => image.data.set([value * 255, value * 255, value * 255, 255], 4 * i));
@@ -47,14 +47,14 @@ function mount(pad) {
     return pixels;
   }
 
-  // Show the drawing and hand it on: to a listener on the page that prevents the default, else to the kernel.
+  // Show the drawing, and give it to a listener on the page that prevents the default, or else to the kernel.
   function changed() {
     const pixels = show(), mine = ++drawings;
     bars.classList.add('old');
     bars.ariaBusy = 'true';
     const isNewest = () => mine === drawings;
     async function respondWith(answer, sent = '') {
-      const timer = setTimeout(() => isNewest() && say('Waiting for the kernel and the endpoint ...'), 1500);
+      const timer = setTimeout(() => isNewest() && say('Waiting for the kernel and the endpoint.'), 1500);
       let values = null, text = sent;
       try {
         const numbers = await answer;
@@ -81,15 +81,15 @@ function mount(pad) {
     changed();
   }
 
-  // A touch alone would not make this notebook JupyterLab's active one. Else the focus stays where it is: the
-  // classic notebook stops its shortcuts while anything in an output has it.
+  // In JupyterLab the focus makes this notebook the active one, which a touch alone would not. The classic
+  // notebook must not get it: it disables its shortcuts while an output has the focus.
   pad.addEventListener('pointerdown', () => { if (!window.IPython) pad.focus({preventScroll: true}); });
   pad.addEventListener('mousedown', event => event.preventDefault());
   canvas.addEventListener('pointerdown', event => {
     if (pointer !== null || event.button) return;
     pointer = event.pointerId;
-    box = canvas.getBoundingClientRect();  // for the whole stroke: an output above may move the page
-    try { canvas.setPointerCapture(pointer); } catch { /* it is up already: its end comes all the same */ }
+    box = canvas.getBoundingClientRect();  // kept for the whole stroke, as an output above may move the page
+    try { canvas.setPointerCapture(pointer); } catch { /* the pointer is up already; its end event still comes */ }
     strokes.push([]);
     add(event);
     draw();
@@ -98,7 +98,7 @@ function mount(pad) {
     if (event.pointerId !== pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
     (events.length ? events : [event]).forEach(add);
-    if ('live' in pad.dataset) changed();  // where reading is quick: each frame, not each stroke
+    if ('live' in pad.dataset) changed();  // a fast predictor gets each frame, not each stroke
     else draw();
   });
   for (const type of ['pointerup', 'pointercancel', 'lostpointercapture']) canvas.addEventListener(type, finish);
@@ -110,7 +110,7 @@ function mount(pad) {
   pad.querySelector('.undo').addEventListener('click', () => { if (pointer === null && strokes.pop()) changed(); });
   pad.querySelector('.clear').addEventListener('click', () => { if (pointer === null) { strokes = []; changed(); } });
 
-  // What has been drawn before this page was saved, see local_mode/run.py.
+  // Show the drawing that was made before the page was saved, see local_mode/run.py.
   const {strokes: before, answer} = JSON.parse(pad.dataset.drawn ?? '{}');
   strokes = before ?? [];
   show();
@@ -118,7 +118,7 @@ function mount(pad) {
   else say(before ? 'Sent to `data`.' : 'Draw a digit here.');
 }
 
-// By a selector, since the classic notebook runs this script in <head>, and a page may have two pads.
+// Find pads by a selector, as the classic notebook runs this script in <head>, and a page may have two pads.
 for (const pad of document.querySelectorAll('.digit-pad:not([data-mounted])')) {
   pad.dataset.mounted = '';
   mount(pad);

@@ -1,13 +1,13 @@
-// From strokes to the 784 values, and from scores to probabilities. No DOM: the tests import it in Node.
+// This module turns strokes into 784 pixels, and scores into probabilities. It uses no DOM: tests import it in Node.
 
 export const SIZE = 280;  // the pad's coordinates
-// MNIST: the image, the box that the digit fills, and the mean stroke, whose edges are so soft that
+// MNIST's image, the box that the digit fills, the mean stroke width, and the width of its soft edges, with which
 // 29 % of the inked pixels are fully white.
 export const GRID = 28;
 const BOX = 20, INK = 2.79, SOFT = 1.5;
 
-// Grey values, row by row, of a width x height image of strokes [[[x, y], ...], ...] mapped by (x * scale
-// + dx, y * scale + dy). A value is how far the pixel's centre lies inside the ink: round caps and joins.
+// Return the grey values, row by row, of a width x height image of strokes [[[x, y], ...], ...] mapped by
+// (x * scale + dx, y * scale + dy). A value is the depth of the pixel's centre in the ink; caps and joins are round.
 function paint(strokes, scale, dx, dy, width, height) {
   const pixels = new Array(width * height).fill(0), reach = (INK + SOFT) / 2;
   const range = (a, b, size) => [Math.max(0, Math.floor(Math.min(a, b) - reach)),
@@ -26,21 +26,22 @@ function paint(strokes, scale, dx, dy, width, height) {
   return pixels;
 }
 
-// The 784 values for strokes, as MNIST was made: the digit fills a box whose longer side is 20 pixels,
-// and the box is moved by whole pixels so that the centre of mass comes to pixel index 14.
+// Return the 784 pixels of strokes, normalised as MNIST's images were: the digit fills a box whose longer side is
+// 20 pixels, and the box is moved by whole pixels so that the centre of mass is at pixel index 14.
 export function rasterise(strokes) {
   const image = new Array(GRID * GRID).fill(0), points = strokes.flat();
   if (!points.length) return image;
   const [left, right, top, bottom] = [0, 1].flatMap(axis => [Math.min, Math.max].map(
     extreme => points.reduce((value, point) => extreme(value, point[axis]), points[0][axis])));
-  // A dot stays small: nothing under a tenth of the pad is blown up to a digit's size.
+  // A dot stays small: a drawing under a tenth of the pad is not enlarged to a digit's size.
   const scale = (BOX - INK) / Math.max(SIZE / 10, right - left, bottom - top);
-  const fit = side => Math.min(BOX, Math.round(side * scale + INK) + 2);  // with the soft edges, but no longer
+  const fit = side => Math.min(BOX, Math.round(side * scale + INK) + 2);  // includes the soft edges, up to BOX
   const width = fit(right - left), height = fit(bottom - top);
   const box = paint(strokes, scale, (width - scale * (left + right)) / 2, (height - scale * (top + bottom)) / 2,
                     width, height);
   const mass = box.reduce((sum, value) => sum + value);
-  const place = (size, index) => Math.max(0, Math.min(GRID - size, Math.round(  // of halves, which lines have, up
+  // 1e-9 makes halves, which straight lines have, round up.
+  const place = (size, index) => Math.max(0, Math.min(GRID - size, Math.round(
     GRID / 2 + 1e-9 - box.reduce((sum, value, i) => sum + value * index(i), 0) / mass)));
   const x = place(width, i => i % width), y = place(height, i => Math.floor(i / width));
   box.forEach((value, i) => {
@@ -49,7 +50,7 @@ export function rasterise(strokes) {
   return image;
 }
 
-// Ten probabilities from what an endpoint answers: scores, or probabilities already.
+// Return ten probabilities from an endpoint's answer, ten scores or probabilities. Throws an Error for other answers.
 export function probabilities(values) {
   const numbers = Array.isArray(values) ? values.flat() : [];
   if (numbers.length !== 10 || !numbers.every(Number.isFinite)) {

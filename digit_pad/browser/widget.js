@@ -1,8 +1,8 @@
-// anywidget's part of DigitPad (widget.py): the page gets the pad, and each drawing goes to its widget.
+// This module is the front end of DigitPad (widget.py): it shows the pad and sends drawings to the widget.
 export default {render({model, el}) {
   const box = document.createElement('div');
   box.append(document.createRange().createContextualFragment(model.get('_html')));
-  document.body.append(box);  // where its script looks, unlike in marimo's shadow tree
+  document.body.append(box);  // its script searches the document, which excludes marimo's shadow tree
   el.append(box);
   const ask = data => new Promise((resolve, reject) => {
     const id = Math.random();
@@ -16,10 +16,10 @@ export default {render({model, el}) {
     const timer = setTimeout(() => fail('The kernel has not answered for two minutes.'), 120000);
     model.on('msg:custom', hear);
     try {
-      model.set('data', data);  // runs marimo's cells that read it
+      model.set('data', data);  // runs marimo's cells that use pad.data
       model.save_changes();
       model.send({id, data});
-    } catch { fail('Not sent: the kernel does not know this widget.'); }
+    } catch { fail('Not sent: the kernel does not have this widget.'); }
   });
   let newest = 0, queue = Promise.resolve();
   el.addEventListener('digit', event => {

@@ -1,4 +1,4 @@
-"""A trained job; another port for a second endpoint of the same session; Docker as it may misbehave."""
+"""These fixtures train a job, give a second endpoint another port, and make Docker misbehave."""
 
 import os
 import shutil

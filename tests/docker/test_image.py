@@ -1,4 +1,4 @@
-"""The image: what it holds, what of it we change, and that it uses the CPUs it is given."""
+"""The image holds its locked packages and the names that we patch, and uses the CPUs of its quota."""
 
 import re
 
@@ -7,7 +7,7 @@ from support import IMAGE, ROOT, docker
 
 
 def python(code, options=''):
-    """What this code prints in the image."""
+    """Run code in the image; return its output."""
     return docker(f'run --rm {options} {IMAGE} python -c', code)
 
 
@@ -25,7 +25,7 @@ def test_the_image_holds_what_it_promises():
 
 
 def test_the_image_holds_what_is_locked(pins, built):
-    """So two builds of one commit have the same Python packages."""
+    """Two builds of one commit have the same Python packages."""
     code = 'import importlib.metadata as m; print(*[f"{d.name}={d.version}" for d in m.distributions()])'
     installed = dict(package.split('=') for package in python(code).split())
     installed = {canonicalize_name(name): version for name, version in installed.items()}

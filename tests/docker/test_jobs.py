@@ -1,4 +1,4 @@
-"""Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
+"""Jobs support checkpoints, limits, batch transform and other features of AWS's estimator."""
 
 import concurrent.futures
 import contextlib
@@ -44,7 +44,7 @@ PRICE = '$HOME costs $$5 or ${5}'
 
 @pytest.fixture
 def script(tmp_path):
-    """Writes a script; returns its path."""
+    """Return a function that writes a script and returns its path."""
 
     def write(text, name='script.py'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
 
 
 def test_a_failure_is_one_where_the_log_ends_too_early(session, script, wrapped_docker):
-    """As where Docker restarts, or loses a log: the exit code counts."""
+    """A restarted Docker may lose a log; the exit code counts."""
     wrapped_docker('[ "$1" != logs ] || exit 0')
     with pytest.raises(RuntimeError, match="KeyError: 'PRICE'"):
         make_estimator(session, script(WRITES)).fit()
@@ -185,7 +185,7 @@ def test_an_endpoint_has_one_instance(estimator):
 
 
 def test_batch_transform(session, estimator, small_mnist, other_port):
-    """Lines of CSV, npy and JSON files, with answers on S3 as the endpoint's."""
+    """Transform jobs on CSV lines, npy and JSON files write the endpoint's answers to S3."""
     images = load(small_mnist / 'test' / 'test.npz')['images'][:4]
     bodies = {
         CSV: '\n'.join(','.join(map(str, image)) for image in images).encode(),

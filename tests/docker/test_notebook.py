@@ -1,4 +1,4 @@
-"""The notebooks as a user runs them: `make run`, what it shows, and what it leaves behind."""
+"""The notebooks succeed in `make run`, show the expected output and leave nothing behind."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from support import ROOT, TUTORIAL, docker, ours, python
 
 
 def executed(path, **options):
-    """Run a notebook; return (what was printed, the notebook)."""
+    """Run a notebook; return (its printed output, the executed notebook)."""
     done = python('-m', 'local_mode.run', path, **options)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     return done.stdout, nbformat.read(options.get('cwd', ROOT) / 'output' / path.name, as_version=4)
@@ -17,7 +17,7 @@ def executed(path, **options):
 
 @pytest.fixture(scope='module')
 def tutorial(tmp_path_factory):
-    """From another directory than its own."""
+    """Run the tutorial from a directory that is not its own."""
     elsewhere = tmp_path_factory.mktemp('elsewhere')
     printed, notebook = executed(TUTORIAL, cwd=elsewhere, env=os.environ | {'PYTHONPATH': str(ROOT)})
     return printed, notebook, (elsewhere / 'output' / TUTORIAL.with_suffix('.html').name).read_text('utf-8')
@@ -34,7 +34,7 @@ def notebook(tutorial):
 
 
 def outputs(notebook, source):
-    """What the cell with this in its source has put out."""
+    """Return the outputs of the cell that contains a text."""
     (cell,) = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
     return cell.outputs
 
@@ -49,7 +49,7 @@ def images(notebook, source):
 
 
 def accuracy(log):
-    """After three epochs."""
+    """Return the test accuracy after three epochs."""
     return float(re.findall(r'3 +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)', log)[-1])
 
 

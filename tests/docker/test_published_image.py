@@ -1,4 +1,4 @@
-"""The set-up takes the right published image, and builds in place of a wrong one; the registry is ours."""
+"""The set-up pulls the right published image, and builds instead of a wrong one; the registry is local."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ class Registry:
         (root / 'config.yml').write_text(json.dumps(config))
 
     def put(self, content, kind):
-        """Store this; return its descriptor."""
+        """Store content in the registry; return its descriptor."""
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         digest = 'sha256:' + hashlib.sha256(content).hexdigest()
         if kind in (MANIFEST, INDEX):
@@ -40,7 +40,7 @@ class Registry:
         return {'mediaType': kind, 'digest': digest, 'size': len(content)}
 
     def publish(self, source):
-        """An image of next to nothing, for both architectures: its name, by the index's digest."""
+        """Publish a tiny image for both architectures; return its name with the index's digest."""
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode='w') as archive:
             archive.add(__file__, 'file')
@@ -57,7 +57,7 @@ class Registry:
         return f'{self.name}@' + self.put({'schemaVersion': 2, 'mediaType': INDEX} | parts, INDEX)['digest']
 
     def tamper(self, part):
-        """Change what has this part, the index or the configs, in the store."""
+        """Change the stored blobs that contain a text, the index or the configs."""
         contents = {path: path.read_bytes() for path in self.root.rglob('data')}
         found = [path for path, content in contents.items() if f'"{part}"'.encode() in content]
         assert found and all(MARK in contents[path] for path in found)
@@ -80,7 +80,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def set_up(registry, tmp_path):
-    """Runs the set-up's build_image, of an image and a container/ of the test's own; returns what it says."""
+    """Return a function that runs the set-up's build_image for a test image; it returns the output."""
     functions = (ROOT / 'setup.sh').read_text().split('\nmake_venv\n')[0]
     assert ' image=sagemaker-chainer:' in functions
     functions = functions.replace(' image=sagemaker-chainer:', f' image={NAME}:')

@@ -1,4 +1,4 @@
-"""The script trained in the real container, through the SDK, on one host and on several."""
+"""The real container trains the script through the SDK, on one host and on several."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ sys.exit("failed at last")
 def test_credentials_reach_no_log_no_artifact_and_no_error(
     monkeypatch, tmp_path, capfd, caplog, wrapped_docker
 ):
-    """Those of an account, which the SDK hands to containers, and what the hosts of a job share."""
+    """The credentials, which the SDK passes to containers, and the hosts' secret appear in none of these."""
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
     monkeypatch.setattr(clients.secrets, 'token_hex', lambda: 'what the hosts share')
@@ -91,7 +91,7 @@ def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, i
     ids=['two_hosts', 'two_processes_each', 'one_host'],
 )
 def test_several_processes_train_as_one_does(session, inputs, estimator, capfd, options):
-    """On any number of hosts the same batches make the same number of steps, to the same accuracy."""
+    """Any number of hosts takes the same number of steps, and reaches the same accuracy."""
     together = make_estimator(session, DISTRIBUTED, options, epochs=2, batch_size=100)
     together.fit(inputs)
     assert f'2 epochs, {options.get("num_processes", 2)} processes' in capfd.readouterr().out

@@ -1,4 +1,4 @@
-"""What we change in others' software is still there, and docs/patches.md names it, and tests that exist."""
+"""The names that we patch in others' software still exist; docs/patches.md lists them and existing tests."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Notebooks without Docker: those in the repository, and one that fails."""
+"""local_mode.run executes notebooks and reports failures, here without Docker."""
 
 import ast
 import html
@@ -31,14 +31,14 @@ os.chdir('..')
 
 
 def cells(*parts):
-    """A notebook of CELLS and the tutorial's cells that have these parts."""
+    """Return a notebook of CELLS and the tutorial's cells that contain these texts."""
     sources = [c.source for part in parts for c in nbformat.read(TUTORIAL, 4).cells if part in c.source]
     assert len(sources) == len(parts)
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (CELLS, *sources)])
 
 
 def execute(notebook, **options):
-    """In the tutorial's directory, as JupyterLab would."""
+    """Execute a notebook in the tutorial's directory, as JupyterLab would."""
     resources = {'metadata': {'path': str(TUTORIAL.parent)}}
     nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute(**options)
 
@@ -56,7 +56,7 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
 
 @pytest.mark.slow
 def test_the_first_cell_says_nothing_that_looks_like_trouble():
-    """In a reader's kernel: one that `make run` starts has local_mode's settings already."""
+    """This runs in a kernel like a reader's; one of `make run` already has local_mode's settings."""
     notebook = cells('open_session()')
     del notebook.cells[0]
     env = {name: value for name, value in os.environ.items() if not name.startswith('SAGEMAKER')}
@@ -67,7 +67,7 @@ def test_the_first_cell_says_nothing_that_looks_like_trouble():
 
 
 def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
-    """Which the pad's own rasteriser makes pixels of; the page then shows it, and the clean-up sees it."""
+    """Its pixels equal the pad's; the saved page shows the digit, and the clean-up deletes the endpoint."""
     (tmp_path / 'sub').mkdir()
     (tmp_path / 'input.html').write_text(HTML)
     notebook = cells(PAD, CLEAN_UP)

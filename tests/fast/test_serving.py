@@ -1,4 +1,4 @@
-"""The server of container/ without Docker: formats, what is negotiated, the user's functions."""
+"""The server, without Docker, supports its formats, content negotiation and the user's functions."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The session and what it asks of this machine, without Docker."""
+"""The session checks this machine, here without Docker."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from support import IMAGE, ROLE, ROOT, answers, pack, python
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """A PATH with nothing but what the test puts there; returns a function that does."""
+    """Set an empty PATH; return a function that puts a command on it."""
     directory = tmp_path / 'bin'
     directory.mkdir()
     monkeypatch.setenv('PATH', str(directory))
@@ -210,7 +210,7 @@ session.close()
 
 @pytest.mark.slow
 def test_nothing_is_sent_to_aws_with_credentials_present():
-    """A script with an account's credentials asks for the embedded AWS; what else it calls arrives here."""
+    """A script with credentials uses the embedded AWS; calls to the real AWS would arrive at this server."""
     with socket.socket() as aws:
         aws.bind(('127.0.0.1', 0))
         aws.listen()

@@ -1,4 +1,4 @@
-"""The tutorial with version 3 of the SDK, and what ModelTrainer leaves and says where a script fails."""
+"""The tutorial works with version 3 of the SDK; a failing job gives the reason and leaves nothing."""
 
 import pathlib
 import re
@@ -15,7 +15,7 @@ NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_sdk_v3.ipynb'
 
 
 def left():
-    """Our containers and networks."""
+    """Return our containers and networks."""
     ours = '--quiet', f'--filter=label={LABEL}'
     return docker('ps', '--all', *ours), docker('network', 'ls', *ours)
 
