@@ -2,6 +2,7 @@
 # Writes what `docker build -` makes a base like debian:trixie-slim of to stdout, from the Debian mirror alone.
 # Needs root. $1: amd64, arm64, ...; else the machine's own.
 set -eu
+command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >&2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 mkdir "$directory/base"

@@ -157,17 +157,28 @@ def requirements(source):
         project = tomllib.loads(text)['project']
         return project['dependencies'] + (project['optional-dependencies'][extra] if extra else [])
     lines = text.replace('\\\n', ' ').splitlines()
-    return filter(None, [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in lines])
+    bare = [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in lines]
+    return [line for line in bare if line and line[0] not in '-.']  # those are packages of ours
 
 
 @pytest.fixture(scope='session')
-def pins():
+def asked():
+    """The requirements of a source whose markers let them in here, or in this environment."""
+
+    def asked(source, environment=None):
+        lines = [Requirement(line) for line in requirements(source)]
+        return [r for r in lines if not r.marker or r.marker.evaluate(environment)]
+
+    return asked
+
+
+@pytest.fixture(scope='session')
+def pins(asked):
     """{name: version} of what a source pins, and its markers let in here, or in this environment."""
 
     def pins(source, environment=None):
-        lines = [Requirement(line) for line in requirements(source)]
-        here = [r for r in lines if not r.marker or r.marker.evaluate(environment)]
-        return {canonicalize_name(r.name): str(r.specifier)[2:] for r in here if '==' in str(r.specifier)}
+        found = [r for r in asked(source, environment) if '==' in str(r.specifier)]
+        return {canonicalize_name(r.name): str(r.specifier)[2:] for r in found}
 
     return pins
 
