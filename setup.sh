@@ -7,7 +7,6 @@
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
 #   ./setup.sh bench   what the benchmarks need, PyTorch and others' servers among it, in .venv-bench
-#   ./setup.sh source  nothing; prints the checksum of container/, the image's label `source`
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,18 +23,19 @@ as_root() {
 
 install() {
     say "installing $*"
-    as_root apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    as_root apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
-venv=.venv first=python3
-case ${1:-} in
+tier=${1:-} venv=.venv first=python3
+case $tier in
     bench) venv=.venv-bench ;;
-    sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-$HOME/.pyenv}/versions/3.13.*/bin/python" ;;
+    sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
 esac
 python=$venv/bin/python
+export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
     local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
@@ -45,71 +45,75 @@ make_venv() {
         quietly $candidate -c "$version_check" || continue
         say "creating $venv with $($candidate --version)"
         # Debian packs the part of venv that brings pip separately.
-        quietly $candidate -c 'import ensurepip' || ! has_apt ||
-            install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
-        $candidate -m venv $venv
+        if quietly $candidate -c 'import ensurepip' || ! command -v uv >/dev/null; then
+            quietly $candidate -c 'import ensurepip' || ! has_apt ||
+                install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+            $candidate -m venv $venv
+        else uv venv --quiet --seed --python "$candidate" $venv
+        fi
         return
     done
     command -v uv >/dev/null || fail "There is no Python from 3.11 to 3.14. Install one," \
         "or uv (https://docs.astral.sh/uv/), which fetches one, and run this again."
-    uv venv --seed --python 3.13 $venv
+    uv venv --quiet --seed --python 3.13 $venv
 }
 
+# uv is told what pip is: where packages are, by which proxy, and whom to trust.
+follow_pip() {
+    local settings; settings=$($python -m pip config list 2>/dev/null || true)
+    setting() { sed -n "s/^\(global\|install\)\.$1='\(.*\)'$/\2/p" <<< "$settings" | tail -n 1; }
+    # The build in container/chainer knows pip's index from this variable only.
+    export PIP_INDEX_URL=${PIP_INDEX_URL:-$(setting index-url)}
+    PIP_INDEX_URL=${PIP_INDEX_URL:-https://pypi.org/simple}
+    export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
+    local proxy=${PIP_PROXY:-$(setting proxy)} certificates=${PIP_CERT:-$(setting cert)}
+    if [ "$proxy" ]; then export ALL_PROXY=${ALL_PROXY:-$proxy}; fi
+    if [ "$certificates" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}; fi
+    # A home may be read-only.
+    local cache=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/uv}
+    quietly mkdir -p "$cache" && [ -w "$cache" ] || export UV_CACHE_DIR=$PWD/$venv/cache
+}
+
+# Has uv on the PATH: one that is there already, of 0.9 or later, else by pip, with its hash.
+bring_uv() {
+    local version; version=$(uv --version 2>/dev/null | cut -d' ' -f2 || true)
+    if [ "$(printf '%s\n' 0.9 "${version:-0}" | sort -V | head -n 1)" = 0.9 ]; then return; fi
+    sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock
+    $python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $venv/uv.lock
+}
+
+# Installs what requirements ask for, in the versions and with the hashes of a lock, and then packages of our own.
+# $1: the lock; $2: these packages; the others: the requirements.
 install_packages() {
-    export PIP_DISABLE_PIP_VERSION_CHECK=1
-    # The build in container/chainer knows pip's index from here only.
-    export PIP_INDEX_URL=${PIP_INDEX_URL:-$($python -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}
-    for requirements in "$@"; do
-        installed=$venv/installed-${requirements//\//-}
-        if ! cmp -s "$requirements" "$installed"; then
-            say "installing the packages of $requirements"
-            # A lock (`make lock`) has hashes, and pip then takes nothing without.
-            $python -m pip install --quiet --requirement "$requirements"
-            cp "$requirements" "$installed"
-        fi
-    done
+    local lock=$1 own=$2 installed=$venv/installed-${tier:-notebook} state; shift 2
+    state=$({ find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainer_fast \
+        \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum)
+    if [ "$state" = "$(cat "$installed" 2>/dev/null)" ]; then return; fi
+    say "installing packages"
+    follow_pip
+    bring_uv
+    # Compiled here, where nobody reads what Python warns of in others' code.
+    uv pip compile --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
+        --no-emit-package chainer --no-emit-package chainer-mnist-local-mode
+    uv pip install --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
+    rm -rf container/chainer_fast/build  # setuptools does not see that flags have changed
+    uv pip install --quiet --compile-bytecode --python $python --no-deps $own
+    echo "$state" > "$installed"
 }
 
-install_notebook_packages() {
-    install_packages "${1:-requirements.lock}"
-    install_sources container/chainer
-    # This project itself, in place: `import local_mode` works wherever a notebook or a test is.
-    if ! cmp -s pyproject.toml $venv/installed-pyproject.toml; then
-        $python -m pip install --quiet --no-deps --editable .
-        cp pyproject.toml $venv/installed-pyproject.toml
-    fi
-}
+install_notebook_packages() { install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt; }
 
-# Our own packages, built anew when they have changed.
-install_sources() {
-    for directory in "$@"; do
-        installed=$venv/installed-${directory//\//-}
-        if [ "$(checksum "$directory")" != "$(cat "$installed" 2>/dev/null)" ]; then
-            say "building $directory"
-            rm -rf "$directory/build"  # setuptools does not see that flags have changed
-            $python -m pip install --quiet --no-deps --force-reinstall "./$directory"
-            checksum "$directory" > "$installed"
-        fi
-    done
+install_test_packages() {
+    install_compiler
+    install_packages locks/project.lock '--editable . ./container/chainer ./container/chainer_fast' \
+        requirements.txt pyproject.toml --all-extras container/chainer_fast/pyproject.toml
 }
-
-checksum() {
-    find "$1" \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | LC_ALL=C sort | xargs cat | cksum
-}
-
-container_source() { checksum container | cut -d' ' -f1; }
 
 # What `train` and `serve` need as processes, where there is no Docker.
 install_processes() {
-    say "without Docker, training and hosting will run as processes of this machine"
-    if command -v cc >/dev/null; then
-        install_packages requirements-process.lock
-        install_sources container/chainer_fast
-    else
-        say "there is no C compiler for chainer_fast: training will take longer"
-        # All that sagemaker-training compiles is for MPI.
-        CC=true LDSHARED=true install_packages requirements-process.lock
-    fi
+    follow_pip
+    bring_uv
+    LOCAL_MODE=process $python -m local_mode image
 }
 
 # Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, LOCAL_MODE=docker not to.
@@ -122,21 +126,16 @@ can_have_docker() {
 }
 
 start_docker() {
-    if ! command -v docker >/dev/null || { ! quietly docker info && ! command -v dockerd >/dev/null && [ "$(uname)" = Linux ]; }; then
-        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
-        install docker.io
-    fi
-    if ! quietly docker compose version && ! command -v docker-compose >/dev/null; then
-        has_apt || fail "Docker Compose is not installed: see https://docs.docker.com/compose/install/."
-        # Ubuntu's docker-compose is an old one that its own Python cannot run.
-        if apt-cache show docker-compose-v2 2>/dev/null | grep -q ^Package; then install docker-compose-v2
-        else install docker-compose; fi
-    fi
     if ! quietly docker info; then
         case $(docker info 2>&1) in *'permission denied'*)
             fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again." \
                 "Or do without: LOCAL_MODE=process";;
         esac
+        # An ordinary user's PATH may lack /usr/sbin.
+        if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
+            has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
+            install docker.io
+        fi
         say "starting the Docker engine"
         if [ "$(uname)" = Linux ]; then
             if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
@@ -145,7 +144,8 @@ start_docker() {
             docker_answers 10 ||
                 as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
         fi
-        docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)."
+        docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)." \
+            "Or do without: LOCAL_MODE=process"
     fi
 }
 
@@ -165,59 +165,15 @@ emulate_arm64() {
         cat /usr/lib/binfmt.d/qemu-aarch64.conf > $kernel/register"
 }
 
-# For build_image: takes the published image, by its digest, if it is of this very container/.
-pull_image() {
-    local published label
-    published=$(sed -n "s/^$processor \(.*\) $source\$/\1/p" images.lock)
-    [ -n "$published" ] || return 1
-    say "pulling $published"
-    quietly docker pull --platform "linux/$architecture" "$published" || { say "cannot pull it"; return 1; }
-    label=$(docker image inspect --format '{{index .Config.Labels "source"}}' "$published")
-    [ "$label" != "$source" ] || docker tag "$published" $image || return 1
-    quietly docker rmi "$published"  # else the engine takes no other architecture by this digest
-    [ "$label" = "$source" ] || { say "it is not of this container/"; return 1; }
-}
-
-# Pulls or builds anew when container/ has changed. $1: cpu or gpu; $2: arm64, else what the engine's machine is.
-build_image() {
-    local processor=$1 image=sagemaker-chainer:7.8.1-$1-py313${2:+-$2}
-    local architecture=${2:-$(docker version --format '{{.Server.Arch}}')}
-    base=$(sed -n 's/^ARG BASE=//p' container/Dockerfile)
-    source=$(container_source)
-    if [ "$(docker image inspect --format '{{index .Config.Labels "source"}}' $image 2>/dev/null)" != "$source" ] &&
-        ! pull_image; then
-        # By one digest an engine keeps the base of one architecture.
-        if [ "$(docker image inspect --format '{{.Architecture}}' $base 2>/dev/null)" != "$architecture" ] &&
-            ! quietly docker pull --platform "linux/$architecture" $base; then
-            local pinned=$base
-            base=sagemaker-chainer-base:trixie${2:+-$2}
-            if ! quietly docker image inspect $base; then
-                say "cannot pull $pinned: making the base from Debian's packages"
-                command -v debootstrap >/dev/null || { has_apt && install debootstrap; } ||
-                    fail "Without a registry the base image needs debootstrap, which Debian and Ubuntu have."
-                as_root container/bootstrap-base.sh "$architecture" |
-                    docker build --quiet --platform "linux/$architecture" --tag $base - >/dev/null
-            fi
-        fi
-        say "building $image"
-        docker build --platform "linux/$architecture" --build-arg BASE=$base --build-arg PROCESSOR="$processor" --label source="$source" --tag $image container
-    fi
-}
+image() { LOCAL_MODE=docker $python -m local_mode image "$@"; }
 
 build_images() {
-    build_image cpu
-    if [ "${2:-}" = gpu ]; then
-        build_image gpu
+    image
+    if [ "${1:-}" = gpu ]; then
+        image gpu
     elif quietly nvidia-smi; then
-        build_image gpu || say "there is no image for the GPU: the CPU's will do"
+        image gpu || say "there is no image for the GPU: the CPU's will do"
     fi
-}
-
-install_test_packages() {
-    install_notebook_packages
-    install_packages requirements-process.lock tests/requirements.lock
-    install_compiler
-    install_sources container/chainer_fast
 }
 
 install_chromium() {
@@ -254,18 +210,19 @@ install_benchmarks() {
         --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 }
 
-if [ "${1:-}" = source ]; then container_source; exit; fi
 make_venv
-case ${1:-} in
+case $tier in
     '') install_notebook_packages
         if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
-    tests) install_test_packages; start_docker; build_images "$@"; install_node; install_chromium; install_registry ;;
+    tests) install_test_packages; start_docker; build_images "${2:-}"; install_node; install_chromium; install_registry ;;
     fast) install_test_packages; install_node ;;
-    arm64) install_test_packages; start_docker; emulate_arm64; build_image cpu arm64 ;;
-    sdk3) install_notebook_packages notebooks/requirements-sdk3.lock; start_docker; build_images ;;
-    bench) install_compiler; install_packages benchmarks/requirements.txt; install_sources container/chainer container/chainer_fast
+    arm64) install_test_packages; start_docker; emulate_arm64; image --platform linux/arm64 ;;
+    sdk3) install_packages locks/sdk3.lock '--editable . ./container/chainer' \
+            notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
+        start_docker; build_images ;;
+    bench) install_compiler; install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
         install_benchmarks ;;
-    *) fail "unknown argument $1" ;;
+    *) fail "unknown argument $tier" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
 say "ready"

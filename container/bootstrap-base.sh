@@ -2,6 +2,7 @@
 # This script writes a build context to stdout, from which `docker build -` makes a base like
 # debian:trixie-slim, using the Debian mirror alone. It needs root. $1: amd64, arm64, ...; default: this machine's.
 set -eu
+command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >&2
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 mkdir "$directory/base"

@@ -26,8 +26,10 @@ def clean() -> None:
         try:
             engine.remove(of_this_user())
         except EngineError as e:
-            print(f'clean: {e}')
-            print('clean: if it may have containers of ours, start the engine and run this again.')
+            name = getattr(engine, 'program', 'engine').capitalize()
+            print(
+                f'clean: {name} does not answer: start it and run this again, if it may have containers of ours ({e})'
+            )
     for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*'):
         if directory.lstat().st_uid == os.getuid():
             shutil.rmtree(directory, ignore_errors=True)

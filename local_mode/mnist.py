@@ -15,7 +15,6 @@ import zipfile
 import zlib
 
 import numpy as np
-from chainer.dataset import download
 from tqdm import tqdm
 
 MIRRORS = [
@@ -51,7 +50,8 @@ def fill_cache():
     Raises RuntimeError, naming each source and its reason, if none delivers; OSError if the
     cache cannot be written.
     """
-    folder = download.get_dataset_directory('pfnet/chainer/mnist')
+    folder = _cache()
+    os.makedirs(folder, exist_ok=True)
     missing = [npz for npz in FILES if not _is_right(folder, npz)]
     if missing:
         idx = _fetch([name for npz in missing for name in FILES[npz]])
@@ -62,6 +62,12 @@ def fill_cache():
             x=np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784),
             y=np.frombuffer(labels, np.uint8, offset=8),
         )
+
+
+def _cache():
+    """Return where Chainer, which need not be installed here, keeps MNIST."""
+    root = os.environ.get('CHAINER_DATASET_ROOT', os.path.expanduser('~/.chainer/dataset'))
+    return os.path.join(root, 'pfnet', 'chainer', 'mnist')
 
 
 def _is_right(folder, npz):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from local_mode.session import open_session
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, run
+from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, find_python, free_port, run
 
 pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package brings
 
@@ -123,6 +122,32 @@ def deploy():
     return lambda port, then='', *args: [sys.executable, '-c', DEPLOY + then, str(port), *map(str, args)]
 
 
+MY_SCRIPT = """
+import os
+import chainer
+
+def model_fn(model_dir):
+    model = chainer.links.Linear(784, 10)
+    chainer.serializers.load_npz(os.path.join(model_dir, 'model.npz'), model)
+    return model
+
+if __name__ == '__main__':
+    path = os.path.join(os.environ['SM_MODEL_DIR'], 'model.npz')
+    chainer.serializers.save_npz(path, chainer.links.Linear(784, 10))
+"""
+
+
+@pytest.fixture
+def readmes_project(tmp_path):
+    """A directory with the test in README, and what that needs."""
+    (snippet,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    (tmp_path / 'test_mine.py').write_text(snippet)
+    (tmp_path / 'my_script.py').write_text(MY_SCRIPT)
+    (tmp_path / 'tests' / 'data').mkdir(parents=True)
+    (tmp_path / 'tests' / 'data' / 'any').write_text('data')
+    return tmp_path
+
+
 @pytest.fixture
 def opt_ml(code, tmp_path):
     """Return a function that makes a directory in the layout of SageMaker's contract, as in docs/image.md."""
@@ -157,17 +182,28 @@ def requirements(source):
         project = tomllib.loads(text)['project']
         return project['dependencies'] + (project['optional-dependencies'][extra] if extra else [])
     lines = text.replace('\\\n', ' ').splitlines()
-    return filter(None, [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in lines])
+    bare = [re.sub(r'\s*(#.*|--hash=\S+\s*)', '', line).strip() for line in lines]
+    return [line for line in bare if line and line[0] not in '-.']  # those are packages of ours
 
 
 @pytest.fixture(scope='session')
-def pins():
+def asked():
+    """Return a function that returns the requirements of a source whose markers apply here."""
+
+    def asked(source, environment=None):
+        lines = [Requirement(line) for line in requirements(source)]
+        return [r for r in lines if not r.marker or r.marker.evaluate(environment)]
+
+    return asked
+
+
+@pytest.fixture(scope='session')
+def pins(asked):
     """Return a function that returns the pins of a source, {name: version}, whose markers apply here."""
 
     def pins(source, environment=None):
-        lines = [Requirement(line) for line in requirements(source)]
-        here = [r for r in lines if not r.marker or r.marker.evaluate(environment)]
-        return {canonicalize_name(r.name): str(r.specifier)[2:] for r in here if '==' in str(r.specifier)}
+        found = [r for r in asked(source, environment) if '==' in str(r.specifier)]
+        return {canonicalize_name(r.name): str(r.specifier)[2:] for r in found}
 
     return pins
 
@@ -180,17 +216,10 @@ def built():
     return {project['name']: project['version'] for project in projects}
 
 
-def find_python36():
-    pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv'))
-    for candidate in shutil.which('python3.6'), *sorted(pyenv.glob('versions/3.6.*/bin/python')):
-        if candidate and run(candidate, '-c', '').returncode == 0:
-            return candidate
-
-
 @pytest.fixture(scope='session')
 def aws_python(tmp_path_factory):
     """Return a Python like that of AWS's Chainer image: 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
-    python36 = find_python36()
+    python36 = find_python('3.6')
     if python36 is None:
         if os.environ.get('CI'):
             pytest.fail('CI needs a Python 3.6.')

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,6 +50,17 @@ def run(*command, **options):
 
 def python(*args, **options):
     return run(sys.executable, *args, **options)
+
+
+def find_python(version):
+    """The path of this Python, '3.6' for instance, on the PATH or pyenv's; None where there is none."""
+    pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv'))
+    for candidate in (
+        shutil.which(f'python{version}'),
+        *sorted(pyenv.glob(f'versions/{version}.*/bin/python')),
+    ):
+        if candidate and run(candidate, '-c', 'import venv').returncode == 0:
+            return candidate
 
 
 def run_raster(expression):

@@ -6,28 +6,9 @@ import subprocess
 
 from support import LABEL, ROOT, docker, free_port, ping, python, run, wait_for
 
-MY_SCRIPT = """
-import os
-import chainer
 
-def model_fn(model_dir):
-    model = chainer.links.Linear(784, 10)
-    chainer.serializers.load_npz(os.path.join(model_dir, 'model.npz'), model)
-    return model
-
-if __name__ == '__main__':
-    path = os.path.join(os.environ['SM_MODEL_DIR'], 'model.npz')
-    chainer.serializers.save_npz(path, chainer.links.Linear(784, 10))
-"""
-
-
-def test_readmes_test(tmp_path):
-    (snippet,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-    (tmp_path / 'test_mine.py').write_text(snippet)
-    (tmp_path / 'my_script.py').write_text(MY_SCRIPT)
-    (tmp_path / 'tests' / 'data').mkdir(parents=True)
-    (tmp_path / 'tests' / 'data' / 'any').write_text('data')
-    done = python('-m', 'pytest', 'test_mine.py', cwd=tmp_path)
+def test_readmes_test(readmes_project):
+    done = python('-m', 'pytest', 'test_mine.py', cwd=readmes_project)
     assert '1 passed' in done.stdout, done.stdout + done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The set-up pulls the right published image, and builds instead of a wrong one; the registry is local."""
+"""`python -m local_mode image` pulls the right published image, and builds instead of a wrong one."""
 
 import gzip
 import hashlib
@@ -9,7 +9,9 @@ import subprocess
 import tarfile
 
 import pytest
-from support import IMAGE, ROOT, answers, docker, free_port, http, run, wait_for
+from local_mode import images
+from local_mode.__main__ import main
+from support import IMAGE, answers, docker, free_port, http, wait_for
 
 NAME = 'chainer-mnist-set-up-test'  # of the image, here in place of sagemaker-chainer
 OCI = 'application/vnd.oci.image'
@@ -79,20 +81,20 @@ def registry(tmp_path):
 
 
 @pytest.fixture
-def set_up(registry, tmp_path):
-    """Return a function that runs the set-up's build_image for a test image; it returns the output."""
-    functions = (ROOT / 'setup.sh').read_text().split('\nmake_venv\n')[0]
-    assert ' image=sagemaker-chainer:' in functions
-    functions = functions.replace(' image=sagemaker-chainer:', f' image={NAME}:')
-    (tmp_path / 'setup.sh').write_text(functions + '\nbuild_image "$@"\n')
+def get_image(registry, tmp_path, monkeypatch, capsys):
+    """Return a function that runs the command for an image of its own, and returns the output."""
+    monkeypatch.setattr(images, 'CONTAINER', tmp_path / 'container')
+    monkeypatch.setattr(images, 'LOCKS', tmp_path)
+    monkeypatch.setattr(images, 'image_uri', lambda kind: f'{NAME}:7.8.1-cpu-py313')
     (tmp_path / 'container').mkdir()
     dockerfile = f'ARG BASE={IMAGE}\nARG PROCESSOR\nFROM ${{BASE}}\nLABEL port={registry.port}\n'
     (tmp_path / 'container' / 'Dockerfile').write_text(dockerfile)
 
-    def set_up(*args):
-        return run('bash', tmp_path / 'setup.sh', *args, cwd=tmp_path, check=True).stdout
+    def get_image(*words):
+        main(['image', *words])
+        return capsys.readouterr().out
 
-    yield set_up
+    yield get_image
     for tag in docker(f'images --format {{{{.Tag}}}} {NAME}').split():
         docker(f'rmi {NAME}:{tag}')
 
@@ -105,18 +107,26 @@ def write_lock(root, image, source):
     (root / 'images.lock').write_text(f'# a comment\ngpu {image}0 {source}\ncpu {image} {source}\n')
 
 
-def test_the_published_image_is_taken_and_not_built(registry, set_up, tmp_path):
-    source = set_up('source').strip()
+def test_the_published_image_is_taken_and_not_built(registry, get_image, tmp_path):
+    source = images.source()
     image = registry.publish(source)
     write_lock(tmp_path, image, source)
-    assert set_up('cpu') == f'setup: pulling {image}\n'
+    assert get_image() == f'image: pulling {image}\n'
     assert (label('published'), label('source')) == ('yes', source)
-    assert set_up('cpu') == ''  # it is here
+    assert get_image() == ''  # it is here
     # By the same digest, that of another architecture.
     other = 'amd64' if docker('version --format {{.Server.Arch}}').strip() == 'arm64' else 'arm64'
-    set_up('cpu', other)
+    get_image('--platform', f'linux/{other}')
     image = f'{NAME}:7.8.1-cpu-py313-{other}'
     assert docker(f'image inspect --format {{{{.Architecture}}}} {image}').strip() == other
+
+
+def test_a_build_that_fails_shows_its_last_lines(get_image, tmp_path):
+    dockerfile = tmp_path / 'container' / 'Dockerfile'
+    write_lock(tmp_path, 'any', '1')
+    dockerfile.write_text(dockerfile.read_text() + 'RUN echo so it is && false\n')
+    with pytest.raises(SystemExit, match='so it is'):
+        get_image()
 
 
 CASES = {
@@ -131,8 +141,8 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_else_it_is_built(registry, set_up, tmp_path, case):
-    source = set_up('source').strip()
+def test_else_it_is_built(registry, get_image, tmp_path, case):
+    source = images.source()
     image = registry.publish('1' if case == 'an image of another source' else source)
     if case == 'a digest that is not there':
         image = image[:-64] + '0' * 64
@@ -145,7 +155,7 @@ def test_else_it_is_built(registry, set_up, tmp_path, case):
     write_lock(tmp_path, image, '1' if case == 'a changed container/' else source)
     if case == 'nothing published':
         (tmp_path / 'images.lock').write_text('# a comment\n')
-    said = [line for line in set_up('cpu').splitlines() if line.startswith('setup: ')]
-    why = [f'setup: pulling {image}', f'setup: {CASES[case]}'] if CASES[case] else []
-    assert said == why + [f'setup: building {NAME}:7.8.1-cpu-py313']
+    said = get_image().splitlines()
+    why = [f'image: pulling {image}', f'image: {CASES[case]}'] if CASES[case] else []
+    assert said == why + [f'image: building {NAME}:7.8.1-cpu-py313, in some minutes']
     assert (label('port'), label('source')) == (str(registry.port), source)

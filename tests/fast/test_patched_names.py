@@ -32,8 +32,8 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     CLIENT + '.describe_endpoint': 'self EndpointName',
     CLIENT + '.create_endpoint': 'self EndpointName EndpointConfigName Tags',
     CLIENT + '.delete_endpoint': 'self EndpointName',
-    'local.local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName ContentType Accept '
-    'CustomAttributes TargetModel TargetVariant InferenceId',
+    'local.local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName ContentType '
+    'Accept CustomAttributes TargetModel TargetVariant InferenceId',
     'local.local_session:LocalSession.wait_for_endpoint': 'self endpoint poll live_logging',
 }
 VOLUMES = 'self data_dir'

@@ -106,14 +106,16 @@ def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
     wait_for(lambda: left() == ([], []))
 
 
-def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path):
-    """The whole tutorial runs from a clone, without Docker, root or package manager."""
+@pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
+def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path, compiler):
+    """The whole tutorial runs without Docker, root or package manager, from a clone with an odd name."""
+    hidden = r'docker|sudo|su$|apt|dpkg|uv' + ('' if compiler else r'|.*(gcc|g\+\+|clang)|cc$|c[89]9')
     tools = tmp_path / 'bin'
     tools.mkdir()
     for path in pathlib.Path('/usr/bin').iterdir():
-        if not re.match(r'docker|sudo|su$|apt|dpkg|.*(gcc|g\+\+|clang)|cc$|c[89]9|uv', path.name):
+        if not re.match(hidden, path.name):
             (tools / path.name).symlink_to(path)
-    clone, home = tmp_path / 'clone', tmp_path / 'home'
+    clone, home = tmp_path / 'my clône', tmp_path / 'home'
     run('git', 'clone', '--quiet', ROOT, clone, check=True)
     home.mkdir()
     user = []
@@ -126,6 +128,7 @@ def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path):
     env = kept | {'PATH': str(tools), 'HOME': str(home), 'TMPDIR': str(home), 'LANG': 'C.UTF-8'}
     done = run(*[shutil.which(word) or word for word in user], tools / 'make', 'run', cwd=clone, env=env)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert ('no C compiler' in done.stdout) != compiler
     assert 'without Docker' in done.stdout and 'nothing isolates' in done.stdout
     assert (clone / 'output' / 'chainer_mnist_local_mode.html').exists()
     assert not processes_with(f'TMPDIR={home}')

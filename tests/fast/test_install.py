@@ -1,0 +1,169 @@
+"""What other projects install, and people by hand, and setup.sh: the wheel, requirements.txt, locks."""
+
+import json
+import os
+import re
+import shutil
+import sys
+
+import nbformat
+import pytest
+from local_mode import images
+from nbformat.v4 import new_code_cell, new_notebook
+from support import ROOT, find_python, python, run
+
+pytestmark = pytest.mark.slow
+PYTHONS = [found for minor in range(11, 15) if (found := find_python(f'3.{minor}'))]
+# Without this checkout, and what it brings the tests.
+CLEAN = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+LOOK = """
+import importlib.util, json, os
+import local_mode, local_mode.mnist, local_mode.session
+from local_mode import CONTAINER, images
+print(json.dumps({
+    'from': local_mode.__file__,
+    'chainer': importlib.util.find_spec('chainer') is not None,
+    'source': images.source(),
+    'tests': [str(path) for path in CONTAINER.rglob('test_*')],
+    'runs': os.access(CONTAINER / 'entrypoint.sh', os.X_OK),
+}))
+"""
+
+
+def uv(*words, **options):
+    """What uv says of a command that goes well."""
+    done = python('-m', 'uv', *words, env=CLEAN, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('wheel')
+    uv('build', '--quiet', '--wheel', '--out-dir', directory, ROOT)
+    (wheel,) = directory.glob('*.whl')
+    return wheel
+
+
+@pytest.fixture(scope='module')
+def environment(wheel, tmp_path_factory):
+    """Makes a virtual environment of this Python, with the wheel and these packages; returns its Python."""
+
+    def make(base, *packages):
+        directory = tmp_path_factory.mktemp('environment')
+        uv('venv', '--quiet', '--python', base, directory)
+        uv('pip', 'install', '--quiet', '--python', directory, wheel, *packages)
+        return directory / 'bin' / 'python'
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ('base', 'versions'),
+    [(PYTHONS[0], '--resolution=lowest-direct'), (PYTHONS[-1], f'--constraint={ROOT}/locks/project.lock')],
+    ids=['oldest', 'newest'],
+)
+def test_the_wheel_works_by_itself(environment, tmp_path, base, versions):
+    there = environment(base, versions)
+    done = run(there, '-c', LOOK, cwd=tmp_path, env=CLEAN)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen.pop('from').startswith(str(there.parent.parent))
+    assert seen == {'chainer': False, 'source': images.source(), 'tests': [], 'runs': True}
+
+
+@pytest.mark.docker
+def test_the_wheels_fixtures_and_image(environment, readmes_project):
+    there = environment(PYTHONS[-1], 'pytest', f'--constraint={ROOT}/locks/project.lock')
+    done = run(there, '-m', 'local_mode', 'image', cwd=readmes_project, env=CLEAN)
+    assert (done.returncode, done.stdout) == (0, '')  # it is here, whoever has built it
+    done = run(there, '-m', 'pytest', 'test_mine.py', cwd=readmes_project, env=CLEAN)
+    assert '1 passed' in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('neighbours', ['numpy==2.4.6 moto==5.2.4 tqdm==4.67.1', 'scipy==1.14.1'])
+def test_the_package_goes_with_others_pins(neighbours, tmp_path):
+    (tmp_path / 'theirs.txt').write_text(neighbours.replace(' ', '\n'))
+    theirs = ['pyproject.toml', tmp_path / 'theirs.txt', '--extra', 'notebook']
+    resolved = uv('pip', 'compile', '--quiet', '--python-version', '3.12', *theirs)
+    assert {*neighbours.split()} <= {*resolved.split()}
+
+
+IMAGES = 'container/requirements.txt', 'container/requirements-gpu.txt', 'container/requirements-build.txt'
+ALL = 'requirements.txt', 'pyproject.toml', '--all-extras'
+NOT_LOCKED = '--no-emit-package=chainer', '--no-emit-package=chainer-mnist-local-mode'  # built here
+
+
+@pytest.mark.parametrize(
+    ('lock', 'minor', 'wanted'),
+    [('container/requirements.lock', 13, IMAGES), *[('locks/project.lock', n, ALL) for n in range(11, 15)]],
+)
+def test_a_lock_has_all_that_is_installed_by_it(pins, lock, minor, wanted):
+    """Else something would come without a hash, or be refused, on one of the Pythons."""
+    own = [f'container/{name}/pyproject.toml' for name in ('chainer', 'chainer_fast')]
+    options = f'--quiet --no-header --no-annotate --python-version=3.{minor} --constraint={lock}'.split()
+    resolved = dict(
+        pin.split('==') for pin in uv('pip', 'compile', *options, *NOT_LOCKED, *wanted, *own).split()
+    )
+    locked = pins(lock, {'python_version': f'3.{minor}', 'python_full_version': f'3.{minor}.0'})
+    assert len(resolved) > 50 and resolved.items() <= locked.items()
+
+
+def lines(name):
+    """What the project's lock has of a package."""
+    text = (ROOT / 'locks' / 'project.lock').read_text()
+    return re.search(f'^{name}==(.*\\\\\n)+.*\n', text, re.MULTILINE)[0]
+
+
+@pytest.fixture
+def install_packages(tmp_path):
+    """Runs the set-up's function of this name, for python-dateutil, which needs six, with this lock."""
+    functions = (ROOT / 'setup.sh').read_text().split('\nmake_venv\n')[0]
+    call = '\ninstall_packages locks/project.lock six requirements.txt\n'
+    (tmp_path / 'setup.sh').write_text(functions + call)
+    shutil.copytree(ROOT / 'container', tmp_path / 'container')
+    shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+    (tmp_path / 'requirements.txt').write_text('python-dateutil>=2\n')
+    (tmp_path / 'locks').mkdir()
+    uv('venv', '--quiet', '--seed', '--python', sys.executable, tmp_path / '.venv')
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
+
+    def install_packages(lock):
+        (tmp_path / 'locks' / 'project.lock').write_text(lock)
+        return run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': path})
+
+    return install_packages
+
+
+@pytest.mark.parametrize('name', ['six', 'python-dateutil'])
+def test_the_set_up_installs_nothing_but_what_is_locked(install_packages, tmp_path, name):
+    others = 'six', 'python-dateutil'
+    right = ''.join(lines(other) for other in others)
+    wrong = right.replace(lines(name), re.sub('sha256:....', 'sha256:0000', lines(name)))
+    missing = right.replace(lines(name), '')
+    there = tmp_path / '.venv' / 'bin' / 'python', '-c', 'import dateutil, six'
+    for lock, said in (wrong, 'Hash mismatch'), (missing, f'none were provided for: {name}'):
+        done = install_packages(lock)
+        assert done.returncode and said in done.stderr and run(*there).returncode
+    done = install_packages(right)
+    assert (done.returncode, run(*there).returncode) == (0, 0), done.stderr
+
+
+CELL = 'import boto3, chainer, matplotlib, local_mode.session, sagemaker.chainer; chainer.__version__'
+
+
+def test_pip_makes_of_requirements_txt_what_the_tutorial_needs(tmp_path):
+    """Plain pip, in a checkout with an odd name: JupyterLab, and a kernel that has what cells import."""
+    checkout = tmp_path / 'my clône'
+    ignore = shutil.ignore_patterns('.*', 'output', 'build', '__pycache__')
+    shutil.copytree(ROOT, checkout, ignore=ignore)
+    run(PYTHONS[-1], '-m', 'venv', checkout / 'v', check=True)
+    there = checkout / 'v' / 'bin' / 'python'
+    done = run(there, '-m', 'pip', 'install', '--quiet', '-r', 'requirements.txt', cwd=checkout, env=CLEAN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run(there, '-m', 'jupyterlab', '--version').returncode == 0
+    assert run(there, '-m', 'pip', 'check').returncode == 0
+    (checkout / 'any.ipynb').write_text(nbformat.writes(new_notebook(cells=[new_code_cell(CELL)])))
+    convert = '-m nbconvert --to notebook --execute --stdout any.ipynb'.split()
+    done = run(there, *convert, cwd=checkout, env=CLEAN)
+    assert done.returncode == 0 and '7.8.1' in done.stdout, done.stderr
