@@ -44,8 +44,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             ResourceConfig['InstanceCount'],
             AlgorithmSpecification['TrainingImage'],
             session,
-            container_entrypoint=AlgorithmSpecification.get('ContainerEntrypoint'),
-            container_arguments=AlgorithmSpecification.get('ContainerArguments'),
+            AlgorithmSpecification.get('ContainerEntrypoint'),
+            AlgorithmSpecification.get('ContainerArguments'),
         )
         instances.label(job=TrainingJobName)
         job: Any = entities._LocalTrainingJob(instances)
@@ -113,8 +113,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             cluster['InstanceCount'],
             AppSpecification['ImageUri'],
             session,
-            container_entrypoint=AppSpecification.get('ContainerEntrypoint'),
-            container_arguments=AppSpecification.get('ContainerArguments'),
+            AppSpecification.get('ContainerEntrypoint'),
+            AppSpecification.get('ContainerArguments'),
         )
         instances.label(processing=ProcessingJobName)
         job = self._processing_jobs[ProcessingJobName] = entities._LocalProcessingJob(instances)

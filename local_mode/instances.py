@@ -77,19 +77,26 @@ class Instances(image._SageMakerContainer):
     """
 
     def __init__(
-        self, instance_type: str, instance_count: int, image: str, session: Any, **kwargs: Any
+        self,
+        instance_type: str,
+        instance_count: int,
+        image: str,
+        session: Any,
+        entrypoint: list[str] | None = None,
+        arguments: list[str] | None = None,
     ) -> None:
-        super().__init__(instance_type, instance_count, image, session.in_own_directory(), **kwargs)
+        # Not the SDK's __init__, which asks for Docker Compose.
+        self.sagemaker_session = session.in_own_directory()
+        self.instance_type, self.instance_count, self.image = instance_type, instance_count, image
+        self.container_entrypoint, self.container_arguments = entrypoint, arguments
+        self.hosts = [f'algo-{i}-{secrets.token_hex(3)}' for i in range(1, instance_count + 1)]
+        self.container_root, self.container = '', None
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
         self.cpus: float | None = None
         if instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / instance_count
-
-    @staticmethod
-    def _get_compose_cmd_prefix() -> list[str]:
-        return []
 
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
@@ -109,8 +116,7 @@ class Instances(image._SageMakerContainer):
         entrypoint = [*(self.container_entrypoint or []), *(self.container_arguments or [])]
         return [
             Container(
-                # Not by the SDK's random suffix alone, which random.seed() repeats.
-                name=f'{host}-{secrets.token_hex(4)}',
+                name=f'{self.sagemaker_session.name}-{host}',
                 image=self.image,
                 host=host,
                 command=[] if entrypoint or command == 'process' else [command],
@@ -208,7 +214,7 @@ class ServingInstance(Instances):
     One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
     """
 
-    container: Hosting | None
+    container: Hosting | None  # type: ignore[assignment]
 
     def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
         """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""

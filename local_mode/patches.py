@@ -4,6 +4,8 @@ Only what no subclass can reach is here (see docs/patches.md).
 """
 
 import functools
+import logging
+from importlib import import_module
 from typing import Any
 
 from local_mode.versions import PACKAGE
@@ -21,6 +23,30 @@ def apply() -> None:
         replace_for_estimators()
     else:
         replace_for_trainers()
+
+
+def quiet(embedded: bool) -> None:
+    """Keep from the terminal the log lines in which the SDK repeats what the output shows.
+
+    Version 2 configures the root logger at INFO: its handler gets a filter, and all other handlers see
+    every line. embedded: also keep from it warnings of credentials and telemetry, which the stand-in has not.
+    """
+    if PACKAGE != 'sagemaker':
+        logging.getLogger('sagemaker').setLevel(logging.WARNING)
+        for name in ['telemetry', 'local'] * embedded:
+            logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
+
+    else:
+        import_module('sagemaker.experiments._metrics')  # which configures it, when fit() imports it
+
+    def wanted(record: logging.LogRecord) -> bool:
+        about_aws = embedded and record.name.startswith(('sagemaker.telemetry', 'sagemaker.local'))
+        least = logging.ERROR if about_aws else logging.WARNING
+        return record.levelno >= least or not record.name.startswith('sagemaker')
+
+    for handler in logging.root.handlers:
+        if handler.formatter and handler.formatter._fmt == logging.BASIC_FORMAT:
+            handler.filters[:] = [wanted]
 
 
 def replace_for_estimators() -> None:

@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import copy
-import logging
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
 from local_mode.errors import EngineError
 from local_mode.names import LABEL, of_this_user
-from local_mode.versions import PACKAGE, SessionSettings, image, local_session
+from local_mode.versions import SessionSettings, image, local_session
 
 __all__ = ['Session', 'open_session']
 
@@ -118,12 +117,11 @@ def open_session(embedded: bool | None = None, serving_port: int = 8080) -> Sess
     """
     if embedded is None:
         embedded = boto3.Session().get_credentials() is None
-    logging.getLogger('sagemaker').setLevel(logging.WARNING)  # at INFO the SDK repeats what the output shows
+    patches.apply()
+    patches.quiet(embedded)
     if embedded:
         boto_session, stop = aws.start()
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
-        for name in 'telemetry', 'local':
-            logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
         session = Session(boto_session, serving_port, {'SchemaVersion': '1.0', **opt_out})
         session.stop_aws = stop
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')

@@ -24,7 +24,7 @@ def other_port(session):
 
 @pytest.fixture
 def wrapped_docker(tmp_path, monkeypatch):
-    """Puts a `docker` on the PATH that runs these lines of shell first; $here is the test's directory."""
+    """Puts a `docker` on the PATH that first runs these lines of shell ($here: the test's directory)."""
 
     def wrap(lines):
         wrapper, docker = tmp_path / 'wrapped' / 'docker', shutil.which('docker')
@@ -32,5 +32,6 @@ def wrapped_docker(tmp_path, monkeypatch):
         wrapper.write_text(f'#!/bin/sh\nhere={tmp_path}\n{lines}\nexec {docker} "$@"\n')
         wrapper.chmod(0o755)
         monkeypatch.setenv('PATH', f'{wrapper.parent}:{os.environ["PATH"]}')
+        return wrapper
 
     return wrap

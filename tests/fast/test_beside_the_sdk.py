@@ -1,6 +1,7 @@
 """Our package beside the SDK's own sessions: importing it changes nothing, opening a session two names."""
 
 import contextlib
+import logging
 import re
 
 import pytest
@@ -82,6 +83,13 @@ def test_a_session_of_ours_can_be_one_of_pipelines_too(ours):
     with contextlib.closing(PipelineSession(ours.boto_session, default_bucket='mine')) as session:
         assert session.default_bucket() == 'mine' and session.context is None
         assert session.sagemaker_client.sagemaker_session is session
+
+
+def test_the_sdks_lines_reach_other_handlers(ours, caplog, capfd):
+    """Whoever logs what the SDK does gets every line; the terminal does not."""
+    with caplog.at_level(logging.INFO):
+        logging.getLogger('sagemaker.local.image').info('a line')
+    assert 'a line' in caplog.text and 'a line' not in capfd.readouterr().err
 
 
 def test_exceptions_are_runtime_errors_with_names():

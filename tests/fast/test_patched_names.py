@@ -17,7 +17,6 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     'chainer.estimator:Chainer.hyperparameters': 'self',
     CONTAINER + '.train': JOB,
     CONTAINER + '.process': 'self processing_inputs processing_output_config environment processing_job_name',
-    CONTAINER + '._get_compose_cmd_prefix': '',
     CONTAINER + '.serve': 'self model_dir environment',
     CONTAINER + '.stop_serving': 'self',
     CONTAINER + '._prepare_serving_volumes': 'self model_location',
