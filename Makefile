@@ -1,5 +1,4 @@
 # `make` or `make help` lists the commands.
-LABEL = chainer-mnist-local-mode
 PYTHON = .venv/bin/python
 
 help:  ## list these commands
@@ -17,15 +16,16 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
 		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
-test: lint clean  ## set up, clean, then run all tests but those below
-	$(PYTHON) -m pytest tests/fast tests/docker tests/process tests/browser container
+test: lint  ## set up, then run all tests but those below
+	$(PYTHON) -m pytest -n 3 --dist loadfile tests/fast tests/docker tests/process tests/browser container
 
-lint:  ## what ruff says, of style and of faults
+lint:  ## check style, faults and types
 	@./setup.sh tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	$(PYTHON) -m mypy
 
-test-sdk3: clean  ## set up version 3 of the SDK, and test the notebook for it
+test-sdk3:  ## set up version 3 of the SDK, and test the notebook for it
 	@./setup.sh sdk3
 	.venv-sdk3/bin/python -m pytest --confcutdir=tests/sdk3 tests/sdk3
 
@@ -67,24 +67,7 @@ audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 	@failed=0; for f in locks/project.lock locks/sdk3.lock container/requirements.lock; do \
 		echo "$$f"; $(PYTHON) -m uv tool run pip-audit==2.10.1 --disable-pip --requirement $$f || failed=1; done; exit $$failed
 
-sbom:  ## list what is in the image, as CycloneDX: output/sbom.json
-	@./setup.sh
-	@mkdir -p output
-	docker run --rm --interactive sagemaker-chainer:7.8.1-cpu-py313 python - < container/sbom.py > output/sbom.tmp
-	@mv output/sbom.tmp output/sbom.json
+clean:  ## remove what sessions of this user left (containers, networks, files), and what running ones use
+	@[ ! -x $(PYTHON) ] || $(PYTHON) -m local_mode clean
 
-clean:  ## remove the project's containers, networks and temporary files, those of running notebooks, too
-	@pkill -KILL -f '$(LABEL)-.*[/]docker-compose.yaml' 2>/dev/null || true  # it may be about to start a container
-	@if [ -x $(PYTHON) ]; then PATH=$(CURDIR)/local_mode/process:$$PATH; export LOCAL_MODE_PYTHON=$(CURDIR)/$(PYTHON); \
-		docker ps --all --quiet --filter label=$(LABEL) | xargs docker rm --force; fi
-	@if docker info >/dev/null 2>&1; then \
-		for id in $$(docker ps --all --quiet --filter label=$(LABEL)); do docker rm --force $$id >/dev/null; done; \
-		for id in $$(docker network ls --quiet --filter label=$(LABEL)); do \
-			docker network rm $$id >/dev/null || echo "clean: a network is in use"; done; \
-	elif command -v docker >/dev/null; then \
-		echo "clean: Docker does not answer: start it and run this again, if it may have containers of ours"; \
-	fi
-	@rm -rf "$${TMPDIR:-/tmp}"/$(LABEL)-*
-	@echo "clean: done"
-
-.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit sbom clean
+.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean

@@ -1,7 +1,7 @@
-"""The same training on several hosts or processes, over MPI: one script for all of them, run by mpirun.
+"""This script trains the same network on several hosts or processes, over MPI; mpirun runs it in each.
 
-Each process (rank) trains on its share of every batch, and a multi-node optimizer averages the gradients:
-batch_size means the same on any number of them. Rank 0 alone reports and saves.
+Each process (rank) trains on its part of every batch, and a multi-node optimizer averages the gradients. So
+batch_size means the same on any number of processes. Only rank 0 reports and saves.
 """
 
 import os
@@ -13,28 +13,31 @@ import numpy as np
 from chainer_mnist import channels, saving
 from chainer_mnist_single_machine import make_model, make_trainer, model_fn, parse_args, report
 
-__all__ = ['model_fn']  # hosting is the same
+__all__ = ['model_fn']  # for hosting, which needs no MPI
 
 
 def train(args):
-    """Train as one of the processes; see chainer_mnist_single_machine.train."""
+    """Train as one of several processes, like chainer_mnist_single_machine.train.
+
+    Exits with a sentence if the processes cannot divide the batch size, or a channel is invalid.
+    """
     import chainermn  # starts MPI, which hosting does not need
 
     comm = chainermn.create_communicator('pure_nccl' if args.num_gpus > 0 else 'naive')
     if args.batch_size % comm.size:
         sys.exit(
-            f'--batch-size {args.batch_size} cannot be shared by {comm.size} processes: '
+            f'--batch-size {args.batch_size} cannot be divided among {comm.size} processes: '
             f'make it a multiple of {comm.size}.'
         )
     saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)
     train_data, test_data = channels.load(args, comm.rank, comm.size)
     device = comm.intra_rank if args.num_gpus > 0 else -1
     model = make_model(args.seed, device)
-    np.random.seed(args.seed + comm.rank)  # each shuffles and distorts in its own way
+    np.random.seed(args.seed + comm.rank)  # each process shuffles and distorts differently
     optimizer = chainermn.create_multi_node_optimizer(chainer.optimizers.Adam(alpha=args.learning_rate), comm)
     optimizer.setup(model)
     comm.bcast_data(model)
-    optimizer.is_changed(model)  # or its first update would do nothing but broadcast, after a resume too
+    optimizer.is_changed(model)  # otherwise the first update only broadcasts, also after a resume
     trainer, evaluator = make_trainer(
         args, optimizer, train_data, test_data, args.batch_size // comm.size, device
     )

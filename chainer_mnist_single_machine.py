@@ -1,8 +1,8 @@
-"""Train an MLP on MNIST with Chainer, and host it: one script for both, run by SageMaker.
+"""SageMaker runs this one script to train an MLP on MNIST with Chainer, and to host it.
 
-Training happens under the main guard; hosting imports this file and calls model_fn. It runs unchanged on
-Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13. What `--epochs 3 --batch-size 128
---learning-rate 0.002` prints (accuracy on MNIST's test images; other CPUs differ by 0.001):
+Training happens under the main guard; hosting imports this file and calls model_fn. The script runs unchanged
+on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13. With `--epochs 3 --batch-size 128
+--learning-rate 0.002` it prints (accuracy on MNIST's test images; other CPUs differ by 0.001):
 
     epoch   validation/main/accuracy    with --augment 0.5      ... and the tutorial's --drawings
     1       0.9646                      0.9713                  0.9765
@@ -24,11 +24,11 @@ from chainer.backends import cuda
 from chainer.training import extensions
 
 from chainer_mnist import augment, channels, progress, saving
-from chainer_mnist.arguments import parse, positive, share
+from chainer_mnist.arguments import fraction, parse, positive
 
 
 class MLP(chainer.Chain):
-    """784 pixels -> n_units -> n_units -> n_out scores, with ReLU in between."""
+    """A multilayer perceptron: 784 pixels -> n_units -> n_units -> n_out scores, with ReLU in between."""
 
     def __init__(self, n_units=1000, n_out=10):
         super().__init__()
@@ -40,8 +40,8 @@ class MLP(chainer.Chain):
     def forward(self, x):
         """Return float32 scores, shape (N, n_out).
 
-        x: float32, white ink (1) on black (0), of shape (N, 784), (N, 28, 28) or
-        (N, 1, 28, 28); a flat (784,) counts as N = 1. Any other shape raises
+        x: float32, ink 1 on paper 0, of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28);
+        a flat (784,) counts as N = 1. Any other shape raises
         chainer.utils.type_check.InvalidType.
         """
         if x.ndim == 1:
@@ -52,9 +52,9 @@ class MLP(chainer.Chain):
 
 
 def model_fn(model_dir):
-    """Load what training saved, and try it. The server calls this once per worker, before any request.
+    """Return the trained MLP from model.npz. The server calls this once per worker, before any request.
 
-    Raises ValueError where the model's scores are not finite: then the endpoint does not start.
+    Raises ValueError if a test prediction is not finite: then the endpoint does not start.
     """
     model = L.Classifier(MLP())
     path = os.path.join(model_dir, 'model.npz')
@@ -67,8 +67,8 @@ def model_fn(model_dir):
 
 
 def train(args):
-    """Train on train and drawings, evaluate on test; write plots, log, snapshot and, last, model.npz."""
-    if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # mpirun has started several of these
+    """Train on train and drawings, evaluate on test; write plots, log, snapshot and finally model.npz."""
+    if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # mpirun has started several processes
         sys.exit('For several hosts or processes use chainer_mnist_distributed.py as the entry point.')
     saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)
     train_data, test_data = channels.load(args)
@@ -85,7 +85,7 @@ def train(args):
 
 
 def make_model(seed, device):
-    """Return an untrained classifier on this GPU, or (-1) on the CPU; seed all that is random."""
+    """Return an untrained classifier on GPU `device`, or on the CPU (-1); seed all random numbers."""
     random.seed(seed)
     np.random.seed(seed)
     model = L.Classifier(MLP())
@@ -97,22 +97,22 @@ def make_model(seed, device):
 
 
 def make_trainer(args, optimizer, train_data, test_data, batch_size, device):
-    """Return the trainer, and an evaluator that it does not have yet."""
+    """Return the trainer, and the evaluator, which the caller must add to it."""
     train_iter = chainer.iterators.SerialIterator(train_data, batch_size)
     converter = augment.converter(args.augment)
     updater = training.updaters.StandardUpdater(train_iter, optimizer, converter, device=device)
     trainer = training.Trainer(updater, (args.epochs, 'epoch'), out=args.output_data_dir)
-    # Adam's steps shrink to nothing over the last two thirds, else its noise costs half a per cent.
+    # The learning rate falls to 0 over the last two thirds: a constant one costs 0.005 of accuracy.
     steps = -(-len(train_data) * args.epochs // batch_size)
     trainer.extend(extensions.LinearShift('alpha', (args.learning_rate, 0), (steps // 3, steps)))
-    # Batches of nearly one size, at most 1,000: the Evaluator weighs a short last batch like a full one.
+    # Batches of nearly equal size, at most 1,000: the Evaluator weighs a short last batch like a full one.
     test_size = -(-len(test_data) // -(-len(test_data) // 1000))
     test_iter = chainer.iterators.SerialIterator(test_data, test_size, repeat=False, shuffle=False)
     return trainer, extensions.Evaluator(test_iter, optimizer.target, device=device)
 
 
 def report(trainer, epochs):
-    """Let the trainer print and plot its progress, and keep a log, the graph and a last snapshot."""
+    """Let the trainer print and plot its progress, and write a log, the graph and a final snapshot."""
     import matplotlib
 
     matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
@@ -127,20 +127,20 @@ def report(trainer, epochs):
 
 
 def parse_args(argv=None):
-    """Hyperparameters come as arguments; directories and GPUs from SageMaker's SM_* variables."""
-    env, checkpoints = os.environ.get, saving.CHECKPOINTS  # is there if checkpoint_s3_uri says so
-    # Without abbreviations, so that a misspelt hyperparameter cannot pass for another one.
+    """Parse the hyperparameters; directories and GPUs default to SageMaker's SM_* variables."""
+    env, checkpoints = os.environ.get, saving.CHECKPOINTS  # a directory if checkpoint_s3_uri is set
+    # Without abbreviations, so that a misspelt hyperparameter is an error.
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--epochs', type=positive(int), default=50)
     parser.add_argument('--batch-size', '--batch_size', type=positive(int), default=64)
     parser.add_argument('--learning-rate', '--learning_rate', type=positive(float), default=0.001)
-    parser.add_argument('--augment', type=share, default=0, help='of the images, to be distorted')
+    parser.add_argument('--augment', type=fraction, default=0, help='fraction of the images to distort')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output-data-dir', default=env('SM_OUTPUT_DATA_DIR', '.'))
     parser.add_argument('--model-dir', default=env('SM_MODEL_DIR', '.'))
     parser.add_argument('--train', default=env('SM_CHANNEL_TRAIN'))
     parser.add_argument('--test', default=env('SM_CHANNEL_TEST'))
-    parser.add_argument('--drawings', default=env('SM_CHANNEL_DRAWINGS'))  # if it is there
+    parser.add_argument('--drawings', default=env('SM_CHANNEL_DRAWINGS'))  # an optional channel
     parser.add_argument('--checkpoint-dir', default=checkpoints if os.path.isdir(checkpoints) else None)
     parser.add_argument('--num-gpus', type=int, default=int(env('SM_NUM_GPUS', 0)))
     return parse(parser, argv)

@@ -1,11 +1,12 @@
-"""How fast training and prediction are on a GPU: the script's network and a CNN, beside PyTorch.
+"""This benchmark measures training and prediction on a GPU, of the script's network and a CNN, with PyTorch.
 
-    python -m benchmarks.gpu     # some 5 minutes; needs CuPy, and a PyTorch for GPUs, too
+    python -m benchmarks.gpu     # some 5 minutes; needs CuPy and a PyTorch for GPUs
 
-Every variant is a process that stays; they take turns of a quarter of a second, so that ratios are of
-neighbours. First it looks for each one's best batch, then all variants meet at 128 and at these. Chainer runs
-the script's make_model and make_trainer; its steps are recorded or not. PyTorch has the images as tensors on
-the GPU, fused Adam, the same schedule, and TF32 as it comes: off for matrix products, on for convolutions.
+Every variant runs in its own process. They take turns of a quarter of a second, so that ratios compare
+neighbouring turns. First the benchmark finds the best batch size of Chainer and of PyTorch; then it compares
+all variants at 128 and at these. Chainer runs the script's make_model and make_trainer, with steps recorded
+or not. PyTorch has the images as tensors on the GPU, fused Adam, the same schedule, and its default for TF32:
+off for matrix products, on for convolutions.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def mnist():
 
 
 def chainer_net(net):
-    """The script, with its network or with a CNN in its place."""
+    """Return the script's module, with its network or with a CNN in its place."""
     import chainer
     import chainer.functions as F
     import chainer.links as L
@@ -65,11 +66,12 @@ def chainer_net(net):
 
 
 def chainer_steps(variant, net, batch):
-    """Train; return what takes steps, test accuracy after EPOCHS, and what tells the memory."""
+    """Train for EPOCHS; return (run(steps), the test accuracy, a function that returns bytes of memory)."""
     import chainer
     from chainer.backends import cuda
 
-    from chainer_mnist import channels, graphs
+    from benchmarks import graphs
+    from chainer_mnist import channels
 
     script, device = chainer_net(net), 0 if cuda.available else -1
     if device == 0:
@@ -78,7 +80,7 @@ def chainer_steps(variant, net, batch):
     args = SimpleNamespace(epochs=EPOCHS, learning_rate=rate(batch), augment=0, output_data_dir=out)
     model = script.make_model(0, device)
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate).setup(model)
-    train, test = [channels.share(*arrays, 0, 1) for arrays in mnist()]
+    train, test = [channels.shard(*arrays, 0, 1) for arrays in mnist()]
     trainer, evaluator = script.make_trainer(args, optimizer, train, test, batch, device)
     if variant == OURS:
         graphs.recorded(optimizer)
@@ -105,7 +107,7 @@ def chainer_steps(variant, net, batch):
 
 
 def torch_graph(step, x, t):
-    """Return step(x, t), recorded as PyTorch's documentation says."""
+    """Return step(x, t) as a CUDA graph, recorded as in PyTorch's documentation."""
     import torch
 
     side = torch.cuda.Stream()
@@ -121,6 +123,7 @@ def torch_graph(step, x, t):
 
 
 def torch_steps(variant, net, batch):
+    """Train for EPOCHS in PyTorch; return the same as chainer_steps."""
     import torch
     from torch import nn
 
@@ -170,7 +173,7 @@ def torch_steps(variant, net, batch):
                 optimizer.param_groups[0]['lr'] = now
             step(x, t)
             taken += 1
-        return right.item()  # which waits for the GPU
+        return right.item()  # waits for the GPU
 
     run(steps)
     with torch.no_grad():
@@ -179,14 +182,17 @@ def torch_steps(variant, net, batch):
 
 
 def work(variant, net):
-    """A process: for each line, a batch, take steps for 0.25 s; print what came of it as JSON."""
+    """Run a variant's process: for each line, a batch size, take steps for 0.25 s.
+
+    Prints [seconds a step, bytes of memory, test accuracy] as JSON.
+    """
     make, made = torch_steps if 'PyTorch' in variant else chainer_steps, {}
     for line in sys.stdin:
         batch = int(line)
         if batch not in made:
             made.clear()
             run = None
-            gc.collect()  # memory is to be that of this batch alone
+            gc.collect()  # frees the memory of the batch size before
             run, right, memory = make(variant, net, batch)
             run(3)
             made[batch], step = (run, right, memory()), 0.01
@@ -205,13 +211,13 @@ def start(variant, net):
 
 
 def ask(process, batch):
-    with contextlib.suppress(BrokenPipeError):  # it has failed
+    with contextlib.suppress(BrokenPipeError):  # the process has failed
         print(batch, file=process.stdin, flush=True)
 
 
 def take_turns(processes, batch, rounds):
     """Return {variant: [seconds of a step]} and {variant: (memory, accuracy)}."""
-    for process in processes.values():  # all make ready at once
+    for process in processes.values():  # all train at once, before the turns
         ask(process, batch)
     first = {name: process.stdout.readline() for name, process in processes.items()}
     others = {name: json.loads(line)[1:] for name, line in first.items() if line}  # no line: it has failed
@@ -237,7 +243,7 @@ def training(net, rounds):
         right = {name: others[name][1] for name in pair}
         columns = *epoch.values(), ratio(seconds[TORCH], seconds[OURS]), *right.values()
         print('| {:,} | {:.3f} | {:.3f} | {} | {:.4f} | {:.4f} |'.format(batch, *columns), flush=True)
-        for name in pair:  # the fastest that reads as well as with batches of 128, but for 0.3 %
+        for name in pair:  # the fastest batch size with an accuracy at most 0.003 below that of 128
             fastest, _, wanted = best.get(name, (float('inf'), 0, right[name] - 0.003))
             if epoch[name] < fastest and right[name] >= wanted:
                 best[name] = epoch[name], batch, wanted
@@ -260,7 +266,6 @@ def training(net, rounds):
 
 def prediction():
     """Print how long the default predict_fn takes with what model_fn returns, and with that on the GPU."""
-    sys.path.insert(0, str(ROOT / 'container'))
     from chainer.backends import cuda
     from sagemaker_chainer_container.hooks import default_predict_fn
 
@@ -291,7 +296,7 @@ def prediction():
 
 
 def gpu():
-    """One line: the GPU, and the versions."""
+    """Return one line: the GPU and the versions."""
     import torch
     from chainer.backends import cuda
 

@@ -1,10 +1,10 @@
-"""How training grows over processes, and what an MPI job costs in local mode.
+"""This benchmark measures how training scales over processes, and the cost of an MPI job in local mode.
 
     .venv/bin/python -m benchmarks.hosts          # some 4 minutes on two cores; needs Docker and the image
 
-The script's step (MLP 784-1000-1000-10, Adam, 128 images in all) in 1, 2 and 4 processes of one container,
-which share this machine's cores; they take turns. Then the same job that does nothing, in one container
-and in two that find each other over ssh.
+It runs the script's step (MLP 784-1000-1000-10, Adam, 128 and 1,024 images in all) in 1, 2 and 4 processes of
+one container, which use this machine's cores, in turn. Then it runs an empty job in one container, and in two
+with MPI over ssh.
 """
 
 import json
@@ -15,14 +15,14 @@ import sys
 import tempfile
 import time
 
-from container.sagemaker_chainer_container.cpus import blas_settings
+from benchmarks.server import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROUNDS, STEPS = 5, 60
 
 
 def step(batch_size):
-    """What each process runs: print, as JSON, seconds a step and the part of them spent communicating."""
+    """Run in each process: print, as JSON, the seconds of a step and the fraction spent communicating."""
     import chainer
     import chainermn
     import numpy as np
@@ -64,7 +64,7 @@ def step(batch_size):
 
 
 def run(processes, batch_size):
-    """Return seconds a step and the share of communication for so many processes in one container."""
+    """Return the seconds of a step, and the fraction of communication, for processes in one container."""
     settings = {**blas_settings(processes), 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as training.py's
     environment = ' '.join(f'-e {name}={value}' for name, value in settings.items())
     mpirun = f'mpirun --allow-run-as-root --oversubscribe -bind-to none -n {processes}'
@@ -121,7 +121,7 @@ def main():
                 estimator.fit()
                 seconds[hosts].append(time.monotonic() - start)
     session.close()
-    print('\n| a job that does nothing | seconds, median of 5 |\n|---|---|')
+    print('\n| an empty job | seconds, median of 5 |\n|---|---|')
     for hosts, values in seconds.items():
         print(
             '| {} | {:.1f} ({:.1f}-{:.1f}) |'.format(

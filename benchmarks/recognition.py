@@ -1,10 +1,10 @@
-"""How well drawings are read by the tutorial's model, trained with drawings and distortion and without.
+"""This benchmark measures the model's accuracy on drawings, trained with and without them and `augment`.
 
     .venv-bench/bin/python -m benchmarks.recognition          # trains 25 models, some 10 minutes on two cores
 
-Nothing here comes from a real pen. Three sets of drawings: in the ways of drawings/, with another seed; in
-every third of these ways, which one of the trainings does not have; and the skeletons of handwriting fonts'
-glyphs, by which nothing was chosen.
+All three sets of drawings are synthetic. The first has the styles ("ways") of digit_pad/, with another seed.
+The second has every third style, which one of the trainings leaves out. The third has the skeletons of glyphs
+of handwriting fonts, which were not used to tune anything.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import numpy as np
 import chainer_mnist_single_machine as script
 from benchmarks.report import PAGE, section
 from benchmarks.training import machine
-from drawings import hand, raster, ways
+from digit_pad import hand, raster, ways
 
-# Of https://fontsource.org, from npm.
+# These fonts of https://fontsource.org come from npm.
 FONTS = """
     annie-use-your-telescope arizonia bad-script betania-patmos beth-ellen caveat cedarville-cursive
     charmonman comforter-brush coming-soon courgette crafty-girls dawning-of-a-new-day
@@ -50,18 +50,18 @@ HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
 OTHERS = {
     digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()
 }
-# The share of images that are distorted, and the ways ('all' or 'others') of drawings that are trained on.
+# {training: (fraction of distorted images, styles of the drawings in training: 'all', 'others' or None)}
 TRAININGS = {
     'plain': (0, None),
     '`augment`': (0.5, None),
     'drawings': (0, 'all'),
     'the tutorial: both': (0.5, 'all'),
-    'both, every third way held out': (0.5, 'others'),
+    'both, every third style held out': (0.5, 'others'),
 }
 
 
 def skeleton(font, digit):
-    """Return a digit of a font as strokes, one for each two pixels of its skeleton that touch."""
+    """Return a font's digit as strokes, one for each pair of touching pixels of its skeleton."""
     from PIL import Image, ImageDraw
     from skimage.morphology import skeletonize
 
@@ -73,7 +73,7 @@ def skeleton(font, digit):
 
 
 def fonts():
-    """Return the digits of FONTS as strokes, and the digits."""
+    """Return drawings of the digits 0 to 9 in each of FONTS, lists of strokes, and the digits."""
     from PIL import ImageFont
 
     strokes = []
@@ -91,12 +91,13 @@ def fonts():
 
 
 def probabilities(model, x):
+    """Return the model's probabilities, float32 (N, 10), for images x, float32 (N, 784)."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         return chainer.functions.softmax(model(x)).array
 
 
 def train(channels, augment, seed, directory):
-    """Train as the tutorial does; return (model, seconds)."""
+    """Train as the tutorial does; return (model, seconds). channels: arguments of the script."""
     start = time.monotonic()
     words = f'--epochs 3 --batch-size 128 --learning-rate 0.002 --seed {seed} --augment {augment} {channels}'
     words += f' --model-dir {directory} --output-data-dir {directory}'
@@ -118,8 +119,8 @@ def main():
              for name, data in zip(('train', 'test'), chainer.datasets.get_mnist())}  # fmt: skip
     sets = {"MNIST's test images": mnist['test']}
     for name, (strokes, digits) in {
-        'drawings, all ways': hand.drawings(3000, 1),
-        'drawings, ways held out': hand.drawings(3000, 2, HELD_OUT),
+        'drawings, all styles': hand.drawings(3000, 1),
+        'drawings, held-out styles': hand.drawings(3000, 2, HELD_OUT),
         'handwriting fonts': fonts(),
     }.items():
         sets[name] = raster.rasterise(strokes), digits
@@ -128,7 +129,7 @@ def main():
 
 
 def train_all(mnist, sets, seeds):
-    """Return {(set, training): probabilities, by seed}, and instead of a set 'seconds': those of training."""
+    """Return {(set, training): [probabilities by seed], ("seconds", training): [seconds by seed]}."""
     found = {}
     with tempfile.TemporaryDirectory() as directory:
         for name, (images, labels) in mnist.items():
@@ -161,10 +162,10 @@ def table(sets, found):
     seconds = [spread(found['seconds', training], '.0f') for training in TRAININGS]
     print(f'| seconds of training | | {" | ".join(seconds)} |\n')
     columns = [(name, training) for name in sets for training in ('`augment`', 'the tutorial: both')]
-    print('| of the digit | ' + ' | '.join(f'{name}, {training}' for name, training in columns) + ' |')
+    print('| accuracy by digit | ' + ' | '.join(f'{name}, {training}' for name, training in columns) + ' |')
     print('|---|' + '---|' * len(columns))
     rows = {str(digit): functools.partial(of_digit, digit) for digit in range(10)}
-    for name, measure in {**rows, 'wrong, of answers over 90 %': wrong_though_sure}.items():
+    for name, measure in {**rows, 'errors among answers over 90 %': wrong_though_sure}.items():
         cells = [np.mean([measure(p, sets[s][1]) for p in found[s, training]]) for s, training in columns]
         print(f'| {name} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
 

@@ -1,4 +1,4 @@
-"""Puts the tables that a benchmark prints into a document, too."""
+"""This module copies the tables that a benchmark prints into a document."""
 
 import contextlib
 import datetime
@@ -14,7 +14,7 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent / 'docs' / 'performance.md
 
 @contextlib.contextmanager
 def section(name, machine, page=PAGE):
-    """Print as ever, and at the end replace what is between the page's markers of this name by it."""
+    """Print as usual; at the end replace the text between the page's markers of this name by the output."""
     begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
     assert begin in page.read_text().partition(end)[0], f'{page} has no markers of {name}'
     printed, write = io.StringIO(), sys.stdout.write

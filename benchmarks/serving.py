@@ -1,11 +1,11 @@
-"""How fast the endpoint answers, beside AWS's stack and servers that people pick today, on the same cores.
+"""This benchmark compares the endpoint's speed with AWS's server and other servers in use today.
 
     .venv-bench/bin/python -m benchmarks.serving          # some 8 minutes on two cores
 
-All have two workers, the same weights and settings for OpenBLAS, batching where they offer it, no log of
-requests (but MMS, which is as in AWS's images), and the body that is usual for each; ours and FastAPI have
-both formats. wrk asks them in turn, over keep-alive connections. Ratios are of ours in the same format and
-theirs, in pairs, with quartiles.
+All servers have two workers, the same weights and settings for OpenBLAS, batching if they offer it, and their
+usual body format; ours and FastAPI have both formats. Only MMS logs requests, as in AWS's images. wrk sends
+requests to each server in turn, on the same cores, over keep-alive connections. Ratios compare ours in the
+same format with theirs, in pairs, with quartiles.
 """
 
 import collections
@@ -28,8 +28,8 @@ import psutil
 
 import chainer_mnist_single_machine as script
 from benchmarks.report import section
+from benchmarks.server import SERVER, blas_settings
 from benchmarks.training import Size, data, machine, ratio
-from container.sagemaker_chainer_container.cpus import blas_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OPPONENTS = ROOT / 'benchmarks' / 'opponents'
@@ -40,7 +40,7 @@ OURS, BOUND = 'ours', 'matrix products alone'
 Start = collections.namedtuple('Start', 'command env', defaults=({},))
 SCRIPT, PLAIN = 'chainer_mnist_single_machine.py', {'CHAINER_FAST': '0'}
 SERVERS = {
-    OURS: Start('gunicorn -c {root}/container/gunicorn.conf.py', {'SAGEMAKER_PROGRAM': SCRIPT}),
+    OURS: Start('gunicorn -c {server}/gunicorn.conf.py', {'SAGEMAKER_PROGRAM': SCRIPT}),
     'MMS': Start('python -m mms_handler', PLAIN),
     'MMS, OpenBLAS not set': Start('python -m mms_handler', PLAIN | dict.fromkeys(blas_settings(2), '')),
     'LitServe': Start('python -m litserve_server {port}'),
@@ -49,9 +49,9 @@ SERVERS = {
     'MLflow': Start('mlflow models serve -m mlflow_model --env-manager local --workers 2 --port {port}'),
 }
 PORTS = {name: 8380 + i for i, name in enumerate(SERVERS)}
-RESTLESS = ['LitServe']  # its queues are polled: idle, it takes a third of a core from the others
+RESTLESS = ['LitServe']  # it polls its queues: even idle it would take a third of a core from the others
 
-# What is asked of which server: key names the images in a JSON body; None is a bare list.
+# A kind of request; key: the name of the images in a JSON body, None for a bare list.
 Ask = collections.namedtuple('Ask', 'server path format key', defaults=(None,))
 ASKS = {
     'ours, npy': Ask(OURS, '/invocations', NPY),
@@ -65,7 +65,7 @@ ASKS = {
     'MLflow, JSON': Ask('MLflow', '/invocations', JSON, 'inputs'),
 }
 FEW = ['ours, npy', 'MMS, npy', 'FastAPI, npy', BOUND]
-SETTINGS = {  # (images, connections): (what is asked, seconds each)
+SETTINGS = {  # (images, connections): (names of ASKS, seconds for each)
     (1, 1): ([*ASKS, BOUND], 1),
     (1, 16): ([*ASKS, BOUND], 1),
     (1, 64): ([*ASKS, BOUND], 1),
@@ -109,7 +109,7 @@ def body(name, images):
 
 
 def answer(name, images):
-    """Return a server's scores for so many images; OSError or HTTPException where it gives none."""
+    """Return a server's scores for the first images. Raises OSError or HTTPException if it gives none."""
     ask = ASKS[name]
     connection = http.client.HTTPConnection('127.0.0.1', PORTS[ask.server], timeout=20)
     headers = {'Content-Type': ask.format, 'Accept': ask.format}
@@ -125,7 +125,10 @@ def answer(name, images):
 
 
 def processes(name, directory):
-    """Return all processes of a server: BentoML's have groups of their own, MMS's Java loses its parent."""
+    """Return all processes of a server, by its mark in their environment.
+
+    BentoML's processes have their own process groups, and MMS's Java process loses its parent.
+    """
     mark = os.path.join(directory, name)
     return [p for p in psutil.process_iter(['environ']) if (p.info['environ'] or {}).get('SERVER') == mark]
 
@@ -133,14 +136,14 @@ def processes(name, directory):
 @contextlib.contextmanager
 def server(name, directory):
     """Start a server; yield the seconds to its first answer."""
-    base = os.path.join(directory, str(PORTS[name]))  # MMS's model directory, process id and sockets
+    base = os.path.join(directory, str(PORTS[name]))  # for MMS's model directory, process id and sockets
     os.makedirs(os.path.join(base, 'model'), exist_ok=True)
     env = {
         **os.environ,
         **blas_settings(2),
         'SERVER': os.path.join(directory, name),
         'PATH': '{}:{}'.format(os.path.dirname(sys.executable), os.environ['PATH']),
-        'PYTHONPATH': f'{directory}:{ROOT / "container"}:{OPPONENTS}',
+        'PYTHONPATH': f'{directory}:{SERVER}:{OPPONENTS}',
         'TMPDIR': base,
         'TEMP': base,
         'SAGEMAKER_BASE_DIR': base,
@@ -151,7 +154,7 @@ def server(name, directory):
         'UVICORN_ACCESS_LOG': '0',
         'BENTOML_CONFIG_OPTIONS': 'api_server.logging.access.enabled=false',
         'BENTOML_HOME': base,
-        'BENTOML_DO_NOT_TRACK': 'True',  # nobody is told of this
+        'BENTOML_DO_NOT_TRACK': 'True',  # no telemetry
         'MLFLOW_DISABLE_TELEMETRY': 'true',
         'DO_NOT_TRACK': 'true',
         **SERVERS[name].env,
@@ -161,7 +164,7 @@ def server(name, directory):
     start = time.perf_counter()
     with log.open('w') as output:
         process = subprocess.Popen(
-            [part.format(root=ROOT, port=PORTS[name]) for part in SERVERS[name].command.split()],
+            [part.format(server=SERVER, port=PORTS[name]) for part in SERVERS[name].command.split()],
             cwd=directory,
             env=env,
             stdout=output,
@@ -192,6 +195,7 @@ def server(name, directory):
 
 
 def rest(name, directory):
+    """Suspend a server that would take CPU time while others are measured."""
     if name in RESTLESS:
         for p in processes(name, directory):
             p.suspend()
@@ -199,7 +203,7 @@ def rest(name, directory):
 
 @contextlib.contextmanager
 def awake(name, directory):
-    """Let a server run that else rests."""
+    """Resume a server for the time of its measurement."""
     if name in RESTLESS:
         for p in processes(name, directory):
             p.resume()
@@ -208,7 +212,7 @@ def awake(name, directory):
 
 
 def measure(name, directory, images, connections, seconds):
-    """Have wrk ask a server; return answers/s, p50 and p99 in ms, and how many errors."""
+    """Measure a server with wrk; return [answers/s, p50 in ms, p99 in ms, number of errors]."""
     if name == BOUND:
         return [products(images, connections), float('nan'), float('nan'), 0]
     lua = pathlib.Path(directory, f'{name} {images}.lua')
@@ -224,7 +228,7 @@ def measure(name, directory, images, connections, seconds):
 
 
 def products(images, connections):
-    """Return what two processes could answer, in requests/s, in batches as large as the connections allow."""
+    """Return the requests/s of two processes that only multiply, in batches as large as connections allow."""
     count = min(2, connections)
     command = [sys.executable, '-c', PRODUCTS, str(images * connections // count)]
     env = {**os.environ, **blas_settings(2)}
@@ -233,14 +237,14 @@ def products(images, connections):
 
 
 def requests(directory, rounds):
-    """Print how all answer; ours is compared with each in its own format."""
+    """Print the table of requests; each server is compared with ours in the same format."""
     print(
         '| images | connections | server, format | requests/s | p50, ms | p99, ms | errors '
         '| ours / theirs: requests/s | p99 |\n|---|---|---|---|---|---|---|---|---|'
     )
     for (images, connections), (names, seconds) in SETTINGS.items():
         results = {name: [] for name in names}
-        warm = connections == 1  # the first round of all warms up, Java above all
+        warm = connections == 1  # the first round only warms up, above all Java
         for i in range(warm + rounds):
             for name in names:
                 result = measure(name, directory, images, connections, seconds)

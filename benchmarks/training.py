@@ -1,11 +1,11 @@
-"""How fast training is: the image's Chainer, plain Chainer, PyTorch, and the matrix products of a step alone.
+"""This benchmark compares training in the image's Chainer, plain Chainer, PyTorch, and bare matrix products.
 
     .venv-bench/bin/python -m benchmarks.training          # some 9 minutes on two cores
 
-MLP 784-1000-1000-10, batches of 128, Adam, 60,000 float32 images. Every variant is a process that stays;
-they take turns for a quarter of a second each, so that what else the machine does meets all of them alike.
-Ratios are medians over the rounds, with quartiles. Then how a step's time grows with each of these sizes,
-and the whole script, three epochs, five seeds.
+The network is an MLP 784-1000-1000-10 with Adam, batches of 128 and 60,000 float32 images. Every variant runs
+in its own process. They take turns of a quarter of a second, so that the machine's other work affects all of
+them alike. Ratios are medians over the rounds, with quartiles. Further tables show the time of a step for
+other sizes, and of the whole script with three epochs and five seeds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 import numpy as np
 
 from benchmarks.report import section
-from container.sagemaker_chainer_container.cpus import blas_settings, cpus
+from benchmarks.server import blas_settings, cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 Size = collections.namedtuple('Size', 'batch units images', defaults=(128, 1000, 60000))
@@ -51,7 +51,7 @@ def machine():
 
 
 def data(size):
-    """Images like MNIST's (four pixels in five are black), float32, and int32 labels."""
+    """Return random images, float32 (N, 784), 80 % black like MNIST's, and labels, int32 (N,)."""
     rng = np.random.default_rng(0)
     images = rng.random((size.images, 784), np.float32)
     images[images < 0.8] = 0
@@ -59,7 +59,7 @@ def data(size):
 
 
 def matrix_products(images, labels, size):
-    """The step's eight matrix products alone, with chainer_fast's BLAS and threads, without making arrays."""
+    """Return run(steps) for a step's eight matrix products alone, with chainer_fast's BLAS and threads."""
     from chainer_fast import loops
 
     layers = []
@@ -75,15 +75,15 @@ def matrix_products(images, labels, size):
                 loops.linear(y, x, W, b, *n)
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW, *n = layers[layer]
-                loops.linear_grad(
-                    gx, gW, b, x, W, y, *n, 3 if layer else 2
-                )  # nobody wants the images' gradients
+                if layer:  # nobody wants the images' gradients
+                    loops.linear_grad_data(gx, W, y, *n)
+                loops.linear_grad_weight(gW, x, y, *n)
 
     return run
 
 
 def numpy_products(images, labels, size):
-    """The same products with NumPy's BLAS and threads."""
+    """Return run(steps) for the same products with NumPy's BLAS and threads."""
     rng = np.random.RandomState(0)
     batch, units = size.batch, size.units
     W1, W2, W3 = [rng.rand(*s).astype(np.float32) for s in ((units, 784), (units, units), (10, units))]
@@ -100,7 +100,7 @@ def numpy_products(images, labels, size):
 
 
 def chainer_steps(images, labels, size):
-    """The script's network in Chainer's Trainer; CHAINER_FAST says whose."""
+    """Return run(steps) for the script's network in Chainer's Trainer; CHAINER_FAST selects the variant."""
     import chainer
 
     import chainer_mnist_single_machine as script
@@ -120,7 +120,7 @@ def chainer_steps(images, labels, size):
 
 
 def torch_steps(images, labels, size, compiled=False, flush=True):
-    """The same in PyTorch: fused Adam, no DataLoader, accuracy of each batch as Chainer has it."""
+    """Return run(steps) for PyTorch: fused Adam, no DataLoader, and each batch's accuracy as in Chainer."""
     import torch
 
     torch.set_num_threads(int(os.environ['OPENBLAS_NUM_THREADS']))
@@ -166,7 +166,7 @@ VARIANTS = {
 
 
 def environment(fast):
-    """The variables that the image sets for training; plain Chainer has those for OpenBLAS only."""
+    """Return the image's environment variables for training; plain Chainer gets only OpenBLAS's."""
     env = {**os.environ, **blas_settings(), 'CHAINER_FAST': fast, 'PYTHONPATH': str(ROOT)}
     if fast == '1':
         env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
@@ -174,11 +174,14 @@ def environment(fast):
 
 
 def work(name, size):
-    """A variant's process: for each line take steps for some 0.25 s; print seconds of one and peak memory."""
+    """Run a variant's process: for each line on stdin take steps for 0.25 s.
+
+    Prints the seconds of a step and the peak memory in kB.
+    """
     run = VARIANTS[name][0](*data(size), size)
     run(3)
     step = 0.01
-    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak from here on
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak memory
     print(flush=True)
     for _ in sys.stdin:
         steps = max(1, round(0.25 / step))
@@ -190,6 +193,7 @@ def work(name, size):
 
 
 def ratio(these, those):
+    """Return the median and quartiles of the pairs' ratios, a str."""
     low, median, high = statistics.quantiles([a / b for a, b in zip(these, those)], n=4)
     return f'{median:.2f} ({low:.2f}-{high:.2f})'
 
@@ -210,7 +214,7 @@ def take_turns(names, size, rounds):
         seconds[name] = []
     for _ in range(rounds + 1):
         for name, process in processes.items():
-            time.sleep(0.05)  # the idle threads of the one before spin at first
+            time.sleep(0.05)  # the idle threads of the variant before still spin
             print(file=process.stdin, flush=True)
             step, peak = process.stdout.readline().split()
             seconds[name].append(float(step))
@@ -218,7 +222,7 @@ def take_turns(names, size, rounds):
     for name, process in processes.items():
         process.stdin.close()
         process.wait()
-        del seconds[name][0]  # warms up
+        del seconds[name][0]  # the first round only warms up
     return seconds, memory
 
 
@@ -226,7 +230,7 @@ def steps(rounds):
     """Print the table of single steps."""
     seconds, memory = take_turns(VARIANTS, Size(), rounds)
     print(
-        '| one step of 128 images | ms | share of the bound | x PyTorch eager | peak memory, MB |\n'
+        '| one step of 128 images | ms | fraction of the bound | x PyTorch eager | peak memory, MB |\n'
         '|---|---|---|---|---|'
     )
     for name, values in seconds.items():
@@ -243,9 +247,9 @@ def steps(rounds):
 
 
 def growth(rounds):
-    """Print how the image's Chainer, the bound and PyTorch grow."""
+    """Print the table of steps of other sizes, for the image's Chainer, the bound and PyTorch."""
     print(
-        '\n| batch | units | images | ms a step | bound, ms | share of the bound | x PyTorch eager |\n'
+        '\n| batch | units | images | ms a step | bound, ms | fraction of the bound | x PyTorch eager |\n'
         '|---|---|---|---|---|---|---|'
     )
     for size in GROWTH:
@@ -263,7 +267,7 @@ def growth(rounds):
 
 
 def jobs(seeds, directory):
-    """Print the table of whole three-epoch jobs: the script as a process, imports and plots and all."""
+    """Print the table of whole jobs of three epochs: the script as a process, with imports and plots."""
     import chainer
 
     channels = {}

@@ -1,8 +1,8 @@
-"""Types for argparse, and a parser that refuses what it does not know."""
+"""This module adds types to argparse, and an error for hyperparameters that a script does not have."""
 
 
 def positive(kind):
-    """An argparse type: `kind`, and greater than zero."""
+    """Return an argparse type for numbers above zero; kind: int or float."""
 
     def parse(text):
         value = kind(text)
@@ -14,23 +14,23 @@ def positive(kind):
     return parse
 
 
-def share(text):
-    """An argparse type: a float from 0 to 1."""
+def fraction(text):
+    """Return an argument as a float from 0 to 1. Raises ValueError, from which argparse makes its error."""
     value = float(text)
     if not 0 <= value <= 1:
         raise ValueError
     return value
 
 
-share.__name__ = 'share (from 0 to 1)'
+fraction.__name__ = 'fraction (from 0 to 1)'
 
 
 def parse(parser, argv=None):
-    """Return the arguments; exit if one is unknown, but for those that SageMaker adds for itself."""
+    """Return the parsed arguments. Exits if one is unknown, except those that SageMaker adds."""
     args, rest = parser.parse_known_args(argv)
     unknown = [
         word
-        for word in rest  # a lone word is the value of one
+        for word in rest  # a word without a dash is the value of an unknown argument
         if word.startswith('-') and word.lstrip('-')[:1].isalpha() and not word.startswith('--sagemaker_')
     ]
     if unknown:

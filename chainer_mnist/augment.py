@@ -1,4 +1,4 @@
-"""Images of digits, distorted at random so that a network learns to read more hands."""
+"""This module distorts images of digits at random, so that a network learns more handwriting."""
 
 import chainer
 import numpy as np
@@ -6,16 +6,16 @@ from chainer.backends import cuda
 
 
 def resample(images, x, y):
-    """Return images, float32 (N, 784), with the pixels that are at (x, y), bilinearly.
+    """Return images, float32 (N, 784), whose pixels are interpolated bilinearly at (x, y) in the given ones.
 
-    x, y: float32, (N, 784), columns and rows from 0 to 27; beyond the edge it is the edge's.
+    x, y: float32 (N, 784), columns and rows from 0 to 27; positions outside are moved to the edge.
     """
     xp = cuda.get_array_module(images)
     x, y = xp.clip(x, 0, 26.999), xp.clip(y, 0, 26.999)
     column, row = x.astype(np.int32), y.astype(np.int32)
     x, y = x - column.astype(np.float32), y - row.astype(np.float32)
     at = row * 28 + column + xp.arange(len(images), dtype=np.int32)[:, None] * 784
-    at, pixels = at.astype(np.intp), images.ravel()  # else NumPy would convert the indices four times
+    at, pixels = at.astype(np.intp), images.ravel()  # with int32 NumPy would convert the indices four times
     top, bottom = pixels[at], pixels[at + 28]
     top += x * (pixels[at + 1] - top)
     bottom += x * (pixels[at + 29] - bottom)
@@ -23,9 +23,9 @@ def resample(images, x, y):
 
 
 def distort(images):
-    """Return images, float32 (N, 784), each bent, turned, slanted, scaled and shifted a little.
+    """Return images, float32 (N, 784), bent, turned, slanted, scaled and shifted a little at random.
 
-    They may be on a GPU; the random numbers are NumPy's in any case.
+    The images may be on a GPU; the random numbers come from np.random in any case.
     """
     xp = cuda.get_array_module(images)
     rows, columns = xp.asarray(np.mgrid[:28, :28].reshape(2, 784), np.float32) - np.float32(13.5)
@@ -44,15 +44,15 @@ def distort(images):
     )
 
 
-def converter(share):
-    """Return a chainer.dataset.concat_examples that distorts this share of each batch of (image, label).
+def converter(fraction):
+    """Return a converter like chainer.dataset.concat_examples that distorts a fraction of each batch.
 
-    What it leaves is as sharp as what is to be read.
+    A batch is a list of (image, label). The other images stay as sharp as the test images.
     """
 
     def concat(batch, device=None):
         images, labels = chainer.dataset.concat_examples(batch, device)
-        distorted = int(share * len(images))
+        distorted = int(fraction * len(images))
         if distorted:
             images[:distorted] = distort(images[:distorted])
         return images, labels

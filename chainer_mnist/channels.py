@@ -1,4 +1,4 @@
-"""The data of a job: one .npz file for each channel."""
+"""This module loads and checks a job's data, one .npz file for each channel."""
 
 import os
 import sys
@@ -10,29 +10,31 @@ import numpy as np
 def load(args, rank=0, size=1):
     """Return the training data and the test data, TupleDatasets of (image, label), float32 (784,) and int32.
 
-    args: train, test, and drawings or None: the channels' directories; drawings are trained on, too.
-    rank, size: of several processes, each gets every size-th example. All get as many: where N is no
-    multiple of size, some of the first examples come twice.
-    Exits with one sentence where a channel is wrong.
+    args: has the channels' directories train, test and drawings (or None), which are training data, too.
+    rank, size: process `rank` of `size` gets every size-th example. All processes get the same number: if
+    N is no multiple of size, some of the first examples come twice.
+    Exits with one sentence if a channel is invalid.
     """
     train, test = read('train', args.train), read('test', args.test)
     if args.drawings:
         train = [np.concatenate(arrays) for arrays in zip(train, read('drawings', args.drawings))]
-    return [share(images, labels, rank, size) for images, labels in (train, test)]
+    return [shard(images, labels, rank, size) for images, labels in (train, test)]
 
 
-def share(images, labels, rank, size):
+def shard(images, labels, rank, size):
+    """Return the examples of process `rank` of `size`, a TupleDataset of read-only arrays."""
     if size > 1:
         mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
         images, labels = images[mine], labels[mine]
-    images.flags.writeable = labels.flags.writeable = False  # so that chainer_fast may keep them on a GPU
+    images.flags.writeable = labels.flags.writeable = False  # lets chainer_fast keep them on a GPU
     return chainer.datasets.TupleDataset(images, labels)
 
 
 def read(name, directory):
-    """Return the images, float32 (N, 784), and labels, int32 (N,), of one channel: `<directory>/<name>.npz`.
+    """Return the images, float32 (N, 784), and labels, int32 (N,), of one channel.
 
-    images there: (N, 784), floating point from 0 to 1 or uint8 from 0 to 255; labels: integers, (N,), 0 to 9.
+    The file `<directory>/<name>.npz` holds 'images', (N, 784), floating point from 0 to 1 or uint8 from 0
+    to 255, and 'labels', integers (N,) from 0 to 9. Exits with one sentence if it does not.
     """
     if not directory:
         sys.exit(f"There is no '{name}' channel: name it in fit({{...}}), or pass --{name} DIRECTORY.")
@@ -54,7 +56,7 @@ def read(name, directory):
     if labels.min() < 0 or labels.max() > 9:
         sys.exit(f"'labels' in {path} must be 0 to 9, but range from {labels.min()} to {labels.max()}.")
     if images.dtype == np.uint8:
-        images = images * np.float32(1 / 255)  # to the bit what chainer.datasets.get_mnist() returns
+        images = images * np.float32(1 / 255)  # equals chainer.datasets.get_mnist() to the bit
     return np.asarray(images, np.float32), np.asarray(labels, np.int32)
 
 

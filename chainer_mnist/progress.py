@@ -1,4 +1,4 @@
-"""What a person sees of training: a line that is written over, and plots over whole epochs."""
+"""This module shows the progress of training: a progress bar, and plots by epoch."""
 
 import time
 
@@ -7,9 +7,9 @@ from chainer.training import extensions
 
 
 class Progress(training.Extension):
-    """Prints how far training is, each second but a hundred times at most.
+    """Prints a progress bar, at most once a second and a hundred times in all.
 
-    A line begins with a carriage return: local mode lets the next one take its place.
+    Each line begins with a carriage return, and local mode overwrites it with the next line.
     """
 
     trigger = 1, 'iteration'
@@ -37,10 +37,10 @@ class Progress(training.Extension):
 
 
 def plot(names, file_name):
-    """Return a PlotReport of these values over whole epochs."""
+    """Return a PlotReport that draws the values of these names by epoch into a file."""
     from matplotlib import rcParams
 
-    # For light and dark themes: no background, and a grey as far from white as from black, in large type.
+    # For light and dark themes: a transparent background, large type, and a grey midway between both.
     parts = 'text.color axes.labelcolor axes.edgecolor xtick.color ytick.color'.split()
     rcParams.update(dict.fromkeys(parts, '#7a7a7a'))
     rcParams.update({'font.size': 14, 'grid.alpha': 0.5, 'legend.framealpha': 0, 'savefig.transparent': True})
@@ -48,6 +48,7 @@ def plot(names, file_name):
 
 
 def whole_epochs(figure, axes, summary):
+    """Mark only whole epochs on the x axis, as a PlotReport's postprocess."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

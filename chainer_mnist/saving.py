@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process ends; checkpoints among them."""
+"""This module writes files atomically, so that a killed process leaves no partial one, and checkpoints."""
 
 import os
 import sys
@@ -8,14 +8,14 @@ import chainer
 import numpy as np
 from chainer import serializers
 
-# Beside SageMaker's other directories.
+# The directory is beside SageMaker's other directories.
 CHECKPOINTS = os.path.join(os.path.dirname(os.environ.get('SM_INPUT_DIR', '/opt/ml/input')), 'checkpoints')
 
 
 def check_writable(*directories):
-    """Make these directories, but those that are None; exit if one cannot be written to."""
+    """Create these directories, except those that are None. Exits with a sentence if one is not writable."""
     for directory in filter(None, directories):
-        try:  # now, not after an hour of training
+        try:  # fail now, not after an hour of training
             os.makedirs(directory, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as e:
@@ -23,21 +23,22 @@ def check_writable(*directories):
 
 
 def save(path, target, **options):
-    """serializers.save_npz, but a file of that name is always whole, whenever the process is killed."""
+    """Save the target like serializers.save_npz, but atomically: a killed process leaves no partial file."""
     temporary = path + '.tmp'
     try:
         serializers.save_npz(temporary, target, **options)
         os.rename(temporary, path)
-    except BaseException:  # a full disk, say
+    except BaseException:  # for example a full disk
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
 
 
 def keep_checkpoints(trainer, directory, comm=None):
-    """Let the trainer save itself to this directory and go on from what is there; without one do nothing.
+    """Let the trainer save checkpoints to a directory and resume from the newest; if it is None, do nothing.
 
-    comm: the communicator of several processes, each of which calls this.
+    comm: the communicator of several processes, each of which calls this. Exits if only some of them have
+    a directory.
     """
     if comm and len(set(comm.mpi_comm.allgather(bool(directory)))) > 1:
         sys.exit('Mount /opt/ml/checkpoints on every host, or on none.')
@@ -48,15 +49,15 @@ def keep_checkpoints(trainer, directory, comm=None):
 
 
 class Checkpoints(chainer.training.Extension):
-    """Saves the whole trainer after each epoch, and resumes from there when the job is started again.
+    """Saves the trainer's state after each epoch, and restores it when the job is restarted.
 
     SageMaker keeps /opt/ml/checkpoints on S3, so that a job survives its machine (managed spot training).
-    Of several processes each has its own file. The last two epochs stay, because processes that are
-    killed may be an epoch apart.
+    Each process saves its own file. The last two epochs are kept, because killed processes may be an epoch
+    apart.
     """
 
     trigger = 1, 'epoch'
-    priority = -100  # after all that reports
+    priority = -100  # run after the extensions that report
 
     def __init__(self, directory, comm=None):
         self.directory, self.comm = directory, comm
@@ -87,6 +88,6 @@ class Checkpoints(chainer.training.Extension):
                 print(f'Resuming after epoch {max(epochs)} from {self.directory}', flush=True)
 
     def serialize(self, serializer):
-        """Add to the trainer's state NumPy's, which shuffles and distorts."""
+        """Save or load the state of NumPy's random numbers, which shuffle and distort, too."""
         kind, keys, position, _, _ = np.random.get_state()
         np.random.set_state((kind, serializer('keys', keys), serializer('position', position)))

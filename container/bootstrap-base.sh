@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes what `docker build -` makes a base like debian:trixie-slim of to stdout, from the Debian mirror alone.
-# Needs root. $1: amd64, arm64, ...; else the machine's own.
+# This script writes a build context to stdout, from which `docker build -` makes a base like
+# debian:trixie-slim, using the Debian mirror alone. It needs root. $1: amd64, arm64, ...; default: this machine's.
 set -eu
 command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; } >&2
 directory=$(mktemp -d)
@@ -15,7 +15,7 @@ deb http://deb.debian.org/debian-security trixie-security main
 EOF
 rm -rf usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* \
     var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/*
-# A network without a registry often has certificates of its own, which pip must trust.
+# A network without a registry often has its own certificates, which pip must trust.
 if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
     mkdir -p etc/ssl/certs usr/local/share/ca-certificates
     cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
@@ -23,6 +23,6 @@ if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
 fi
 tar -cf ../base.tar .
 cd ..
-# `docker import` would do, but before Docker 23 it says of every image that it is for the engine's own architecture.
+# Not `docker import`: before Docker 23 it labels every image with the engine's own architecture.
 printf 'FROM scratch\nADD base.tar /\nCMD ["bash"]\n' > Dockerfile
 tar -c Dockerfile base.tar

@@ -1,14 +1,47 @@
-"""What the notebook needs on this machine: where AWS is, SageMaker's local mode, MNIST."""
+"""SageMaker's local mode as a package: sessions that need no account, on Docker or plain processes.
+
+from local_mode import image_uri, open_session
+
+session = open_session(embedded=True)  # an S3 of its own
+Chainer(..., instance_type='local', image_uri=image_uri('local'), sagemaker_session=session).fit()
+"""
 
 import logging
 import os
-import pathlib
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONTAINER = ROOT / 'local_mode' / 'container'  # the image's sources, where a wheel has them
-if not CONTAINER.exists():
-    CONTAINER = ROOT / 'container'
+if TYPE_CHECKING:
+    from local_mode.engines.choose import gpu_available
+    from local_mode.errors import EndpointError, EngineError, JobError, LocalModeError
+    from local_mode.names import image_uri
+    from local_mode.session import Session, open_session
 
-# Before anything imports the SDK, which prints otherwise.
+__all__ = [
+    'EndpointError',
+    'EngineError',
+    'JobError',
+    'LocalModeError',
+    'Session',
+    'gpu_available',
+    'image_uri',
+    'open_session',
+]
+
+# Before anything imports the SDK, which prints these otherwise.
 os.environ.setdefault('SAGEMAKER_SUPPRESS_V2_WARNING', '1')  # v3 has no Chainer estimator
 logging.getLogger('sagemaker.config').setLevel(logging.WARNING)
+
+HOMES = {
+    'gpu_available': 'engines.choose',
+    'image_uri': 'names',
+    'Session': 'session',
+    'open_session': 'session',
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and not before: the SDK takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{HOMES.get(name, "errors")}'), name)

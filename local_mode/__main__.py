@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+from importlib import import_module
 
 from local_mode import images
+from local_mode.errors import LocalModeError
 
 
 def main(words: list[str] | None = None) -> None:
@@ -20,10 +22,12 @@ def main(words: list[str] | None = None) -> None:
         'source', help="print the checksum of the image's sources, its label `source`"
     )
     source.set_defaults(run=lambda args: print(images.source()))
+    clean = commands.add_parser('clean', help='remove what your sessions left, and what they use')
+    clean.set_defaults(run=lambda args: import_module('local_mode.clean').clean())
     args = parser.parse_args(words)
     try:
         args.run(args)
-    except RuntimeError as error:
+    except LocalModeError as error:
         sys.exit(str(error))
 
 

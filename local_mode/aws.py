@@ -1,6 +1,8 @@
-"""What stands in for AWS: moto's S3, STS and IAM, served by this process on loopback."""
+"""The stand-in for AWS: moto's S3, STS and IAM, served by this process on loopback."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -16,18 +18,18 @@ class RedirectedSession(boto3.Session):
     would not be enough; and the user's AWS configuration stays untouched.
     """
 
-    def __init__(self, endpoint_url, **kwargs):
+    def __init__(self, endpoint_url: str, **kwargs: Any) -> None:
         super().__init__(region_name=REGION, **kwargs)
         self.endpoint_url = endpoint_url
 
-    def client(self, *args, **kwargs):
+    def client(self, *args: Any, **kwargs: Any) -> Any:
         return super().client(*args, **{**kwargs, 'endpoint_url': self.endpoint_url})
 
-    def resource(self, *args, **kwargs):
+    def resource(self, *args: Any, **kwargs: Any) -> Any:
         return super().resource(*args, **{**kwargs, 'endpoint_url': self.endpoint_url})
 
 
-def start():
+def start() -> tuple[RedirectedSession, Callable[[], None]]:
     """Start an embedded AWS; return (boto session, function that stops it).
 
     Only this machine reaches it, and containers need not: the session hands them files. The

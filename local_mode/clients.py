@@ -1,91 +1,145 @@
-"""What the SDK calls in local mode in place of AWS's API: training jobs, endpoints, batch transform."""
+"""An in-process SageMaker API for local mode: training, processing and transform jobs, and endpoints."""
 
 import contextlib
 import json
-import os
 import secrets
-import shutil
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 from local_mode import endpoints
-from local_mode.docker import LABEL, check, check_succeeded, docker, remove_containers
+from local_mode.endpoints import label
+from local_mode.errors import EndpointError, EngineError, JobError
+from local_mode.instances import Instances, ServingInstance
 from local_mode.s3 import artifacts, checkpoints, local_copy, read_failure
-from local_mode.sdk import Container, ServingContainer
+from local_mode.transform import TransformJob
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
     """Jobs and endpoints in containers of this machine."""
 
-    def create_training_job(self, **request):
-        """Run a training job; RuntimeError with the script's traceback where it fails."""
-        name, algorithm = request['TrainingJobName'], request['AlgorithmSpecification']
-        resources, output = request['ResourceConfig'], request['OutputDataConfig']
-        check(algorithm['TrainingImage'])
+    sagemaker_session: Any
+
+    def create_training_job(
+        self,
+        TrainingJobName: str,
+        AlgorithmSpecification: dict[str, Any],
+        OutputDataConfig: dict[str, Any],
+        ResourceConfig: dict[str, Any],
+        InputDataConfig: list[dict[str, Any]] | None = None,
+        Environment: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Run a training job; JobError with the script's traceback where it fails."""
         session = self.sagemaker_session
-        before = set(os.listdir(session.directory))
+        session.engine.check(AlgorithmSpecification['TrainingImage'])
+        request = dict(
+            TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
+            OutputDataConfig=OutputDataConfig, ResourceConfig=ResourceConfig,
+            InputDataConfig=InputDataConfig or [], Environment=Environment or {}, **more,
+        )  # fmt: skip
+        instances = Instances(
+            ResourceConfig['InstanceType'],
+            ResourceConfig['InstanceCount'],
+            AlgorithmSpecification['TrainingImage'],
+            session,
+            container_entrypoint=AlgorithmSpecification.get('ContainerEntrypoint'),
+            container_arguments=AlgorithmSpecification.get('ContainerArguments'),
+        )
+        instances.label(job=TrainingJobName)
+        job: Any = entities._LocalTrainingJob(instances)
+        self._training_jobs[TrainingJobName] = job
+        job.request = request
+        try:
+            self.train(job, instances, request)
+        except Exception as e:
+            failure = read_failure(session, OutputDataConfig['S3OutputPath'], TrainingJobName) or str(e)
+            job.state, request['FailureReason'] = 'Failed', failure
+            if isinstance(e, RuntimeError):
+                raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
+            raise
+        finally:
+            if OutputDataConfig['S3OutputPath']:  # else its artifacts stay where they are
+                instances.discard()
+            else:
+                session.remove_containers(instances.labels)
+
+    def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
+        """Run a job's containers to their end, or to that of MaxRuntimeInSeconds."""
+        name, output = request['TrainingJobName'], request['OutputDataConfig']
         hyperparameters = dict(request.get('HyperParameters') or {})
         if SUBMIT_DIRECTORY in hyperparameters:
             code = json.loads(hyperparameters[SUBMIT_DIRECTORY])
-            hyperparameters[SUBMIT_DIRECTORY] = json.dumps(local_copy(session, code))
+            hyperparameters[SUBMIT_DIRECTORY] = json.dumps(local_copy(instances.sagemaker_session, code))
         # What the hosts of a job log in to each other with, see sagemaker_chainer_container/mpi.py.
-        environment = {**(request.get('Environment') or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
-        container = Container(
-            resources['InstanceType'], resources['InstanceCount'], algorithm['TrainingImage'], session,
-            algorithm.get('ContainerEntrypoint'), algorithm.get('ContainerArguments'),
-        )  # fmt: skip
-        container.label(job=name)
-        if resources['InstanceCount'] > 1:  # each would take this machine's cores for its own
-            cpus = int(docker('info', '--format', '{{.NCPU}}')) / resources['InstanceCount']
-            container.options['cpus'] = cpus
-        job = self._training_jobs[name] = entities._LocalTrainingJob(container)
-        job.request = request
+        environment = {**request['Environment'], 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
-        try:
-            with (
-                kept_checkpoints(session, container, request.get('CheckpointConfig')),
-                stopped_after(limit, name) as stopped,
-            ):
-                job.start(request.get('InputDataConfig') or [], output, hyperparameters, environment, name)
-                check_succeeded(name)
-            if stopped:  # as on SageMaker, with what there is so far
-                job.state = 'Stopped'
-                job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
-                print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
-        except Exception as e:
-            failure = read_failure(session, output['S3OutputPath'], name) or str(e)
-            job.state, request['FailureReason'] = 'Failed', failure
-            if isinstance(e, RuntimeError):
-                raise RuntimeError(f'Training job {name} failed. {failure}') from None
-            raise
-        finally:
-            if output['S3OutputPath'].startswith('s3://'):
-                # The SDK leaves the channels here, some 200 MB a job.
-                for left in set(os.listdir(session.directory)) - before:
-                    shutil.rmtree(os.path.join(session.directory, left), ignore_errors=True)
-            session.remove_stopped_containers()
+        with (
+            kept_checkpoints(instances, request.get('CheckpointConfig'), environment),
+            stopped_after(limit, instances) as stopped,
+        ):
+            job.start(request['InputDataConfig'], output, hyperparameters, environment, name)
+        if stopped:  # as on SageMaker, with what there is so far
+            job.state = 'Stopped'
+            job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
+            print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
 
-    def describe_training_job(self, TrainingJobName):
+    def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return what was asked for, and what has come of it."""
         described = super().describe_training_job(TrainingJobName)
-        request = self._training_jobs[TrainingJobName].request
+        request = getattr(self._training_jobs[TrainingJobName], 'request', None)
+        if request is None:  # it is a plain session's: the SDK has them all in one table
+            return described
         output = {'KmsKeyId': '', **request['OutputDataConfig']}
         # Environment: without what create_training_job has added.
-        return {**described, 'Environment': {}, **request, 'OutputDataConfig': output}
+        return {**described, **request, 'OutputDataConfig': output}
 
-    def list_tags(self, ResourceArn, **_):
+    def create_processing_job(
+        self,
+        ProcessingJobName: str,
+        AppSpecification: dict[str, Any],
+        ProcessingResources: dict[str, Any],
+        Environment: dict[str, Any] | None = None,
+        ProcessingInputs: list[dict[str, Any]] | None = None,
+        ProcessingOutputConfig: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Run a processing job; JobError with the end of its log where it fails."""
+        session, cluster = self.sagemaker_session, ProcessingResources['ClusterConfig']
+        session.engine.check(AppSpecification['ImageUri'])
+        instances = Instances(
+            cluster['InstanceType'],
+            cluster['InstanceCount'],
+            AppSpecification['ImageUri'],
+            session,
+            container_entrypoint=AppSpecification.get('ContainerEntrypoint'),
+            container_arguments=AppSpecification.get('ContainerArguments'),
+        )
+        instances.label(processing=ProcessingJobName)
+        job = self._processing_jobs[ProcessingJobName] = entities._LocalProcessingJob(instances)
+        inputs, outputs = ProcessingInputs or [], ProcessingOutputConfig or {}
+        try:
+            job.start(inputs, outputs, Environment or {}, ProcessingJobName)
+        except RuntimeError as e:
+            job.state = 'Failed'
+            raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+        finally:
+            instances.discard()
+
+    def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:
         """Return no tags: nothing here has any."""
         return {'Tags': []}
 
-    def create_endpoint(self, EndpointName, EndpointConfigName, Tags=None):
-        """Start an endpoint and return once it answers; RuntimeError with its log if it stops."""
+    def create_endpoint(self, EndpointName: str, EndpointConfigName: str, Tags: Any = None) -> None:
+        """Start an endpoint and return once it answers; EndpointError with its log if it stops."""
         session = self.sagemaker_session
-        endpoint = entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
+        endpoint: Any = entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
         model, variant = endpoint.primary_container, endpoint.production_variant
         if variant['InitialInstanceCount'] != 1:
             raise ValueError('In local mode an endpoint has one instance: deploy(1, ...).')
-        check(model['Image'])
-        if endpoints.find(EndpointName):
+        session.engine.check(model['Image'])
+        if endpoints.find(session.engine, EndpointName):
             raise endpoints.error(
                 'CreateEndpoint',
                 'ValidationException',
@@ -93,26 +147,34 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             )
         endpoints.check_serving_port(session)
         endpoint.port = session.serving_port
-        endpoint.container = ServingContainer(variant['InstanceType'], 1, model['Image'], session)
-        endpoint.container.label(endpoint=EndpointName, port=endpoint.port, config=EndpointConfigName)
+        endpoint.container = ServingInstance(variant['InstanceType'], 1, model['Image'], session)
+        endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
         self._endpoints[EndpointName] = endpoint
         try:
             endpoint.container.serve(model['ModelDataUrl'], model['Environment'])
+        except EngineError as e:
+            self.delete_endpoint(EndpointName)
+            raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
         except BaseException:
             self.delete_endpoint(EndpointName)
             raise
         endpoint.state = endpoint._IN_SERVICE
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
-    def running(self, name):
+    def running(self, name: str) -> Any:
         """Return this process's endpoint of that name while its container runs, or None."""
         endpoint = self._endpoints.get(name)
         thread = endpoint and endpoint.container.container
         return endpoint if thread and thread.is_alive() else None
 
-    def describe_endpoint(self, EndpointName):
+    def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         """Describe an endpoint of this process or of another one."""
-        if self.running(EndpointName) or not (other := endpoints.find(EndpointName)):
+        other = (
+            None
+            if self.running(EndpointName)
+            else endpoints.find(self.sagemaker_session.engine, EndpointName)
+        )
+        if not other:
             return super().describe_endpoint(EndpointName)
         return {
             'EndpointName': EndpointName,
@@ -120,67 +182,77 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             'EndpointStatus': entities._LocalEndpoint._IN_SERVICE,
         }
 
-    def delete_endpoint(self, EndpointName):
+    def delete_endpoint(self, EndpointName: str) -> None:
         """Stop an endpoint and remove its container, also that of another process."""
         if EndpointName in self._endpoints:
-            container = self._endpoints.pop(EndpointName).container
-            if container.container_root:  # it has been started
-                with contextlib.suppress(FileNotFoundError):  # `make clean` has been here
-                    container.stop_serving()
-            self.sagemaker_session.remove_stopped_containers()
+            self._endpoints.pop(EndpointName).stop()
         else:
-            while other := endpoints.find(EndpointName):
-                remove_containers(other.session, f'label={LABEL}.endpoint={EndpointName}')
+            self.sagemaker_session.engine.remove({label('endpoint'): EndpointName})
 
-    def create_transform_job(self, **request):
-        """Run a batch transform job, its container on the session's port; RuntimeError where it fails."""
-        name, source = request['TransformJobName'], request['TransformInput']
-        check(self.describe_model(request['ModelName'])['PrimaryContainer']['Image'])
-        endpoints.check_serving_port(self.sagemaker_session)
-        request['TransformInput'] = {'ContentType': None, **source}
-        if source.get('SplitType') in (None, 'None'):  # whole files; to join them the SDK takes them for text
-            request['BatchStrategy'] = 'SingleRecord'
+    def create_transform_job(
+        self,
+        TransformJobName: str,
+        ModelName: str,
+        TransformInput: dict[str, Any],
+        TransformOutput: dict[str, Any],
+        TransformResources: dict[str, Any],
+        **more: Any,
+    ) -> None:
+        """Run a batch transform job, its container on the session's port; JobError where it fails."""
+        session = self.sagemaker_session
+        session.engine.check(self.describe_model(ModelName)['PrimaryContainer']['Image'])
+        endpoints.check_serving_port(session)
+        if TransformInput.get('SplitType') in (
+            None,
+            'None',
+        ):  # whole files; to join them the SDK takes them for text
+            more['BatchStrategy'] = 'SingleRecord'
+        job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:
-            super().create_transform_job(**request)
-        except endpoints.ClientError as e:
-            raise RuntimeError(f'Transform job {name} failed. {e}') from None
+            job.start({'ContentType': None, **TransformInput}, TransformOutput, TransformResources, **more)
+        except (endpoints.ClientError, RuntimeError) as e:
+            raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
         finally:
-            container = self._transform_jobs[name].container
-            # Else it has not started, or has come to its end.
-            if container and container.container_root and os.path.exists(container.container_root):
-                container.stop_serving()
-            self.sagemaker_session.remove_stopped_containers()
+            job.stop()
 
 
 @contextlib.contextmanager
-def kept_checkpoints(session, container, config):
-    """Let the job's container have the directory of a CheckpointConfig, if there is one."""
+def kept_checkpoints(
+    instances: Instances, config: dict[str, str] | None, environment: dict[str, str]
+) -> Iterator[None]:
+    """Let the job's containers have the directory of a CheckpointConfig, if there is one.
+
+    SM_CHECKPOINT_DIR names it to the script: without Docker it is elsewhere.
+    """
     if not config:
         yield
         return
-    with checkpoints(session, config['S3Uri']) as directory:
-        container.mounts[config.get('LocalPath') or '/opt/ml/checkpoints'] = directory
+    inside = config.get('LocalPath') or '/opt/ml/checkpoints'
+    environment.setdefault('SM_CHECKPOINT_DIR', inside)
+    with checkpoints(instances.sagemaker_session, config['S3Uri']) as directory:
+        instances.mounts[inside] = directory
         yield
 
 
 @contextlib.contextmanager
-def stopped_after(seconds, job):
+def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[bool]]:
     """Stop the job's containers after so many seconds; yield a list, which is then not empty."""
-    over, stopped = threading.Event(), []
+    over, engine = threading.Event(), instances.engine
+    stopped: list[bool] = []
 
-    def watch():
+    def watch() -> None:
         if not over.wait(seconds):
             stopped.append(True)
             while not over.wait(1):  # until there is a container, if need be
-                if running := docker('ps', '--quiet', f'--filter=label={LABEL}.job={job}').split():
+                if running := engine.find(instances.labels):
                     # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    docker('stop', '--time', '120', *running)
+                    engine.stop([container.name for container in running], 120)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield stopped
-    except RuntimeError:
+    except JobError:
         if not stopped:
             raise
     finally:

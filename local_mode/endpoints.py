@@ -1,66 +1,101 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
-import collections
-import copy
+import dataclasses
 import socket
+from typing import Any
 
 import urllib3
 from botocore.exceptions import ClientError
-from local_mode.docker import LABEL, docker
-from local_mode.sdk import get_docker_host
+from local_mode.engines.interface import Engine
+from local_mode.errors import EndpointError, EngineError
+from local_mode.names import LABEL
 from local_mode.versions import local_session
 
-Endpoint = collections.namedtuple('Endpoint', 'container session port config')
+
+@dataclasses.dataclass
+class Endpoint:
+    """An endpoint of this machine, whichever process deployed it."""
+
+    container: str
+    session: str
+    port: int
+    config: str
 
 
-def find(name):
-    """Return the Endpoint of this name, whichever process deployed it, or None."""
-    columns = ' '.join(f'{{{{.Label "{LABEL}{label}"}}}}' for label in ('', '.port', '.config'))
-    found = docker('ps', f'--filter=label={LABEL}.endpoint={name}', '--format', '{{.Names}} ' + columns)
-    return Endpoint(*found.splitlines()[0].split()) if found else None
+def label(name: str) -> str:
+    """Return the label of a container that says what it is for: LABEL.name."""
+    return f'{LABEL}.{name}'
 
 
-def error(operation, code, message):
+def find(engine: Engine, name: str) -> Endpoint | None:
+    """Return the endpoint of this name, or None."""
+    port, config = label('port'), label('config')
+    for found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]):
+        return Endpoint(found.name, found.labels[LABEL], int(found.labels[port]), found.labels[config])
+    return None
+
+
+def error(operation: str, code: str, message: str) -> ClientError:
     return ClientError({'Error': {'Code': code, 'Message': message}}, operation)
 
 
-def silence(name, port):
+def silence(name: str, port: int) -> str:
     return f'Nothing answers on port {port}: has the endpoint {name} stopped?'
 
 
 class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     """Requests to endpoints of this machine, with errors raised as on AWS."""
 
-    timeout = 60  # seconds, as on AWS; the SDK would wait for ever
+    timeout = 60.0  # seconds, as on AWS; the SDK would wait for ever
 
-    def __init__(self, session):
+    def __init__(self, session: Any) -> None:
         super().__init__(session.config)
         self.session = session
         self.http = urllib3.PoolManager(timeout=self.timeout)
 
-    def invoke_endpoint(self, Body, EndpointName, *args, **kwargs):
+    def invoke_endpoint(
+        self,
+        Body: Any,
+        EndpointName: str,
+        ContentType: str | None = None,
+        Accept: str | None = None,
+        CustomAttributes: str | None = None,
+        TargetModel: str | None = None,
+        TargetVariant: str | None = None,
+        InferenceId: str | None = None,
+    ) -> dict[str, Any]:
         """Send a request; ClientError ValidationError for an unknown name, ModelError for a 4xx, a 5xx or
         no answer in time.
         """
-        there = copy.copy(self)  # requests may go to several endpoints at a time
-        there.serving_port = port = self.port(EndpointName)
-        try:
-            response = super(RuntimeClient, there).invoke_endpoint(Body, EndpointName, *args, **kwargs)
-        except urllib3.exceptions.ReadTimeoutError:
-            raise error(
-                'InvokeEndpoint', 'ModelError', f'The container did not answer within {self.timeout} s.'
-            ) from None
-        except urllib3.exceptions.HTTPError as e:
-            raise ConnectionError(f'{silence(EndpointName, port)} ({e})') from None
-        body = response['Body']
+        port = self.port(EndpointName)
+        headers = {
+            'Content-Type': ContentType,
+            'Accept': Accept,
+            'X-Amzn-SageMaker-Custom-Attributes': CustomAttributes,
+            'X-Amzn-SageMaker-Target-Model': TargetModel,
+            'X-Amzn-SageMaker-Target-Variant': TargetVariant,
+            'X-Amzn-SageMaker-Inference-Id': InferenceId,
+        }
+        given = {name: value for name, value in headers.items() if value is not None}
+        body = self.request(EndpointName, port, Body.encode() if isinstance(Body, str) else Body, given)
         if body.status >= 400:
             text = body.read().decode('utf-8', 'replace').strip()
             raise error(
                 'InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}'
             )
-        return response
+        return {'Body': body, 'ContentType': Accept}
 
-    def port(self, name):
+    def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
+        url = f'http://{self.session.engine.host}:{port}/invocations'
+        try:
+            return self.http.request('POST', url, body=body, preload_content=False, headers=headers)
+        except urllib3.exceptions.ReadTimeoutError:
+            message = f'The container did not answer within {self.timeout:g} s.'
+            raise error('InvokeEndpoint', 'ModelError', message) from None
+        except urllib3.exceptions.HTTPError as e:
+            raise ConnectionError(f'{silence(name, port)} ({e})') from None
+
+    def port(self, name: str) -> int:
         """Return the port on which the endpoint answers; ClientError where there is none of this name."""
         if not name:  # the SDK's batch transform asks so
             return self.session.serving_port
@@ -68,8 +103,8 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         if not (endpoint := client.running(name)):
             known = client._endpoints.get(name)
             try:
-                endpoint = find(name)
-            except RuntimeError:  # Docker does not answer
+                endpoint = find(self.session.engine, name)
+            except EngineError:  # it does not answer
                 if not known:
                     raise
             if known and not endpoint:  # at its port another one may answer
@@ -80,23 +115,22 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         return int(endpoint.port)
 
 
-def check_serving_port(session):
-    """Raise RuntimeError if another program answers where the endpoint is to answer."""
-    port = session.serving_port
+def check_serving_port(session: Any) -> None:
+    """Raise EndpointError if another program answers where the endpoint is to answer."""
+    port, engine = session.serving_port, session.engine
     with socket.socket() as s:
-        if s.connect_ex((get_docker_host(), port)):
+        if s.connect_ex((engine.host, port)):
             return
-    columns = f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}'
-    taken = docker('ps', f'--filter=publish={port}', f'--filter=label={LABEL}', '--format', columns).split()
+    taken = engine.find({label('port'): str(port)}, want=[LABEL])
     if not taken:
         who, remedy = 'another program', 'Stop it'
-    elif taken[1] == session.name:
+    elif taken[0].labels[LABEL] == session.name:
         who = 'an earlier endpoint of this notebook'
         remedy = 'Delete that one with predictor.delete_endpoint()'
     else:
-        who = f'an endpoint of another notebook, container {taken[0]}'
-        remedy = f'If that notebook is gone, remove it with `docker rm -f {taken[0]}`'
-    raise RuntimeError(
+        who = f'an endpoint of another notebook, container {taken[0].name}'
+        remedy = f'If that notebook is gone, remove it with `{engine.removal(taken[0].name)}`'
+    raise EndpointError(
         f'Port {port} is taken by {who}; its answers would pass for those of your new model. '
         f'{remedy}, or use another port: open_session(serving_port={port + 1}).'
     )

@@ -1,4 +1,4 @@
-"""Gets what trains and hosts: the image, published or built, or its packages for processes without Docker.
+"""The image, pulled or built; without Docker, its packages for processes.
 
 Needs nothing but Python, so that a workflow can ask for source() with no package installed.
 """
@@ -16,9 +16,12 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from local_mode import CONTAINER
-from local_mode.docker import docker, image_uri
+from local_mode.engines.docker import docker
+from local_mode.errors import EngineError, LocalModeError
+from local_mode.names import image_uri
+from local_mode.places import container_directory
 
+CONTAINER = container_directory()
 LOCKS = CONTAINER.parent / 'locks'
 DEBIAN = 'sagemaker-chainer-base:trixie'  # the base, where the registry's cannot be had
 APART = 'build', '__pycache__'  # directories that builds and imports leave
@@ -74,7 +77,7 @@ def inspect(image: str, form: str) -> str:
     """Return what Docker knows of an image, an empty string of one that is not here."""
     try:
         return docker('image', 'inspect', '--format', form, image).strip()
-    except RuntimeError:
+    except EngineError:
         return ''
 
 
@@ -105,7 +108,7 @@ def pulled(name: str, platform: str) -> bool:
     """Return whether this image could be pulled."""
     try:
         return bool(docker('pull', '--platform', platform, name))
-    except RuntimeError:
+    except EngineError:
         return False
 
 
@@ -140,7 +143,7 @@ def make_base(name: str, platform: str) -> None:
         command = ['docker', 'build', '--quiet', '--platform', platform, '--tag', name, '-']
         built = subprocess.run(command, stdin=bootstrap.stdout, stdout=subprocess.DEVNULL)
     if bootstrap.returncode or built.returncode:
-        raise RuntimeError(
+        raise LocalModeError(
             'Without a registry the base needs debootstrap, which Debian and Ubuntu have, and root.'
         )
 
@@ -198,9 +201,9 @@ def install(*what: str, **environment: str) -> None:
 
 
 def run(command: list[str], **options: Any) -> None:
-    """Run a command. RuntimeError with the last lines of its output if it fails."""
+    """Run a command. LocalModeError with the last lines of its output if it fails."""
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
     done = subprocess.run(command, **streams, **options)
     if done.returncode:
         last = '\n'.join(done.stdout.splitlines()[-30:])
-        raise RuntimeError(f'`{" ".join(command)}` failed:\n{last}')
+        raise LocalModeError(f'`{" ".join(command)}` failed:\n{last}')

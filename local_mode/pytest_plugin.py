@@ -2,12 +2,14 @@
 
 import contextlib
 import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 
 @pytest.fixture(scope='session')
-def local_sagemaker():
+def local_sagemaker() -> Iterator[Any]:
     """A Session with an AWS of its own, for all tests; with the last of them all that it started goes."""
     from local_mode.session import open_session  # imports the SDK, which takes seconds
 
@@ -16,7 +18,7 @@ def local_sagemaker():
 
 
 @pytest.fixture
-def local_endpoint(local_sagemaker):
+def local_endpoint(local_sagemaker: Any) -> Iterator[Callable[..., Any]]:
     """A function that deploys an estimator or a model in a container and returns its predictor.
 
     Its arguments are those of deploy(), by default one local instance. Each endpoint has a port of its own.
@@ -25,7 +27,9 @@ def local_endpoint(local_sagemaker):
     client = local_sagemaker.sagemaker_client
     with contextlib.ExitStack() as stack:
 
-        def deploy(model, initial_instance_count=1, instance_type='local', **kwargs):
+        def deploy(
+            model: Any, initial_instance_count: int = 1, instance_type: str = 'local', **kwargs: Any
+        ) -> Any:
             before = set(client._endpoints)
             predictor = model.deploy(initial_instance_count, instance_type, **kwargs)
             for name in set(client._endpoints) - before:
@@ -36,7 +40,8 @@ def local_endpoint(local_sagemaker):
         yield deploy
 
 
-def free_port():
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]

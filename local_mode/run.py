@@ -1,7 +1,8 @@
 """Run a notebook, by default the tutorial, without a person: `python -m local_mode.run [NOTEBOOK]`.
 
-Writes it to output/ as .ipynb and .html, also where a cell fails (exit status 1),
-and prints what the cells print, then how long each stage took. On a pad that a cell shows it draws a digit.
+Writes it to output/ in the current directory, as .ipynb and .html, also where a cell fails (exit status 1).
+Prints what the cells print, then how long each stage took and, last, why it failed. On a pad that a cell
+shows it draws a digit.
 """
 
 import html
@@ -10,31 +11,36 @@ import pathlib
 import re
 import sys
 import time
+from typing import Any
 
 import nbclient
 import nbconvert
 import nbformat
 import numpy as np
 from jupyter_client.utils import ensure_async
-from local_mode import ROOT
+
+from digit_pad import hand, raster, ways
 
 PAD = 'class="digit-pad"'
-# In the notebook: what predictor makes of data. pad/kernel.js asks it, too.
+# In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
 PREDICT = (
     '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)'
     '.ravel().tolist()'
 )
-NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
+NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
 
 
 class Client(nbclient.NotebookClient):
     """A NotebookClient that shows the cells' text as it comes, and times the stages."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stage, self.stages = '', {}
+        self.stage = ''
+        self.stages: dict[str, float] = {}
 
-    async def async_execute_cell(self, cell, cell_index, **kwargs):
+    async def async_execute_cell(  # type: ignore[override]
+        self, cell: nbformat.NotebookNode, cell_index: int, **kwargs: Any
+    ) -> Any:
         if cell.cell_type == 'markdown':
             heading = re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
             if heading:
@@ -52,17 +58,16 @@ class Client(nbclient.NotebookClient):
         finally:
             self.stages[self.stage] = self.stages.get(self.stage, 0) + time.monotonic() - start
 
-    async def draw(self):
+    async def draw(self) -> dict[str, Any]:
         """Do what a reader and the pad do: draw a digit, put it into the notebook's data, ask the endpoint.
 
         Returns what the pad in the saved page shows: strokes, and ten scores or None.
         """
-        from drawings import hand, raster, ways  # of this project, not of the package
-
         (way, *_) = hand.parse(ways.WAYS[3])
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
-        sent = self.kc.execute(
+        kernel: Any = self.kc
+        sent = kernel.execute(
             f'data = [{pixels}]', silent=True, user_expressions={'answer': PREDICT}, reply=True, timeout=60
         )
         answer = (await ensure_async(sent))['content']['user_expressions']['answer']
@@ -72,15 +77,15 @@ class Client(nbclient.NotebookClient):
             scores = None
         return {'strokes': strokes, 'answer': scores if np.shape(scores) == (10,) else None}
 
-    def output(self, outs, msg, display_id, cell_index):
+    def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
         if msg['msg_type'] == 'stream':
             print(msg['content']['text'], end='', flush=True)
         return super().output(outs, msg, display_id, cell_index)
 
 
-def join(outputs):
+def join(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """Return outputs, adjacent ones of a stream as one, without what a progress bar has written over."""
-    joined = []
+    joined: list[nbformat.NotebookNode] = []
     for output in outputs:
         if joined and output.output_type == 'stream' and joined[-1].get('name') == output.name:
             joined[-1].text += output.text
@@ -92,38 +97,48 @@ def join(outputs):
     return joined
 
 
-def main(path=NOTEBOOK):
-    """Execute, save, and report; return the exit status."""
+def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('output')) -> int:
+    """Execute a notebook, save it in a directory, and report; return the exit status."""
     start = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    client = Client(
-        notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}
-    )
+    resources = {'metadata': {'path': str(path.absolute().parent)}}
+    client = Client(notebook, timeout=None, kernel_name='python3', resources=resources)
+    failure = ''
     try:
         client.execute()
-        status = 0
     except nbclient.exceptions.CellExecutionError as e:
         print(e, file=sys.stderr)
-        status = 1
+        failure = f'{e.ename}: {e.evalue}'
     finally:
-        for cell in notebook.cells:
-            if cell.cell_type == 'code':
-                cell.outputs = join(cell.outputs)
-        output = ROOT / 'output' / path.name
-        output.parent.mkdir(exist_ok=True)
-        nbformat.write(notebook, output)
-        # A page that asks no other server. No cell has formulas or needs RequireJS.
-        exporter = nbconvert.HTMLExporter(mathjax_url='', require_js_url='', jquery_url='')
-        page, _ = exporter.from_notebook_node(notebook)
-        output.with_suffix('.html').write_text(page, encoding='utf-8')
-    total = time.monotonic() - start
+        saved = save(notebook, output / path.name)
+    report(client.stages, time.monotonic() - start)
+    print(f'\n{saved}\n{saved.with_suffix(".html")}', flush=True)
+    if failure:  # last: the SDK's dependency rich has tracebacks end in boxes, and nbclient shows none of it
+        print(f'\nThe notebook failed in "{client.stage}". {failure}', file=sys.stderr)
+    return bool(failure)
+
+
+def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
+    """Write a notebook to this path, and as a page beside it; return the path, absolute."""
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            cell.outputs = join(cell.outputs)
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    # A page that asks no other server. No cell has formulas or needs RequireJS.
+    exporter = nbconvert.HTMLExporter(mathjax_url='', require_js_url='', jquery_url='')
+    page, _ = exporter.from_notebook_node(notebook)
+    path.with_suffix('.html').write_text(page, encoding='utf-8')
+    return path.absolute()
+
+
+def report(stages: dict[str, float], total: float) -> None:
+    """Print how long each stage took."""
     print('\n{:<44} seconds'.format('stage'))
-    for stage, seconds in client.stages.items():
+    for stage, seconds in stages.items():
         if seconds >= 0.05:
             print(f'{stage:<44} {seconds:7.1f}')
     print('{:<44} {:7.1f}'.format('in all, with start and end of the kernel', total))
-    print('\n{}\n{}'.format(output, output.with_suffix('.html')))
-    return status
 
 
 if __name__ == '__main__':

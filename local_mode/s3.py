@@ -1,10 +1,15 @@
-"""What comes from S3 and goes there: the user's code, why a job failed, checkpoints. file:// counts as S3."""
+"""Transfers between S3 and job directories: the user's code, the failure file, checkpoints.
+
+A URI may also be file://.
+"""
 
 import contextlib
 import os
 import tarfile
 import tempfile
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import botocore.exceptions
 from local_mode.versions import S3Downloader, parse_s3_url
@@ -12,7 +17,7 @@ from local_mode.versions import S3Downloader, parse_s3_url
 SYNC = 5  # seconds between looks for new checkpoints
 
 
-def local_copy(session, code):
+def local_copy(session: Any, code: str) -> str:
     """Unpack the user's code from S3, as SageMaker does; return it as a file:// directory.
 
     The SDK mounts a file:// directory at /opt/ml/code, so that containers need no S3. Its own local_code
@@ -28,22 +33,24 @@ def local_copy(session, code):
     return 'file://' + directory
 
 
-def artifacts(output, job):
+def artifacts(output: str, job: str) -> str:
     """Return where below a job's output path the SDK puts its artifacts."""
     return output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
 
 
-def read_failure(session, output, job):
+def read_failure(session: Any, output: str, job: str) -> str:
     """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
     try:
         with open_tar(session, artifacts(output, job) + '/output.tar.gz') as tar:
-            return tar.extractfile('failure').read().decode('utf-8', 'replace')
+            failure = tar.extractfile('failure')
+            return failure.read().decode('utf-8', 'replace') if failure else ''
     except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
         return ''  # there is no such output
 
 
 @contextlib.contextmanager
-def open_tar(session, uri):
+def open_tar(session: Any, uri: str) -> Iterator[tarfile.TarFile]:
+    """Yield a tar file at a URI, open."""
     if uri.startswith('file://'):
         with tarfile.open(uri[len('file://') :]) as tar:
             yield tar
@@ -55,7 +62,7 @@ def open_tar(session, uri):
 
 
 @contextlib.contextmanager
-def checkpoints(session, uri):
+def checkpoints(session: Any, uri: str) -> Iterator[str]:
     """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
 
     On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
@@ -70,9 +77,10 @@ def checkpoints(session, uri):
         S3Downloader.download(uri.rstrip('/') + '/', directory, sagemaker_session=session)
         bucket, prefix = parse_s3_url(uri)
         seen = set(written(directory))
-        over, failures = threading.Event(), []
+        over = threading.Event()
+        failures: list[Exception] = []
 
-        def keep():
+        def keep() -> None:
             ended = False
             while not ended:
                 ended = over.wait(SYNC)  # and once more after the end
@@ -98,7 +106,7 @@ def checkpoints(session, uri):
             raise RuntimeError(f'Checkpoints could not be written to {uri}: {failures[0]}')
 
 
-def written(directory):
+def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield (path, (time, size)) of each file below a directory."""
     for root, _, names in os.walk(directory):
         for name in names:

@@ -2,107 +2,129 @@
 
 import atexit
 import contextlib
+import copy
 import logging
 import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import boto3
-from local_mode import aws
+from local_mode import aws, patches
 from local_mode.clients import SagemakerClient
-from local_mode.docker import LABEL, choose_engine, remove_containers
-from local_mode.endpoints import RuntimeClient
-from local_mode.versions import PACKAGE, SessionSettings, local_session
+from local_mode.endpoints import RuntimeClient, label
+from local_mode.engines.choose import choose
+from local_mode.engines.interface import Engine
+from local_mode.errors import EngineError
+from local_mode.names import LABEL, of_this_user
+from local_mode.versions import PACKAGE, SessionSettings, image, local_session
 
-if PACKAGE == 'sagemaker':
-    import local_mode.estimator  # noqa: F401
-else:
-    import local_mode.trainer  # noqa: F401
-
-logging.getLogger('sagemaker').setLevel(logging.WARNING)  # INFO says, on red, what one sees
+__all__ = ['Session', 'open_session']
 
 
 class Session(local_session.LocalSession):
-    """A LocalSession which leaves nothing behind.
+    """A LocalSession that runs on an engine of ours and leaves nothing behind.
 
     boto_session: where S3, STS and IAM are. serving_port: the port of this machine on which
-    endpoints answer, 8080 by default. close() stops and removes what the session started;
-    it also runs when the interpreter exits.
+    endpoints answer, 8080 by default. engine: Docker or processes, by default as LOCAL_MODE or this machine
+    say. All else is passed on to the SDK's class. close() stops and removes what the session started; it
+    also runs when the interpreter exits.
     """
 
-    def __init__(self, boto_session=None, serving_port=8080, sagemaker_config=None):
-        self.name = uuid.uuid4().hex[:12]
-        super().__init__(boto_session=boto_session, sagemaker_config=sagemaker_config)
+    def __init__(
+        self,
+        boto_session: boto3.Session | None = None,
+        serving_port: int = 8080,
+        sagemaker_config: dict[str, Any] | None = None,
+        engine: Engine | None = None,
+        **kwargs: Any,
+    ) -> None:
+        patches.apply()
+        self.name, self.opener = uuid.uuid4().hex[:12], os.getpid()
+        self.engine = engine or choose()
+        if sagemaker_config is not None:  # LocalPipelineSession, which may be mixed in, does not know it
+            kwargs['sagemaker_config'] = sagemaker_config
+        super().__init__(boto_session=boto_session, **kwargs)
         self.sagemaker_client = SagemakerClient(self)
         self.sagemaker_runtime_client = RuntimeClient(self)
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
         self.settings = SessionSettings(local_download_dir=self.directory)  # where the SDK packs the script
         self.set_serving_port(serving_port)
-        self.stop_aws = None
+        self.stop_aws: Callable[[], None] | None = None
         atexit.register(self.close)
 
-    def set_serving_port(self, serving_port):
+    def set_serving_port(self, serving_port: int) -> None:
         """Let the next endpoint answer on this port of this machine."""
         self.serving_port = serving_port
-        self.config = {
-            'local': {
-                'serving_port': serving_port,
-                'container_root': self.directory,
-                'container_config': {'labels': {LABEL: self.name}, 'init': True},
-            }
+        self.config = {'local': {'serving_port': serving_port, 'container_root': self.directory}}
+
+    def in_own_directory(self) -> 'Session':
+        """Return this session, as a job sees it: all that the SDK writes is in a new directory below."""
+        own: Any = copy.copy(self)
+        own.directory = tempfile.mkdtemp(dir=self.directory)
+        own._config = {'local': {**self.config['local'], 'container_root': own.directory}}
+        return own
+
+    def labels(self) -> dict[str, str]:
+        """Return the labels of this session's containers; those beside its name are what clean() goes by."""
+        return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
+
+    def credentials(self) -> dict[str, str]:
+        """Return the variables that give a container this session's credentials."""
+        if not self.stop_aws:
+            return dict(pair.split('=', 1) for pair in image._aws_credentials(self.boto_session) or [])
+        # Those of the embedded AWS do not expire: nobody need ask EC2's metadata service for better ones.
+        keys: Any = self.boto_session.get_credentials()
+        return {
+            'AWS_ACCESS_KEY_ID': keys.access_key,
+            'AWS_SECRET_ACCESS_KEY': keys.secret_key,
+            'AWS_SESSION_TOKEN': keys.token,
         }
 
-    def close(self):
+    def close(self) -> None:
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""
         atexit.unregister(self.close)
+        if os.getpid() != self.opener:  # a fork of the process that opened it
+            return
         with contextlib.ExitStack() as stack:  # from the last to the first, whichever of them fails
             stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             if self.stop_aws:
                 stack.callback(self.stop_aws)
                 self.stop_aws = None
-            choose_engine()
-            if shutil.which('docker'):
-                stack.callback(self.remove_containers)
+            stack.callback(self.remove_containers)
             for name, endpoint in list(self.sagemaker_client._endpoints.items()):
                 if endpoint.local_session is self:
                     stack.callback(self.sagemaker_client.delete_endpoint, name)
 
-    def wait_for_endpoint(self, endpoint, poll=0, live_logging=False):
+    def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
         return self.sagemaker_client.describe_endpoint(endpoint)
 
-    def remove_stopped_containers(self):
-        """Remove what finished jobs and deleted endpoints of this session left in Docker, or say why not."""
-        self.remove_containers('status=exited', 'status=created', 'status=dead')
-
-    def remove_containers(self, *filters):
+    def remove_containers(self, labels: Mapping[str, str] | None = None) -> None:
+        """Remove this session's containers that have these labels, or say why not."""
         try:
-            remove_containers(self.name, *filters)
-        except RuntimeError as e:  # which must not hide why a job failed, nor end close()
+            self.engine.remove({LABEL: self.name, **(labels or {})})
+        except EngineError as e:  # which must not hide why a job failed, nor end close()
             print(f'Could not remove containers of this session: {e}')
 
 
-def open_session(embedded=None, serving_port=8080):
+def open_session(embedded: bool | None = None, serving_port: int = 8080) -> Session:
     """Return a Session on your AWS account or on an embedded one; print which.
 
     embedded: True or False; by default, whether this machine has no AWS credentials.
     """
     if embedded is None:
         embedded = boto3.Session().get_credentials() is None
+    logging.getLogger('sagemaker').setLevel(logging.WARNING)  # at INFO the SDK repeats what the output shows
     if embedded:
         boto_session, stop = aws.start()
-        # No usage is reported from an AWS that is not there, and its credentials do not expire: nobody need
-        # ask EC2's metadata service, which is another machine's, for better ones.
-        os.environ['USE_SHORT_LIVED_CREDENTIALS'] = '1'
+        opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
         for name in 'telemetry', 'local':
             logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
-        session = Session(
-            boto_session,
-            serving_port,
-            {'SchemaVersion': '1.0', 'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}},
-        )
+        session = Session(boto_session, serving_port, {'SchemaVersion': '1.0', **opt_out})
         session.stop_aws = stop
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:

@@ -1,36 +1,38 @@
-"""ModelTrainer of the SDK's version 3 in local containers, mended: what is replaced, and nothing else."""
+"""ModelTrainer of the SDK's version 3 in local containers, on an engine of ours."""
 
-import functools
 import os
+import secrets
 import shutil
+from typing import Any
 
-import sagemaker.train.model_trainer
-from local_mode.docker import check, check_succeeded, docker
-from local_mode.sdk import give_network, is_ours, labels, stream_output
+from local_mode.endpoints import label
+from local_mode.engines.docker import Docker
+from local_mode.engines.interface import Container
+from local_mode.errors import EngineError, JobError
+from local_mode.instances import compose_data, run_to_end
+from local_mode.versions import SUBMIT_DIRECTORY
 from sagemaker.train.local import local_container
 
 
 class LocalContainer(local_container._LocalContainer):
     """A job's containers, labelled as the session's and in a network of their own.
 
-    They go when the job ends, and so do its copies of the data. What it leaves belongs to whoever started it.
+    They go when the job ends, and so do its copies of the data. Its files belong to whoever started it.
     """
 
-    def train(self, wait):
-        """Run the job; RuntimeError with the end of its log where it fails."""
+    def train(self, wait: bool) -> str:
+        """Run the job; return where its model.tar.gz is. JobError with the end of its log where it fails."""
         if not wait:
-            raise ValueError('In local mode train(wait=True): what a job leaves is collected at its end.')
-        check(self.image)
+            raise ValueError('In local mode train(wait=True): the files of a job are collected at its end.')
+        self.sagemaker_session.engine.check(self.image)
         os.makedirs(self.container_root, exist_ok=True)
         before = set(os.listdir(self.container_root))
         try:
-            artifacts = super().train(wait)
-            check_succeeded(self.training_job_name)
-            return artifacts
+            return self.run()
         except RuntimeError as e:
-            raise RuntimeError(f'Training job {self.training_job_name} failed. {e}') from None
+            raise JobError(f'Training job {self.training_job_name} failed. {e}') from None
         finally:
-            self.sagemaker_session.remove_stopped_containers()
+            self.sagemaker_session.remove_containers(self.labels())
             new = set(os.listdir(self.container_root)) - (before - {'model', 'output', 'artifacts'})
             if os.getuid():  # the SDK starts the script as root
                 self.own(new)
@@ -38,39 +40,63 @@ class LocalContainer(local_container._LocalContainer):
             for name in data & new:
                 shutil.rmtree(os.path.join(self.container_root, name), ignore_errors=True)
 
-    def own(self, names):
-        """Give what is below container_root under these names to whoever runs this."""
+    def labels(self) -> dict[str, str]:
+        return {label('job'): self.training_job_name}
+
+    def run(self) -> str:
+        for directory in 'output/data', 'shared', 'input/data':
+            os.makedirs(os.path.join(self.container_root, directory), exist_ok=True)
+        data = os.path.join(self.container_root, 'input', 'data')
+        volumes = self._prepare_training_volumes(data, self.input_data_config, self.hyper_parameters)
+        if self.hyper_parameters.get(SUBMIT_DIRECTORY, '').startswith('file:'):
+            self.hyper_parameters[SUBMIT_DIRECTORY] = '/opt/ml/code'
+        for host in self.hosts:
+            self._create_config_file_directories(host)
+            self._write_config_files(host, self.input_data_config, self.hyper_parameters)
+        containers = [self.container(host, volumes) for host in self.hosts]
         try:
-            docker(
+            # Before that line the SDK's driver lists variables.
+            run_to_end(self.sagemaker_session.engine, containers, begin='Executing command: ')
+        finally:
+            artifacts = self.retrieve_artifacts(compose_data(containers))
+        return artifacts
+
+    def container(self, host: str, volumes: list[str]) -> Container:
+        session = self.sagemaker_session
+        session.engine.fetch(self.image, session.boto_session)
+        variables = {
+            local_container.TRAINING_JOB_NAME_ENV_NAME: self.training_job_name,
+            local_container.REGION_ENV_NAME: session.boto_region_name,
+            local_container.S3_ENDPOINT_URL_ENV_NAME: session.s3_resource.meta.client._endpoint.host,
+        }
+        own = {
+            f'/opt/ml/{d}': os.path.join(self.container_root, host, d)
+            for d in ('output', 'output/data', 'input')
+        }
+        shared = {
+            there: here for here, there in (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)
+        }
+        given = {name: str(value) for name, value in self.environment.items()}
+        return Container(
+            name=f'{session.name}-{host}-{secrets.token_hex(4)}',
+            image=self.image,
+            entrypoint=[*(self.container_entrypoint or []), *(self.container_arguments or [])],
+            environment=session.credentials() | variables | given,
+            mounts=own | shared,
+            labels=session.labels() | self.labels(),
+            host=host,
+            gpus=self.instance_type == 'local_gpu',
+        )
+
+    def own(self, names: Any) -> None:
+        """Give what is below container_root under these names to whoever runs this."""
+        engine = self.sagemaker_session.engine
+        if not isinstance(engine, Docker):
+            return
+        try:
+            engine(
                 'run', '--rm', '--user=0', '--entrypoint=chown', f'--volume={self.container_root}:/left',
                 self.image, '-R', f'{os.getuid()}:{os.getgid()}', *(f'/left/{name}' for name in names),
             )  # fmt: skip
-        except RuntimeError as e:  # which must not hide why a job failed
+        except EngineError as e:  # which must not hide why a job failed
             print(f'Files in {self.container_root} belong to root: {e}')
-
-    def _create_docker_host(self, host, environment, volumes):
-        # Without $$ Compose reads names there.
-        environment = {name: str(value).replace('$', '$$') for name, value in environment.items()}
-        content = super()._create_docker_host(host, environment, volumes)
-        ours = labels(self.sagemaker_session, job=self.training_job_name)
-        return {**content, 'labels': ours, 'init': True}
-
-    def _generate_compose_command(self, wait):
-        command = super()._generate_compose_command(wait)
-        at = command.index('-f')  # or Compose takes directories of one name for one project
-        return [*command[:at], '--project-name', self.training_job_name.lower(), *command[at:], '--no-color']
-
-    def _generate_compose_file(self, environment, volumes):
-        return give_network(self, super()._generate_compose_file(environment, volumes))
-
-
-# Before that the SDK's driver lists variables.
-local_container._stream_output = functools.partial(stream_output, begin='Executing command: ')
-
-
-def make(**fields):
-    ours = is_ours(fields.get('sagemaker_session'))
-    return (LocalContainer if ours else local_container._LocalContainer)(**fields)
-
-
-sagemaker.train.model_trainer._LocalContainer = make

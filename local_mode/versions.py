@@ -7,9 +7,9 @@ try:
 
     PACKAGE = 'sagemaker'
 except ModuleNotFoundError:
-    from sagemaker.core.local import entities, image, local_session
-    from sagemaker.core.s3 import S3Downloader, parse_s3_url
-    from sagemaker.core.session_settings import SessionSettings
+    from sagemaker.core.local import entities, image, local_session  # type: ignore[no-redef]
+    from sagemaker.core.s3 import S3Downloader, parse_s3_url  # type: ignore[no-redef]
+    from sagemaker.core.session_settings import SessionSettings  # type: ignore[no-redef]
 
     PACKAGE = 'sagemaker.core'
 

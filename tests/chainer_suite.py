@@ -1,7 +1,7 @@
-"""Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it (`make test-chainer`).
+"""This script runs Chainer's and ChainerMN's own tests in the image, without and with chainer_fast.
 
-The tests come from the clone that the variable CHAINER names, else from GitHub. Logs and JUnit's XML stay in
-output/chainer_suite.
+`make test-chainer` calls it. The tests come from the clone that the variable CHAINER names, or
+from GitHub. Logs and JUnit's XML stay in output/chainer_suite.
 """
 
 import collections
@@ -21,9 +21,9 @@ from local_mode.docker import image_uri
 IMAGE = image_uri('local')
 OUTPUT = pathlib.Path('output/chainer_suite').resolve()
 MODES = {'plain': 0, 'fast': 1}
-# {part: how many tests it has at least, of those that are not skipped}; ChainerMN's by rank.
+# {part: its least number of tests that are not skipped}; ChainerMN has a part for each rank.
 PARTS = {'chainer': 17_000, 'chainermn-0': 170, 'chainermn-1': 170}
-# What the test files need themselves: (where, regular expression, replacement).
+# Edits to the test files themselves: (folder, regular expression, replacement).
 EDITS = [
     # NumPy 2 has these under other names only.
     ('chainer_tests', r'\bnumpy\.product\b', 'numpy.prod'),
@@ -31,19 +31,19 @@ EDITS = [
     ('chainer_tests', r'\b(?:numpy|np)\.(bool|int|object)\b', r'\1'),
     # An array of one element is no longer a float.
     ('chainer_tests/functions_tests/math_tests/test_det.py', r'float\((scaling \*\* .*)\)', r'(\1).item()'),
-    # A number that its type does not hold, here a padding of -1 among unsigned integers, raises.
+    # NumPy 2 raises for a number outside its dtype, here a padding of -1 among unsigned integers.
     (
         'chainer_tests/functions_tests/array_tests/test_pad_sequence.py',
         r'self\.dtype\((self\.pad)\)',
         r'numpy.array(\1).astype(self.dtype)',
     ),
-    # A float16 beside a Python float stays one: what is expected would no longer be computed in float64.
+    # In NumPy 2 a float16 plus a Python float is a float16, so the expected value would lose its float64.
     (
         'chainer_tests/functions_tests/loss_tests/test_softmax_cross_entropy.py',
         r'(loss_expect =) 0\.0$',
         r'\1 numpy.float64(0)',
     ),
-    # ChainerX, which the image has not, is taken for granted: what these do with NumPy stays.
+    # The tests assume ChainerX, which the image lacks; keep their NumPy cases.
     ('chainermn_tests', r"('use_chx', )\[True, False\]", r'\1[False]'),
     ('chainermn_tests', r'\[chainerx, np\]', '[np]'),
     ('chainermn_tests', r'^ *\(True, "native:0"\),\n', ''),
@@ -54,7 +54,7 @@ EDITS = [
     ),
 ]
 
-# A test that hangs ends its process, and mpirun the other; a process that wrote its results has not failed.
+# A test that hangs ends its process, and mpirun ends the other. A process that wrote its results succeeded.
 SCRIPT = r"""
 pip install --quiet --root-user-action ignore --target /tmp/lib \
     pytest==9.2.0 pytest-timeout==2.4.0 mock==5.2.0
@@ -77,7 +77,7 @@ mpirun --allow-run-as-root --oversubscribe -n 2 \
 
 
 def fetch(folder):
-    """Put Chainer's tests into the folder, edited."""
+    """Copy Chainer's tests into a folder and apply EDITS."""
     clone = os.environ.get('CHAINER')
     if not clone:
         clone = folder / 'clone'
@@ -111,7 +111,7 @@ def fetch(folder):
 
 
 def run(folder):
-    """Run all, plain and fast side by side, and say how far they are."""
+    """Run all tests, plain and fast side by side, and print the progress."""
     containers = {f'chainer-suite-{mode}-{os.getpid()}': mode for mode in MODES}
     mnist = 'pfnet/chainer/mnist'
     try:
@@ -152,7 +152,7 @@ def run(folder):
             for name, mode in containers.items()
         ]
         started = time.monotonic()
-        while any([process.poll() is None for process in processes]):
+        while any(process.poll() is None for process in processes):
             time.sleep(1)
             if not int(time.monotonic() - started) % 30:
                 print(
@@ -165,7 +165,7 @@ def run(folder):
 
 
 def progress(mode):
-    """Return the last part that has begun, and how much of it is done."""
+    """Return the part that is running, and how much of it is done."""
     logs = [OUTPUT / mode / 'chainer.log', OUTPUT / mode / 'chainermn-0.log']
     logs = [log for log in logs if log.exists()]
     if not logs:
@@ -175,7 +175,7 @@ def progress(mode):
 
 
 def results(mode, part):
-    """Return how many tests passed, failed, were skipped, {a failing one: its message}, and the seconds."""
+    """Return the numbers of passed, failed and skipped tests, {failing test: message}, and the seconds."""
     file = OUTPUT / mode / f'{part}.xml'
     if not file.exists():  # its process was ended, or never began
         return collections.Counter(failed=1), {'did not finish': f'see {file.with_suffix(".log")}'}, 0
@@ -191,7 +191,7 @@ def results(mode, part):
 
 
 def report():
-    """Print what became of the tests; return whether all is well."""
+    """Print the results; return whether all tests passed."""
     print(f'{"":20}{"passed":>8}{"failed":>8}{"skipped":>8}{"seconds":>8}')
     well, failing = True, {}
     for part, least in PARTS.items():

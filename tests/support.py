@@ -1,4 +1,4 @@
-"""What tests share: names, asking and waiting, Docker, what jobs and endpoints get, hands for the pad."""
+"""These helpers serve all tests: names, requests, waiting, Docker, jobs, endpoints, drawing on the pad."""
 
 import contextlib
 import io
@@ -14,19 +14,20 @@ import tarfile
 import tempfile
 import time
 
-import local_mode.docker
 import numpy as np
 import pytest
 import urllib3
-from local_mode import ROOT
 from local_mode.docker import LABEL, image_uri
+from local_mode.engines.docker import Docker
 from local_mode.pytest_plugin import free_port
 from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
-MODULES = ROOT / 'chainer_mnist'  # what both import
+MODULES = ROOT / 'chainer_mnist'  # imported by both
+SERVER = ROOT / 'container' / 'sagemaker-chainer'  # the image's own code
 CHANNELS = 'train', 'test'
 TUTORIAL = ROOT / 'notebooks' / 'chainer_mnist_local_mode.ipynb'
 IMAGE = image_uri('local')
@@ -34,15 +35,16 @@ ROLE = 'arn:aws:iam::123456789012:role/SageMakerRole'
 NPY, JSON, CSV = 'application/x-npy', 'application/json', 'text/csv'
 HTML = (ROOT / 'input.html').read_text(encoding='ascii')  # notebooks open() it with the locale's encoding
 BLANK = [[0.0] * 784]
-ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, in parts of the pad's sides
+ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, as fractions of the pad's sides
 FOOT = (0.3, 0.85), (0.7, 0.85)
 LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
 http = urllib3.PoolManager(retries=False, timeout=30)
 
 
 def run(*command, **options):
-    """A finished process, of the project's directory, with what it wrote, as text."""
-    options = dict(cwd=ROOT, capture_output=True, text=True) | options
+    """Run a command in the project's directory; return the finished process with its output as text."""
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    options = dict(cwd=ROOT, text=True) | streams | options
     return subprocess.run([str(word) for word in command], **options)
 
 
@@ -62,8 +64,8 @@ def find_python(version):
 
 
 def run_raster(expression):
-    """The value of a JavaScript expression that uses what pad/raster.js exports, in Node."""
-    code = f"""import {{probabilities, rasterise}} from './pad/raster.js';
+    """Evaluate a JavaScript expression in Node with the exports of raster.js; return its value."""
+    code = f"""import {{probabilities, rasterise}} from './digit_pad/browser/raster.js';
         console.log(JSON.stringify({expression}));"""
     done = run('node', '--input-type=module', input=code)
     assert done.returncode == 0, done.stderr
@@ -71,7 +73,7 @@ def run_raster(expression):
 
 
 def wait_for(get, seconds=60, why=lambda: ''):
-    """The first true result of get(); why() is said where there is none in time."""
+    """Wait for a true result of get() and return it; on a timeout fail with why()."""
     deadline = time.monotonic() + seconds
     while not (result := get()):
         assert time.monotonic() < deadline, f'waited {seconds} s in vain {why()}'
@@ -80,7 +82,7 @@ def wait_for(get, seconds=60, why=lambda: ''):
 
 
 def read_until(process, part):
-    """What a process prints, up to the line with this in it."""
+    """Return the output of a process, up to the line that contains `part`."""
     log = []
     for line in process.stdout:
         log.append(line)
@@ -90,7 +92,7 @@ def read_until(process, part):
 
 
 def processes_with(variable):
-    """The command lines of all processes that have this in their environment."""
+    """Return the command lines of all processes whose environment contains `variable`."""
     found = []
     for process in pathlib.Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(OSError):
@@ -121,13 +123,13 @@ def npy(array, **options):
 
 
 def load(path_or_bytes):
-    """What is in a .npy; of an .npz {name: array}."""
+    """Return the array in a .npy, or {name: array} of an .npz."""
     loaded = np.load(io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes)
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 class Canary:
-    """Its pickle makes a file when it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -145,18 +147,18 @@ def pack(archive, *paths):
 
 
 def docker(line, *args):
-    """What a docker command prints; line: split as a shell does."""
-    return local_mode.docker.docker(*shlex.split(line), *args)
+    """Run a docker command; return its output. line: is split as by a shell."""
+    return Docker()(*shlex.split(line), *args)
 
 
 def containers(session, *states):
-    """The ids of the session's containers, in any state or in one of these."""
+    """Return the ids of the session's containers, in any state or in one of `states`."""
     states = ' '.join(f'--filter status={state}' for state in states)
     return docker(f'ps --all --quiet --filter label={LABEL}={session.name} {states}').split()
 
 
 def ours():
-    """The project's containers, by name, its networks' ids, its temporary directories."""
+    """Return the project's containers by name, its networks by id, and its temporary directories."""
     label = f'--filter label={LABEL}'
     return (
         docker(f'ps --all --format {{{{.Names}}}} {label}').split(),
@@ -167,7 +169,7 @@ def ours():
 
 @contextlib.contextmanager
 def container(options, command, image=IMAGE):
-    """`docker run --detach`; removed in the end."""
+    """Run a container in the background; yield its name, and remove it at the end."""
     name = docker(f'run --detach --label {LABEL}=by-hand {options} {image} {command}').strip()
     try:
         yield name
@@ -177,7 +179,7 @@ def container(options, command, image=IMAGE):
 
 @contextlib.contextmanager
 def serve(options, program=SCRIPT.name, image=IMAGE):
-    """`docker run … serve`, once it answers: its name and URL. An option may hold {port}."""
+    """Run a container with `serve`; yield (name, URL) once it answers. An option may contain {port}."""
     port = free_port()
     options = options.replace('{port}', str(port)) + f' --env SAGEMAKER_PROGRAM={program}'
     url = f'http://127.0.0.1:{port}'
@@ -187,7 +189,7 @@ def serve(options, program=SCRIPT.name, image=IMAGE):
 
 
 def arguments(data, out, options=''):
-    """The script's: a directory with the channels, and one for all output."""
+    """Return the script's arguments for a directory with the channels, and one for all output."""
     channels = f'--train {data}/train --test {data}/test'
     return f'--num-gpus 0 {channels} --model-dir {out} --output-data-dir {out} {options}'.split()
 
@@ -207,14 +209,14 @@ def make_estimator(session, entry_point=SCRIPT, options=(), **hyperparameters):
 
 
 def make_model(session, model_data, entry_point=SCRIPT):
-    """A ChainerModel of a model.tar.gz, here or on S3."""
+    """Return a ChainerModel of a model.tar.gz, on this machine or on S3."""
     if not model_data.startswith('s3:'):
         model_data = session.upload_data(model_data, key_prefix='model')
     return ChainerModel(model_data, **common(session, entry_point))
 
 
 def output(estimator):
-    """A context with the job's output.tar.gz, open, also that of a failed job."""
+    """Return a context manager of the job's open output.tar.gz, also of a failed job."""
     uri = f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz'
     return open_tar(estimator.sagemaker_session, uri)
 
@@ -247,7 +249,7 @@ def move(session, pointer, kind, x=0, y=0):
 
 
 def says(pad, text):
-    """Wait until the pad says this."""
+    """Wait until the pad shows a text."""
     pad.get_by_role('status').filter(has_text=text).wait_for()
 
 

@@ -1,4 +1,4 @@
-"""BentoML: bentoml serve bentoml_server:Network."""
+"""BentoML serves the network with `bentoml serve bentoml_server:Network`."""
 
 from typing import Annotated
 
@@ -14,6 +14,6 @@ class Network:
     def __init__(self):
         self.model = MLP()
 
-    @bentoml.api(batchable=True, max_batch_size=1000)  # a request may not be larger
+    @bentoml.api(batchable=True, max_batch_size=1000)  # also limits a single request
     def predict(self, images: Array) -> Array:
         return self.model(images)

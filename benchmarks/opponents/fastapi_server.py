@@ -1,4 +1,4 @@
-"""FastAPI: uvicorn fastapi_server:app --workers 2."""
+"""FastAPI serves the network with `uvicorn fastapi_server:app --workers 2`."""
 
 import io
 
@@ -19,7 +19,8 @@ class Scores(BaseModel):
     scores: list[list[float]]
 
 
-# Without async, in a thread, as FastAPI wants what takes time; with it, 16 connections get half the answers.
+# Without async FastAPI runs it in a thread, as FastAPI advises for slow calls. With async, 16 connections
+# would get half the answers per second.
 @app.post('/predict')
 def predict(body: Images) -> Scores:
     return Scores(scores=model(np.array(body.images, np.float32)).tolist())

@@ -1,4 +1,4 @@
-"""LitServe: python litserve_server.py PORT."""
+"""LitServe serves the network with `python litserve_server.py PORT`."""
 
 import sys
 
@@ -14,7 +14,7 @@ class API(litserve.LitAPI):
     def decode_request(self, request):
         return np.array(request['images'], np.float32)
 
-    def predict(self, x):  # what the requests of a batch hold, stacked
+    def predict(self, x):  # x: the stacked arrays of a batch's requests
         return self.model(x)
 
     def encode_response(self, output):
@@ -22,7 +22,7 @@ class API(litserve.LitAPI):
 
 
 if __name__ == '__main__':
-    # A longer batch_timeout is what one connection waits; fast_queue is their advice from 100 requests/s on.
+    # A longer batch_timeout delays a single connection; LitServe advises fast_queue from 100 requests/s on.
     server = litserve.LitServer(
         API(max_batch_size=64, batch_timeout=0.001), accelerator='cpu', workers_per_device=2, fast_queue=True
     )

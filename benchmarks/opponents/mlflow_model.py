@@ -1,4 +1,4 @@
-"""MLflow's pyfunc server: mlflow models serve, of the model that `python mlflow_model.py` saves in model/."""
+"""MLflow's pyfunc server serves the model that `python mlflow_model.py` saves in mlflow_model/."""
 
 import mlflow
 import numpy as np

@@ -1,4 +1,4 @@
-"""AWS's stack: multi-model-server with sagemaker-inference, whose hooks run the script's model."""
+"""AWS's stack, multi-model-server with sagemaker-inference, serves the script's model."""
 
 import os
 

@@ -1,10 +1,10 @@
-"""The script's network in NumPy alone, for servers that do without Chainer."""
+"""This module computes the script's network in NumPy alone, for servers without Chainer."""
 
 import numpy as np
 
 
 class MLP:
-    """What training saved in model.npz, as a function of float32 images, (N, 784)."""
+    """The network saved in model.npz; maps float32 images (N, 784) to scores (N, 10)."""
 
     def __init__(self, path='model.npz'):
         with np.load(path) as saved:

@@ -1,4 +1,4 @@
-"""What pip calls to build Chainer's wheel (PEP 517): fetches its sdist, applies patches/, has it built."""
+"""This PEP 517 backend builds Chainer's wheel for pip: it fetches the sdist and applies patches/."""
 
 import base64
 import hashlib
@@ -23,7 +23,10 @@ LINK = rf"""(?i)href=["']?([^"'\s>]*\b{re.escape(SDIST)}(?:[#?][^"'\s>]*)?)["'\s
 
 
 def fetch():
-    """Return the bytes of Chainer's sdist: the file beside this one, or what the package index has."""
+    """Return the bytes of Chainer's sdist: of the file beside this one, or else from the package index.
+
+    Raises FileNotFoundError if the index does not list it, and urllib's errors.
+    """
     if (HERE / SDIST).exists():
         return (HERE / SDIST).read_bytes()
     truststore.inject_into_ssl()
@@ -33,7 +36,7 @@ def fetch():
 
     def get(url):
         request = Request(url)
-        if login and url.startswith(urljoin(page, '/')):  # no other host sees it, redirected to or not
+        if login and url.startswith(urljoin(page, '/')):  # send it to no other host, redirected or not
             basic = unquote(f'{index.username}:{index.password or ""}').encode()
             request.add_unredirected_header('Authorization', b'Basic ' + base64.b64encode(basic))
         return urlopen(request, timeout=60)
@@ -45,17 +48,20 @@ def fetch():
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    """Lay out the patched source in build/, anew, and let setuptools build it."""
+    """Unpack and patch the source in build/, and let setuptools build the wheel; return its name.
+
+    Raises SystemExit with a sentence if the sdist cannot be fetched or is another, or a patch does not apply.
+    """
     shutil.rmtree(HERE / 'build', ignore_errors=True)
     try:
         sdist = fetch()
-    except Exception as e:  # those that are no OSError can quote a piece of a password
+    except Exception as e:  # an exception other than OSError can quote a part of the password
         reason = e if isinstance(e, OSError) else type(e).__name__
         raise SystemExit(f'Cannot fetch {SDIST} ({reason}): put it into {HERE} and try again.') from None
     if hashlib.sha256(sdist).hexdigest() != SHA256:
         raise SystemExit(f'{SDIST} is not the one that the patches are for: its SHA-256 differs.')
     with tarfile.open(fileobj=io.BytesIO(sdist)) as tar:
-        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Python 3.11.2 has none
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Python 3.11.2 lacks data_filter
         tar.extractall(HERE / 'build')
     for path in sorted((HERE / 'patches').glob('*.patch')):
         patch = patch_ng.fromfile(str(path))

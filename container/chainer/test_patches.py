@@ -1,4 +1,4 @@
-"""A test for each of patches/, which fails without it. Chainer's own suite is `make test-chainer`."""
+"""Each patch has a test here that fails without it. `make test-chainer` runs Chainer's own suite."""
 
 import importlib.util
 import subprocess
@@ -71,7 +71,7 @@ def test_pad_sequence(dtype):
 @pytest.mark.parametrize('dtype', [np.uint8, np.int32])
 @pytest.mark.parametrize('padding', [np.nan, np.inf, 1e10, 1 << 32])
 def test_pad_sequence_as_assignment(dtype, padding):
-    """What is no number of the type is refused."""
+    """F.pad_sequence refuses a padding that the dtype cannot hold."""
     with pytest.raises((ValueError, OverflowError)):
         F.pad_sequence([np.array([1, 2], dtype), np.array([3], dtype)], padding=padding)
 
@@ -82,7 +82,7 @@ def test_debug_print():
 
 @pytest.mark.docker
 def test_multi_node_iterator():
-    """One process failed, and the other one waited."""
+    """Without the patch one process failed, and the other waited."""
     assert (
         in_image(
             """

@@ -1,4 +1,4 @@
-// Matrix products and loops over float32 arrays for chainer_fast.py; a team of threads shares what is large.
+// This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,42 +13,42 @@
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
-#define SPINS 30000  // some 0.7 ms, longer than Python needs between two layers: waking a thread costs more
+#define SPINS 30000  // some 0.7 ms: spinning through Python's pause between two layers costs less than waking
 #elif defined __aarch64__
-#define PAUSE __asm__ volatile("isb")  // most CPUs take no time for a yield, and some 14 ns for this
+#define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
 #define SPINS 50000
 #else
 #define PAUSE sched_yield()
 #define SPINS 1000
 #endif
 
-struct array {  // the head of NumPy's PyArrayObject
+struct array {  // the first members of NumPy's PyArrayObject
     long references;
     void *type, *data;
 };
 
-// cblas_sgemm of a BLAS that uses one thread.
+// The type of cblas_sgemm; the BLAS must use one thread.
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-typedef void share(const void *arguments, long part, long parts);
+typedef void task(const void *arguments, long part, long parts);  // does one of several parts of a loop
 enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
 
 static sgemm *gemm;
 static int threads;
 
-// The caller and its threads, which wait for round after round, in a spin at first.
+// The team is the caller and its threads, which wait for the next round, spinning at first.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;
     atomic_long round, working;
     long size, asleep;
-    share *work;
+    task *work;
     const void *arguments;
 } team;
 
-// Numbers under 1.2e-38 are zero in here: CPUs take a hundred times as long for them, and Adam's averages of
-// gradients that have become zero (black pixels, units that no image activates) pass there.
-static void flushing(share *work, const void *arguments, long part, long parts) {
+// Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
+// of gradients that have become zero (black pixels, units that no image activates) decay through that range.
+static void flushing(task *work, const void *arguments, long part, long parts) {
 #ifdef __x86_64__
     unsigned before = _mm_getcsr();
     _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
@@ -65,6 +65,7 @@ static void flushing(share *work, const void *arguments, long part, long parts) 
 #endif
 }
 
+// Runs in each thread of the team: does its part of each round.
 static void *member(void *part) {
     for (long round = 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
@@ -84,7 +85,7 @@ static void *member(void *part) {
     return 0;
 }
 
-// Nobody is in the team yet; true again in a child process after fork().
+// Empties the team, at the start and in a child process after fork(), which has none of the threads.
 static void disband(void) {
     pthread_mutex_init(&team.busy, 0);
     pthread_mutex_init(&team.lock, 0);
@@ -104,8 +105,8 @@ static void assemble(void) {
         if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
 }
 
-// Does the work in as many parts as there are threads, or in one where that is quicker or the team is busy.
-static void together(share *work, const void *arguments, long operations) {
+// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+static void together(task *work, const void *arguments, long operations) {
     if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
         flushing(work, arguments, 0, 1);
         return;
@@ -124,7 +125,7 @@ static void together(share *work, const void *arguments, long operations) {
     pthread_mutex_unlock(&team.busy);
 }
 
-// Where a part begins: at a multiple of 16, a cache line of floats.
+// Returns the index at which a part begins: a multiple of 16 floats, a cache line.
 static long start(long n, long part, long parts) {
     return part == parts ? n : n * part / parts / 16 * 16;
 }
@@ -133,7 +134,7 @@ struct adam {
     float *p, *m, *v;
     const float *g;
     long n;
-    float beta1, beta2, alpha, eps;  // beta1 and beta2 are one minus Chainer's
+    float beta1, beta2, alpha, eps;  // beta1 and beta2 are 1 - Chainer's
 };
 
 FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
@@ -160,7 +161,7 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
 
 struct linear {
     const float *x, *W, *b, *gy;
-    float *y, *gx, *gW, *gb;
+    float *y, *gx, *gW;
     long rows, in, out;
 };
 
@@ -171,15 +172,8 @@ FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
         for (long j = from; j < to; j++) y[j] += b[j];
 }
 
-FOR_EACH_CPU static void sum_rows(const struct linear *a, long from, long to) {
-    float *restrict gb = a->gb;
-    const float *restrict gy = a->gy;
-    for (long j = from; j < to; j++) gb[j] = 0;
-    for (long i = 0; i < a->rows; i++, gy += a->out)
-        for (long j = from; j < to; j++) gb[j] += gy[j];
-}
-
-// Products of rows of x and of W, from i and j on; the sums are in the same order whatever the other rows are.
+// Computes products of rows of x and of W, from i and j on. The order of summation, and so a row's result, does
+// not depend on the other rows.
 static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
@@ -202,7 +196,7 @@ static inline __attribute__((always_inline)) void dots(const struct linear *a, l
 }
 
 FOR_EACH_CPU static void few_rows(const struct linear *a, long from, long to) {
-    for (long j = from; j < to; j += 6) {  // twelve sums are what the registers hold
+    for (long j = from; j < to; j += 6) {  // at most twelve sums at a time, which fit the registers
         long i = 0;
         for (; i + 4 <= a->rows; i += 4) {
             dots(a, i, j, to, 4, 3);
@@ -217,7 +211,7 @@ static void linear_part(const void *a_, long part, long parts) {
     const struct linear *a = a_;
     long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
     if (from == to) return;
-    if (a->rows <= FEW) {  // a general product would first copy W
+    if (a->rows <= FEW) {  // sgemm would first copy W
         few_rows(a, from, to);
         return;
     }
@@ -226,32 +220,38 @@ static void linear_part(const void *a_, long part, long parts) {
     add_bias(a, from, to);
 }
 
-static void linear_grad_part(const void *a_, long part, long parts) {
+static void grad_data_part(const void *a_, long part, long parts) {
     const struct linear *a = a_;
     long from = start(a->in, part, parts), to = start(a->in, part + 1, parts);
-    if (a->gx && from < to)
+    if (from < to)
         gemm(ROWS, PLAIN, PLAIN, a->rows, to - from, a->out, 1, a->gy, a->out, a->W + from, a->in,
              0, a->gx + from, a->in);
-    from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
-    if (a->gW && from < to)
-        gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
-             0, a->gW + from * a->in, a->in);
-    if (a->gb) sum_rows(a, from, to);
 }
 
-// y = x W' + b
+static void grad_weight_part(const void *a_, long part, long parts) {
+    const struct linear *a = a_;
+    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+    if (from < to)
+        gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
+             0, a->gW + from * a->in, a->in);
+}
+
+// Computes y = x W' + b.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long in, long out) {
     struct linear a = {.y = y->data, .x = x->data, .W = W->data, .b = b->data, .rows = rows, .in = in, .out = out};
     together(linear_part, &a, rows * in * out);
 }
 
-// Those of gx, gW and gb for which `wanted` has bit 0, 1 and 2.
-void linear_grad(struct array *gx, struct array *gW, struct array *gb, struct array *x, struct array *W,
-                 struct array *gy, long rows, long in, long out, int wanted) {
-    struct linear a = {.x = x->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out,
-                       .gx = wanted & 1 ? gx->data : 0, .gW = wanted & 2 ? gW->data : 0,
-                       .gb = wanted & 4 ? gb->data : 0};
-    together(linear_grad_part, &a, rows * in * out);
+// Computes gx = gy W.
+void linear_grad_data(struct array *gx, struct array *W, struct array *gy, long rows, long in, long out) {
+    struct linear a = {.gx = gx->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
+    together(grad_data_part, &a, rows * in * out);
+}
+
+// Computes gW = gy' x.
+void linear_grad_weight(struct array *gW, struct array *x, struct array *gy, long rows, long in, long out) {
+    struct linear a = {.gW = gW->data, .x = x->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
+    together(grad_weight_part, &a, rows * in * out);
 }
 
 struct relu {
@@ -287,8 +287,8 @@ void relu_grad(struct array *gx, struct array *y, struct array *gy, long n) {
     together(relu_part, &a, 4 * n);
 }
 
-// Writes softmax(x) to y, the mean loss of the rows whose label is not `ignore` to *loss, and
-// returns how many those are; -1 where a label is not a column.
+// Writes softmax(x) to y and the mean loss to *loss, over the rows whose label is not `ignore`. Returns
+// the number of those rows, or -1 if a label is not a column.
 FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, struct array *t_,
                                         long rows, long columns, int ignore, float *loss) {
     float *restrict y = y_->data;
@@ -311,7 +311,8 @@ FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, stru
     return count;
 }
 
-// Writes scale * (y - one-hot label) to gx, 0 where the label is `ignore`; returns -1 likewise.
+// Writes scale * (y - one-hot label) to gx; rows whose label is `ignore` get 0. Returns 0, or -1 if a
+// label is not a column.
 FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_, struct array *t_,
                                              long rows, long columns, int ignore, float scale) {
     float *restrict gx = gx_->data;
@@ -329,7 +330,7 @@ FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_
     return 0;
 }
 
-// Returns in how many rows the label's score is the first of the largest; -1 where one is NaN.
+// Returns the number of rows in which the label's score is the first maximum, or -1 if a score is NaN.
 FOR_EACH_CPU long correct(struct array *x_, struct array *t_, long rows, long columns) {
     const float *x = x_->data;
     const int *t = t_->data;

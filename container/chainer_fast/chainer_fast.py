@@ -1,11 +1,9 @@
-"""Chainer on CPUs without most of its overhead; where this is installed, `import chainer` loads it.
+"""This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-Two parts, each of which takes only what it treats as Chainer does, to rounding, and leaves all else to
-Chainer. Methods of Chainer's that go from arrays to arrays (forward passes, gradients, Adam) run in C for
-contiguous float32 arrays. And a chain of the functions in BACKWARD, as an MLP with its loss is, gets its
-graph and its gradients without Chainer's checks, which such arrays pass. CHAINER_FAST=0 turns it off.
-
-On a GPU: data that cannot change stays there, and reports take one kernel a value.
+Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32
+arrays. They handle only cases in which their results equal Chainer's within rounding, and leave all others to
+Chainer. On a GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns
+all of this off.
 """
 
 import ctypes
@@ -18,11 +16,9 @@ import weakref
 
 import chainer
 import numpy as np
-from chainer import _backprop
 from chainer.backends import cuda
 from chainer.dataset import convert
 from chainer.datasets import TupleDataset
-from chainer.function_node import FunctionNode
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
 from chainer.functions.evaluation.accuracy import Accuracy
@@ -33,13 +29,12 @@ from chainer.functions.loss.softmax_cross_entropy import (
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.reporter import Summary
-from chainer.variable import Variable
 
 replacements = []
 
 
 def replaces(owner, name):
-    """Let a function take the place of owner's method of that name, which runs where it returns None."""
+    """Replace owner's method of that name by a function; if the function returns None, the method runs."""
 
     def decorate(fast):
         replacements.append((owner, name, fast))
@@ -49,7 +44,7 @@ def replaces(owner, name):
 
 
 def plain(*arrays):
-    """Return whether all are what the loops take: contiguous float32 NumPy arrays, and not empty."""
+    """Return whether the loops in C can handle all arrays: NumPy's, float32, contiguous, not empty."""
     for a in arrays:
         if (
             type(a) is not np.ndarray
@@ -61,7 +56,7 @@ def plain(*arrays):
 
 
 def scores_and_labels(x, t, ignore_label=-1):
-    """Return whether x are scores, (N, columns), and t int32 labels, (N,); C's int must hold ignore_label."""
+    """Return whether x are scores, float32 (N, columns), t labels, int32 (N,); ignore_label fits an int."""
     return (
         plain(x)
         and x.ndim == 2
@@ -89,25 +84,6 @@ def linear(self, inputs):
     return (y,)
 
 
-def linear_gradients(x, W, gy, wanted):
-    """Return the gradients of a linear layer's x, W and b for which wanted has an index."""
-    gradients = {
-        i: np.empty(((len(gy), W.shape[1]), (gy.shape[1], x.shape[1]), gy.shape[1])[i], np.float32)
-        for i in wanted
-    }
-    loops.linear_grad(
-        *[gradients.get(i, gy) for i in range(3)],
-        x,
-        W,
-        gy,
-        len(gy),
-        x.shape[1],
-        gy.shape[1],
-        sum([1 << i for i in wanted]),
-    )
-    return tuple(gradients.values())
-
-
 @replaces(LinearGradData, 'forward')
 def linear_grad_data(self, inputs):
     W, gy = inputs
@@ -115,7 +91,9 @@ def linear_grad_data(self, inputs):
         return None
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
-    return linear_gradients(W, W, gy, (0,))
+    gx = np.empty((len(gy), W.shape[1]), np.float32)
+    loops.linear_grad_data(gx, W, gy, len(gy), W.shape[1], len(W))
+    return (gx,)
 
 
 @replaces(LinearGradWeight, 'forward')
@@ -125,7 +103,9 @@ def linear_grad_weight(self, inputs):
         return None
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
-    return linear_gradients(x, x, gy, (1,))
+    gW = np.empty((gy.shape[1], x.shape[1]), np.float32)
+    loops.linear_grad_weight(gW, x, gy, *x.shape, len(gW))
+    return (gW,)
 
 
 @replaces(ReLU, 'forward_cpu')
@@ -163,7 +143,7 @@ def softmax_cross_entropy(self, inputs):
         return None
     y, loss = np.empty_like(x), ctypes.c_float()
     count = loops.softmax_cross_entropy(y, x, t, *x.shape, self.ignore_label, loss)
-    if count < 0:  # a label that there is no score for
+    if count < 0:  # a label has no score: Chainer raises the error
         return None
     self.retain_inputs((0, 1))
     self.y, self._coeff = y, 1.0 / max(count, 1)
@@ -222,10 +202,12 @@ def adam(self, param):
 
 
 def of_numbers(a):
+    """Return whether a is a contiguous NumPy array of numbers in the machine's byte order."""
     return type(a) is np.ndarray and a.flags.c_contiguous and a.dtype.isnative and a.dtype.kind in 'biuf'
 
 
-latest = None, (), (), ()  # a batch, its examples, the arrays and the indices that they come from
+# The latest batch: the list, its examples, and the arrays and indices from which they were taken.
+latest = None, (), (), ()
 
 
 @replaces(SerialIterator, 'next')
@@ -249,7 +231,7 @@ def next_batch(self):
 
 @replaces(type(convert.concat_examples), '__call__')
 def concat_examples(self, *args, **kwargs):
-    """One gather for each array, where the batch has the examples that next_batch gave it."""
+    """Gather a batch with one operation for each array, if it still has the examples from next_batch."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
     if (
@@ -268,7 +250,7 @@ def concat_examples(self, *args, **kwargs):
         if there is not None:
             numbers = device.send(indices) if numbers is None else numbers
             gathered.append(there.take(numbers, axis=0))
-        elif array.ndim == 1:  # numbers are copies, and the array may have changed
+        elif array.ndim == 1:  # the batch holds copies of numbers, and the array may have changed since
             gathered.append(convert.to_device(device, np.array(column)))
         elif any(a.shape != array.shape[1:] for a in column):
             return None
@@ -277,11 +259,11 @@ def concat_examples(self, *args, **kwargs):
     return tuple(gathered)
 
 
-kept = {}  # (an array's id, a GPU's): the array on the GPU
+kept = {}  # {(an array's id, a GPU's id): the array on that GPU}
 
 
 def on_gpu(array, device):
-    """Return the array on this GPU, where it stays; None if it may change, or is large."""
+    """Return the array on this GPU, where it stays; None if it is writeable or too large for that."""
     if getattr(device, 'xp', None) is not cuda.cupy or array.flags.writeable or not array.flags.owndata:
         return None
     key = id(array), device.device.id
@@ -295,131 +277,13 @@ def on_gpu(array, device):
 
 @replaces(Summary, 'add')
 def add(self, value, weight=1):
-    """On a GPU: one kernel instead of five, for each value that a report takes in at each step."""
+    """Add a value to a Summary on a GPU with one kernel instead of five."""
     sums = value, self._x, self._x2
-    if not all([type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums]) or weight != 1:
+    if not all(type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums) or weight != 1:
         return None
     code = 'x += value; x2 += value * value'
     cuda.elementwise('T value', 'T x, T x2', code, 'summary_add')(*sums)
     self._n += weight
-    return True
-
-
-FORWARD = {LinearFunction: linear, ReLU: relu, SoftmaxCrossEntropy: softmax_cross_entropy, Accuracy: accuracy}
-
-
-@replaces(FunctionNode, 'apply')
-def apply(self, inputs):
-    forward, config = FORWARD.get(type(self)), chainer.config
-    if (
-        forward is None
-        or self._n_local_function_hooks
-        or chainer.get_function_hooks()
-        or config.debug
-        or config.schedule_func is not None
-    ):
-        return None
-    variables = [x if isinstance(x, Variable) else chainer.as_variable(x) for x in inputs]
-    for x in variables:
-        if x._has_chainerx_array or x._layout is not None:
-            return None
-    self._input_indexes_to_retain = self._output_indexes_to_retain = None
-    outputs = forward(self, [x._data[0] for x in variables])
-    if outputs is None:
-        return None
-    y = Variable._init_unchecked(
-        outputs[0], None, None, None, True, any([x._requires_grad for x in variables]), False
-    )
-    self._input_layouts, self._output_layouts, self._output_count = (None,) * len(variables), (None,), 1
-    if config.enable_backprop:
-        self.inputs, self.outputs = tuple([x._node for x in variables]), (weakref.ref(y._node),)
-        self.rank = max([node._rank for node in self.inputs])
-        y.creator_node = self
-        for i in self._input_indexes_to_retain or ():
-            variables[i].retain_data()
-        if self._output_indexes_to_retain is not None:
-            y.retain_data()
-            self._retained_output_data = outputs
-        self.lazy_grad_sum = config.lazy_grad_sum
-    return (y,)
-
-
-def linear_backward(function, indexes, gy):
-    x, W = [x.data for x in function.inputs[:2]]
-    if (
-        not plain(x, W, gy)
-        or x.ndim != 2
-        or W.ndim != 2
-        or x.shape[1] != W.shape[1]
-        or gy.shape != (len(x), len(W))
-    ):
-        return None
-    return linear_gradients(x, W, gy, indexes)
-
-
-def relu_backward(function, indexes, gy):
-    (y,) = function.get_retained_outputs()
-    return relu_grad(ReLUGrad2(y.raw_array), (gy,))
-
-
-def softmax_cross_entropy_backward(function, indexes, gy):
-    grad = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(
-        function.ignore_label, function.class_weight, function.y, function._coeff, function.soft_target
-    )
-    return softmax_cross_entropy_grad(grad, (*[x.data for x in function.inputs], gy))
-
-
-BACKWARD = {
-    LinearFunction: linear_backward,
-    ReLU: relu_backward,
-    SoftmaxCrossEntropy: softmax_cross_entropy_backward,
-}
-
-
-@replaces(_backprop, '_backprop_to_all')
-def backprop_to_all(outputs, retain_grad, loss_scale):
-    config = chainer.config
-    if (
-        len(outputs) != 1
-        or outputs[0][1] is None
-        or retain_grad
-        or loss_scale is not None
-        or config.debug
-        or config.enable_backprop
-        or chainer.get_function_hooks()
-    ):
-        return None
-    ((node, gy),) = outputs
-    gy, found = gy._data[0], {}  # {leaf: (variable, its gradient)}; nothing is changed until the chain's end
-    while node is not None:
-        function, node = node.creator_node, None
-        backward = BACKWARD.get(type(function))
-        if backward is None or function._n_local_function_hooks:
-            return None
-        indexes = [i for i, x in enumerate(function.inputs) if x.requires_grad]
-        gradients = backward(function, indexes, gy) if indexes else ()
-        if gradients is None:
-            return None
-        for i, gradient in zip(indexes, gradients):
-            x = function.inputs[i]
-            if x.creator_node is None:
-                variable = x.get_variable_or_none()
-                if (
-                    variable is None
-                    or x in found
-                    or x._old_style_grad_generator is not None
-                    or not variable._grad_valid
-                    or variable.grad is not None
-                ):
-                    return None
-                found[x] = variable, gradient
-            elif node is not None:  # two branches
-                return None
-            else:
-                node, gy = x, gradient
-    for variable, gradient in found.values():
-        variable._set_grad_without_check(gradient)
-        variable._loss_scale = None
     return True
 
 
@@ -444,7 +308,7 @@ def update(self, param):
 
 
 def load():
-    """Return the library of chainer_fast.c, ready to use, and the BLAS that it calls."""
+    """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
     try:
         import scipy_openblas64
 
@@ -452,12 +316,13 @@ def load():
         if sysconfig.get_config_var('Py_GIL_DISABLED'):
             raise ImportError('for Python with a GIL')
     except (ImportError, AttributeError, OSError) as e:
-        raise ImportError(f'chainer_fast is not whole here ({e}); CHAINER_FAST=0 does without') from e
+        raise ImportError(f'chainer_fast cannot be loaded ({e}); CHAINER_FAST=0 turns it off') from e
     array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
         (loops.linear, array, array, array, array, size, size, size),
-        (loops.linear_grad, array, array, array, array, array, array, size, size, size, integer),
+        (loops.linear_grad_data, array, array, array, size, size, size),
+        (loops.linear_grad_weight, array, array, array, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
         (loops.relu, array, array, size),
         (loops.relu_grad, array, array, array, size),
@@ -468,7 +333,7 @@ def load():
         function.argtypes, function.restype = types, None
     for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
         function.restype = size
-    # A BLAS of its own, with one thread: NumPy's keeps its threads; those in chainer_fast.c scale better.
+    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
     blas = ctypes.CDLL(
         os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True))
     )
@@ -478,6 +343,7 @@ def load():
 
 
 def install(owner, name, fast):
+    """Replace owner's method of that name by one that calls fast, and the method if fast returns None."""
     slow = getattr(owner, name)
 
     @functools.wraps(slow)

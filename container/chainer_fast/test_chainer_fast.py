@@ -1,6 +1,6 @@
-"""The same results as plain Chainer's, in all that chainer_fast takes over or leaves alone.
+"""chainer_fast gives the same results as plain Chainer, in cases that it handles and in others.
 
-Every case below runs in two processes, one with CHAINER_FAST=0, and what it returns is compared.
+Every case below runs in two processes, one with CHAINER_FAST=0, and the returned arrays are compared.
 """
 
 import os
@@ -37,7 +37,7 @@ def classifier():
 
 
 def steps(optimizer, hook=None, n=10, model=None, **options):
-    """Losses and final parameters of n steps; options are set on the optimizer's hyperparameters."""
+    """Return the losses and the final parameters of n steps; options: hyperparameters of the optimizer."""
     model = model or classifier()
     optimizer.setup(model)
     for name, value in options.items():
@@ -65,7 +65,7 @@ def accuracy():
     rng = np.random.RandomState(0)
     y, t = rng.randint(0, 4, (64, 10)).astype(np.float32), rng.randint(0, 10, 64).astype(np.int32)
     nan = y.copy()
-    nan[::3, 7] = np.nan  # where argmax points
+    nan[::3, 7] = np.nan  # argmax returns the index of a NaN
     return [
         F.accuracy(y, t).array,
         F.accuracy(y, np.full_like(t, 12)).array,
@@ -86,12 +86,12 @@ def adam_with_large_arrays_for_two_threads():
     import chainer_mnist_single_machine as script
 
     np.random.seed(0)
-    adam = chainer.optimizers.Adam(eps=1e-5)  # else it would blow up the rounding of gradients near zero
+    adam = chainer.optimizers.Adam(eps=1e-5)  # a smaller eps would magnify rounding of gradients near zero
     return steps(adam, model=chainer.links.Classifier(script.MLP(400, 10)), n=3)
 
 
 def a_linear_layer(rows, columns, out):
-    """y, and the gradients of x, W and b: of all, of W alone, and of x alone."""
+    """Return y and the gradients of x, W and b: of all three, of W alone, and of x alone."""
     import chainer
     import chainer.functions as F
 
@@ -426,7 +426,7 @@ def batches_that_were_changed_and_a_converter_that_was_pickled():
 
 @case
 def batches_of_which_something_else_changed():
-    """The labels in the data set, which a batch has copies of, and the shape of its images."""
+    """Changes to the data set's labels, of which a batch has copies, and to the shape of a batch's images."""
     import chainer
 
     images, labels = batch(8)
@@ -444,7 +444,7 @@ def batches_of_which_something_else_changed():
 
 @case
 def data_sets_of_other_arrays():
-    """Of another byte order, of objects, of words: what Chainer makes of them, or its error."""
+    """Arrays in another byte order, of objects or of words give Chainer's result, or its error."""
     import chainer
 
     results = []
@@ -492,7 +492,7 @@ def examples_that_do_not_fit_together():
 
 @case
 def a_model_that_was_pickled():
-    """Its optimizer could not update."""
+    """Without the fix, the optimizer of an unpickled model could not update it."""
     import copy
     import pickle
 
@@ -509,7 +509,7 @@ def a_model_that_was_pickled():
 
 @case
 def arrays_without_a_dimension():
-    """Sums of their gradients were no arrays any more; F.gaussian's and F.squared_error's were refused."""
+    """Sums of zero-dimensional gradients stay arrays; F.gaussian and F.squared_error once refused scalars."""
     import chainer
     import chainer.functions as F
 
@@ -533,9 +533,9 @@ def gradients_of_a_chain_that_are_added_or_shared():
     x = chainer.Variable(x)
     x.cleargrad()
     model.cleargrads()
-    for _ in range(2):  # to nothing, and to what is there
+    for _ in range(2):  # the first gradients are new, the second are added to them
         model(x, t).backward()
-    shared = F.softmax_cross_entropy(l2(F.relu(l2(F.relu(l1(x))))), t)  # one layer twice
+    shared = F.softmax_cross_entropy(l2(F.relu(l2(F.relu(l1(x))))), t)  # uses l2 twice
     shared.backward()
     h = F.relu(l1(x))
     branches = F.softmax_cross_entropy(F.linear(h, F.relu(l2(h))[:10], np.zeros(10, np.float32)), t)
@@ -552,7 +552,7 @@ def gradients_of_hidden_layers_and_parts_of_a_chain():
     h = F.relu(model.l1(x))
     y = model.l3(F.relu(model.l2(h)))
     y.grad = np.ones_like(y.array)
-    h.grad = np.full_like(h.array, 9)  # nobody's, and no part of the result
+    h.grad = np.full_like(h.array, 9)  # must not be part of the result
     model.cleargrads()
     y.backward()
     cut = F.relu(model.l1(x))
@@ -577,7 +577,7 @@ def scaled_losses_and_parameters_that_come_late():
 
 @case
 def gradients_of_gradients_of_an_old_function():
-    """They are refused."""
+    """Chainer refuses them, with and without chainer_fast."""
     import chainer
 
     class Square(chainer.Function):
@@ -617,7 +617,7 @@ def a_function_in_the_old_style():
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    """{case: [arrays]} of plain Chainer, and of Chainer with chainer_fast."""
+    """Return {case: [arrays]} of plain Chainer, and of Chainer with chainer_fast."""
     directory = tmp_path_factory.mktemp('fast')
     found = []
     for fast in '0', '1':
@@ -626,7 +626,7 @@ def results(tmp_path_factory):
             [sys.executable, '-P', __file__, str(path)],
             check=True,
             timeout=300,
-            # -P: the package that is installed, not the source beside this file
+            # -P: import the installed package, not the source beside this file
             env={
                 **os.environ,
                 'CHAINER_FAST': fast,
@@ -662,7 +662,7 @@ def run(code, **env):
 
 @pytest.mark.parametrize('columns, out', [(784, 1000), (21, 13), (8, 1)])
 def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
-    """So that predictions do not depend on what else is predicted together."""
+    """A prediction does not depend on the other rows of its batch."""
     import chainer.functions as F
 
     rng = np.random.RandomState(0)
@@ -674,17 +674,18 @@ def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
 
 
 def test_the_switch():
-    for fast, file in ('0', 'function_node.py'), ('1', 'chainer_fast.py'):
-        assert run(
-            'import chainer; print(chainer.FunctionNode.apply.__code__.co_filename)', CHAINER_FAST=fast
-        ).endswith(file)
+    code = (
+        'from chainer.optimizers.adam import AdamRule; print(AdamRule.update_core_cpu.__code__.co_filename)'
+    )
+    for fast, file in ('0', 'adam.py'), ('1', 'chainer_fast.py'):
+        assert run(code, CHAINER_FAST=fast).endswith(file)
 
 
 @pytest.mark.skipif(
     platform.machine() not in ('x86_64', 'aarch64'), reason='other CPUs keep subnormal numbers'
 )
 def test_adams_averages_become_zero_and_not_subnormal():
-    """Those are a hundred times as slow; nobody else's arithmetic changes."""
+    """Subnormal numbers would be a hundred times as slow; arithmetic outside chainer_fast does not change."""
     assert (
         run(
             """
@@ -709,7 +710,7 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
 
 
 def a_gpu(fast, monkeypatch, free=2**30):
-    """A device that stands in for a GPU: it keeps arrays as NumPy's, and notes what is sent."""
+    """Return a mock GPU device that keeps NumPy arrays, and the list of the shapes sent to it."""
     memory = SimpleNamespace(memGetInfo=lambda: (free, 2**40))
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=memory))
     monkeypatch.setattr(fast.cuda, 'cupy', cupy)
@@ -764,7 +765,7 @@ def test_a_summary_on_a_gpu_takes_one_kernel_a_value(monkeypatch):
     monkeypatch.setattr(fast.cuda, 'elementwise', elementwise)
     summary = fast.Summary()
     one, two, three = (np.array(n, np.float32).view(Array) for n in (1, 2, 3))
-    assert fast.add(summary, one) is None  # Chainer's own begins: here the sums are numbers still
+    assert fast.add(summary, one) is None  # Chainer's own method runs first, as the sums are still numbers
     summary._x, summary._x2, summary._n = one.copy(), one.copy(), 1
     assert fast.add(summary, two) and fast.add(summary, three)
     assert (float(summary._x), float(summary._x2), summary._n) == (6, 14, 3)
@@ -774,37 +775,22 @@ def test_a_summary_on_a_gpu_takes_one_kernel_a_value(monkeypatch):
 if __name__ == '__main__':
     import chainer_fast
 
+    LOOPS = {'linear', 'linear_grad_data', 'linear_grad_weight', 'relu', 'relu_grad', 'adam', 'correct'}
+    LOOPS |= {'softmax_cross_entropy', 'softmax_cross_entropy_grad'}
     used = set()
 
-    def note(name, function):
-        def noting(*args):
-            result = function(*args)
-            used.update([name] if result is not None else [])
-            return result
-
-        return noting
+    def note(name, loop):
+        return lambda *args: (used.add(name), loop(*args))[1]
 
     assert hasattr(chainer_fast, 'loops') == (os.environ['CHAINER_FAST'] == '1')
     if os.environ['CHAINER_FAST'] == '1':
-        # More threads than cores, and than some arrays have cache lines.
+        # Use more threads than there are cores, and than some arrays have cache lines.
         chainer_fast.loops.set_up(chainer_fast.blas.scipy_cblas_sgemm64_, 5)
-        for table in chainer_fast.FORWARD, chainer_fast.BACKWARD:
-            for kind, function in table.items():
-                table[kind] = note(function.__name__, function)
-        loop = chainer_fast.loops.adam
-        chainer_fast.loops.adam = lambda *args: (used.add('adam'), loop(*args))
+        for name in LOOPS:
+            setattr(chainer_fast.loops, name, note(name, getattr(chainer_fast.loops, name)))
     np.savez(
         sys.argv[1],
         **{f'{name} {i:03}': array for name, function in CASES.items() for i, array in enumerate(function())},
     )
     if os.environ['CHAINER_FAST'] == '1':
-        assert used == {
-            'adam',
-            'linear',
-            'linear_backward',
-            'relu',
-            'relu_backward',
-            'softmax_cross_entropy',
-            'softmax_cross_entropy_backward',
-            'accuracy',
-        }, used
+        assert used == LOOPS, LOOPS - used

@@ -1,4 +1,4 @@
-"""The image for arm64, emulated on other machines. `make test-arm64` builds it and runs this."""
+"""The image for arm64 trains and serves, emulated on other machines; `make test-arm64` builds it."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_chainer_fast_passes_its_tests():
 
 
 def test_it_trains_and_serves(opt_ml, small_mnist):
-    """The trained model scores as it does on this machine."""
+    """A model that it trained gives the same scores there and on this machine."""
     root = opt_ml(small_mnist, epochs='1')
     run(f'--hostname algo-1 --volume {root}:/opt/ml', 'train')
     log = json.loads((root / 'output' / 'data' / 'log').read_text())

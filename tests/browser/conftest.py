@@ -1,4 +1,4 @@
-"""A browser and its pages; Jupyter servers; the tutorial's model, trained while the first tests run."""
+"""These fixtures start a browser and Jupyter servers, and train a model while the first tests run."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """A page whose list `digits` holds the data of all digit events."""
+    """Return a page whose list `digits` holds the data of all digit events."""
     context = chromium.new_context(viewport={'width': 1300, 'height': 950}, has_touch=True)
     context.set_default_timeout(30000)
     context.add_init_script(LISTEN)
@@ -44,7 +44,7 @@ def page(chromium):
 
 @pytest.fixture(scope='session')
 def training(mnist, tmp_path_factory):
-    """(process, directory for the model) of one epoch of the tutorial's training."""
+    """Start one epoch of the tutorial's training; return (process, directory of its model)."""
     directory = tmp_path_factory.mktemp('model')
     words = arguments(mnist, directory, '--epochs 1 --batch-size 128 --augment 0.5')
     process = subprocess.Popen([sys.executable, SCRIPT, *words], stdout=subprocess.DEVNULL)
@@ -55,7 +55,7 @@ def training(mnist, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def model(training):
-    """The directory, once the model is in it."""
+    """Wait for the training; return the directory with its model."""
     process, directory = training
     assert process.wait() == 0
     return directory
@@ -90,7 +90,7 @@ RUN_ALL = """() => window.IPython ? IPython.notebook.execute_all_cells() :
 
 
 class Server:
-    """A Jupyter server with all three front ends, on a free port, which keeps to a directory."""
+    """A Jupyter server with all three front ends, on a free port, with its files in one directory."""
 
     def __init__(self, home, *options, token='secret'):
         self.token, self.root, self.runtime, self.log = token, home / 'root', home / 'runtime', home / 'log'
@@ -144,7 +144,7 @@ class Server:
         return wait_for(idle)[0]
 
     def data(self, kernel):
-        """The variable's value, straight from the kernel; None from one that is just being restarted."""
+        """Return the value of `data`, straight from the kernel; None if the kernel is restarting."""
         client = BlockingKernelClient(connection_file=str(self.runtime / f'kernel-{kernel}.json'))
         client.load_connection_file()
         client.start_channels()
@@ -158,13 +158,13 @@ class Server:
         return eval(answer['data']['text/plain']) if answer['status'] == 'ok' else answer['ename']
 
     def cell_with(self, part):
-        """The code of the tutorial's cell with this in it."""
+        """Return the code of the tutorial's cell that contains a text."""
         cells = nbformat.read(TUTORIAL, as_version=4).cells
         (source,) = [cell.source for cell in cells if part in cell.source and cell.cell_type == 'code']
         return source
 
     def add_notebook(self, path, *more, endpoint=None, show=None):
-        """Write a notebook: the start, or the connection to an endpoint, the pad, more cells."""
+        """Write a notebook with a first cell, which may connect to an endpoint, the pad, and more cells."""
         first = CONNECT.replace('ENDPOINT', repr(endpoint)) if endpoint else START
         sources = [first, show or self.cell_with("HTML(open('input.html').read())"), *more]
         python = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
@@ -174,7 +174,7 @@ class Server:
         nbformat.write(notebook, self.root / path)
 
     def open_pad(self, page, front_end, path, *more, **options):
-        """Write, open and run a notebook with a pad."""
+        """Write, open and run a notebook with a pad; return the pad."""
         self.add_notebook(path, *more, **options)
         page.goto(f'{self.url}{front_end}/{urllib.parse.quote(path)}?token={self.token}')
         self.kernel(path)
@@ -184,19 +184,19 @@ class Server:
         return pad
 
     def run_all(self, page):
-        """What the menu entry "Run All" does, once the notebook has its kernel."""
+        """Run all cells, like the menu entry "Run All", once the notebook has its kernel."""
         page.wait_for_function(CONNECTED)
         page.evaluate(RUN_ALL)
 
     def takes(self, kernel, pad, *points, then='Sent to data.', **options):
-        """Draw a stroke: the pad says so, and the kernel has the data, which are returned."""
+        """Draw a stroke, and check that pad and kernel get the data; return the data."""
         data = draw(pad, *points, **options)
         says(pad, then)
         assert self.data(kernel) == data
         return data
 
     def run_last(self, page, code=None):
-        """Run the last cell, with other code if given."""
+        """Run the last cell; code: replaces its code."""
         page.locator(CELLS).last.locator(EDITOR).click()
         if code:
             page.keyboard.press('Control+a')

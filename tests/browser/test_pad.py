@@ -1,4 +1,4 @@
-"""The pad on a page without Jupyter, in Chromium."""
+"""The pad works on a page without Jupyter, in Chromium."""
 
 import json
 
@@ -23,7 +23,7 @@ def shares(pad):
 
 
 def seen(pad):
-    """The pixels, 0 to 255, that the pad shows."""
+    """Return the 28 x 28 pixels that the pad shows, 0 to 255."""
     return pad.locator('.seen').evaluate(
         'canvas => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)'
     )
@@ -39,7 +39,7 @@ def test_without_jupyter_the_pad_says_why_it_does_not_send(page, pointer):
 
 
 def test_what_was_drawn_before_the_page_was_saved(page):
-    """By an unattended run. One can draw on."""
+    """A saved page shows the drawing of an unattended run, and one can continue it."""
     strokes, answer = [[[140, 40], [140, 240]]], [0, 9, 8] + [0] * 7
     pad = show_drawn(page, strokes, answer)
     says(pad, 'Looks like 1, perhaps 2. Sent to data.')
@@ -169,7 +169,7 @@ def test_a_page_that_moves_does_not_bend_the_stroke(page):
 
 
 def test_a_fast_stroke_has_no_gaps(page):
-    """Two places, far apart, with nothing reported between them."""
+    """Two distant points without any between them give one line."""
     pad = show(page, HTML)
     (pixels,) = draw(pad, (0.2, 0.5), (0.4, 0.5), (0.5, 0.5), (0.7, 0.5), (0.75, 0.5), (0.8, 0.5))
     image = np.reshape(pixels, (28, 28))

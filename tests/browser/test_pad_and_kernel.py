@@ -1,4 +1,4 @@
-"""The pad and a kernel that is busy or ends, an endpoint that is slow or fails; the pad as a widget."""
+"""The pad handles a busy or dead kernel and a slow or failing endpoint, also as a widget."""
 
 import asyncio
 import concurrent.futures
@@ -17,7 +17,7 @@ from tornado.websocket import websocket_connect
 
 
 async def connect_and_ask(url, token):
-    """Open a connection to a kernel as a page does, and wait for an answer over it."""
+    """Connect to a kernel as a page does, and wait for a reply over the connection."""
     session = uuid.uuid4().hex
     channels = f'{url.replace("http", "ws", 1)}/channels?session_id={session}'
     connection = await websocket_connect(HTTPRequest(channels, headers={'Authorization': 'token ' + token}))
@@ -33,7 +33,7 @@ async def connect_and_ask(url, token):
 
 
 def test_no_new_connection_to_a_kernel_stays_silent(server):
-    """Else a notebook's cells wait for ever, now and then: with ipykernel 7.3 one connection in 30 does."""
+    """With ipykernel 7.3 one connection in 30 gets no replies, and a notebook's cells then wait for ever."""
     kernel = server.request('api/kernels', 'POST')['id']
 
     async def connect():
@@ -93,7 +93,7 @@ def test_strokes_wait_for_a_busy_kernel_and_its_end_is_said(server, page, front_
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
-    """An endpoint that takes its time, and then answers with the server's `reply`."""
+    """A slow endpoint, which answers with the server's `reply`."""
 
     def do_POST(self):
         self.rfile.read(int(self.headers['Content-Length']))
@@ -162,7 +162,7 @@ pad"""
 
 
 def test_the_widget_needs_no_jupyter_server(server, page):
-    """In Lab, where anywidget works; requests to the server's API fail."""
+    """The widget works in JupyterLab with requests to the server's API blocked."""
     path = 'widget.ipynb'
     pad = server.open_pad(page, 'lab/workspaces/widget/tree', path, 'data = pad.data', show=WIDGET)
     page.route('**/api/sessions*', lambda route: route.abort())

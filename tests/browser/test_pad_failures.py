@@ -1,4 +1,4 @@
-"""What the pad says when something is wrong with Jupyter, against a server that is made up."""
+"""The pad explains failures of Jupyter, which a mock server simulates."""
 
 import json
 
@@ -9,13 +9,13 @@ FAILURES = {
     'silent once': None,
     'down': 'the Jupyter server does not answer',
     'forbidden': 'the Jupyter server refused to list its kernels (403)',
-    'no kernel': 'no kernel runs for sub/x y.ipynb (start it, then draw on)',
+    'no kernel': 'no kernel runs for sub/x y.ipynb (start one, then draw on)',
     'closed': 'the connection to the kernel broke',
     'died': 'the kernel stopped.',
     'shut down': 'the kernel stopped.',
     'gone': 'the kernel stopped.',
     'idle without an answer': 'the kernel stopped.',
-    'error': 'the kernel could not take it (MemoryError)',
+    'error': 'the kernel could not take the drawing (MemoryError)',
     'outside': 'this pad is not inside its notebook',
 }
 ANSWERS = {  # the kernel's; else it is silent

@@ -1,4 +1,4 @@
-"""The pad in JupyterLab, Jupyter Notebook 7 and the classic notebook, with the real endpoint behind it."""
+"""The pad works in JupyterLab, Jupyter Notebook 7 and the classic notebook, with a real endpoint."""
 
 import re
 import urllib.parse
@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from support import BLANK, FOOT, ONE, draw, make_model, pack, says, wait_for
 
-from drawings import hand
-from drawings.ways import WAYS
+from digit_pad import hand
+from digit_pad.ways import WAYS
 
 FRONT_ENDS = ['lab/tree', 'notebooks', 'nbclassic/notebooks']
 
 
 @pytest.fixture(scope='module')
 def endpoint(session, model):
-    """The name under which the tutorial's model answers, in our container."""
+    """Deploy the tutorial's model in our container; return the endpoint's name."""
     model_data = pack(model / 'model.tar.gz', model / 'model.npz')
     return make_model(session, model_data).deploy(1, 'local').endpoint_name
 
 
 def steady(text):
-    """The first way of writing, as it stands: strokes in parts of the pad's sides."""
+    """Return a digit's first style without variation: strokes, as fractions of the pad's sides."""
     strokes = [np.concatenate([hand.smooth(piece, 3) for piece in pieces]) for pieces in hand.parse(text)[0]]
     return [(points * 0.7 + 0.15).tolist() for points in strokes]
 
@@ -29,7 +29,7 @@ def steady(text):
 @pytest.mark.docker
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
 def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
-    """With the mouse; then one with a finger and one with a pen; then the tutorial's next cell."""
+    """Ten digits by mouse, one by finger and one by pen are predicted right, also by the next cell."""
     path = 'sub/zehn Ziffern f\u00fcr 100%.ipynb'
     predict = server.cell_with("print('What you wrote is:'")
     pad = server.open_pad(page, front_end, path, predict, endpoint=endpoint)
@@ -60,7 +60,7 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
 
 
 def rename(page, front_end, name):
-    """As a reader does it, in a dialog."""
+    """Rename a notebook in the dialog of its front end."""
     if front_end.startswith('nbclassic'):
         page.locator('#notebook_name').click()
         page.locator('.modal-body input').fill(name)
@@ -81,7 +81,7 @@ def test_renamed_restarted_reloaded(server, page, front_end):
     before, after = f'before {kind}.ipynb', f'after \u00e4 {kind}.ipynb'
     pad = server.open_pad(page, front_end, before)
     kernel = server.kernel(before)
-    unread = 'Sent to data. Deploy an endpoint as predictor to see here what it reads.'
+    unread = 'Sent to data. Deploy an endpoint as predictor to see its prediction here.'
     server.takes(kernel, pad, *ONE, then=unread)
 
     rename(page, front_end, after.removesuffix('.ipynb'))
@@ -105,7 +105,7 @@ def test_renamed_restarted_reloaded(server, page, front_end):
 
 
 def test_in_lab_a_finger_draws_in_its_own_notebook(server, page):
-    """Side by side with another one, which is active and whose path ends alike; and in no other view."""
+    """Another notebook is active beside it, with the same end of its path; other views of the pad refuse."""
     server.open_pad(page, 'lab/workspaces/two/tree', 'two.ipynb')
     server.add_notebook('a/two.ipynb')
     options = "{path: 'a/two.ipynb', options: {mode: 'split-right'}}"

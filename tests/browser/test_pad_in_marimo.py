@@ -1,4 +1,4 @@
-"""The pad as a widget in marimo, where a cell that reads its data runs again by itself."""
+"""The pad works as a widget in marimo, and a cell that uses its data runs again after each stroke."""
 
 import os
 import subprocess

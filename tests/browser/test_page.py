@@ -1,4 +1,4 @@
-"""The page that needs nothing: it opens from a file, reads as one draws, and answers as the model does."""
+"""output/pad.html works from a file, predicts during drawing, and predicts as the model does."""
 
 import chainer
 import chainer.functions as F
@@ -8,7 +8,7 @@ import pytest
 from support import LISTEN, ONE, load, move, says
 
 import chainer_mnist_single_machine as script
-from pad.page import write
+from digit_pad.page import write
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +80,6 @@ def test_another_network_is_refused_and_leaves_no_page_of_an_earlier_one(tmp_pat
     scores = network(images).array
     chainer.serializers.save_npz(tmp_path / 'model.npz', network)
     (tmp_path / 'pad.html').write_text('an earlier one')
-    with pytest.raises(ValueError, match='pad.html is for networks of linear layers with ReLU'):
+    with pytest.raises(ValueError, match='pad.html is not written: it supports only linear layers with ReLU'):
         write(tmp_path / 'model.npz', tmp_path / 'pad.html', images, scores)
     assert not (tmp_path / 'pad.html').exists()

@@ -1,4 +1,4 @@
-"""The picture in README: a digit is drawn on the pad, and the bars follow. To make it anew, and look at it:
+"""The bars follow a drawing; this test makes README's picture of that. To make it anew, then look at it:
 
 PAD_GIF=docs/pad.gif .venv/bin/python -m pytest tests/browser/test_picture.py
 """

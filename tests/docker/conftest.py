@@ -1,4 +1,7 @@
-"""A trained job; another port for a second endpoint of the same session."""
+"""These fixtures train a job, give a second endpoint another port, and make Docker misbehave."""
+
+import os
+import shutil
 
 import pytest
 from support import free_port, make_estimator
@@ -17,3 +20,17 @@ def other_port(session):
     session.set_serving_port(free_port())
     yield session.serving_port
     session.set_serving_port(before)
+
+
+@pytest.fixture
+def wrapped_docker(tmp_path, monkeypatch):
+    """Puts a `docker` on the PATH that runs these lines of shell first; $here is the test's directory."""
+
+    def wrap(lines):
+        wrapper, docker = tmp_path / 'wrapped' / 'docker', shutil.which('docker')
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/sh\nhere={tmp_path}\n{lines}\nexec {docker} "$@"\n')
+        wrapper.chmod(0o755)
+        monkeypatch.setenv('PATH', f'{wrapper.parent}:{os.environ["PATH"]}')
+
+    return wrap

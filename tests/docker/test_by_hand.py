@@ -1,4 +1,4 @@
-"""`docker run … train` and `serve`: what they write belongs to the owner of the mounted directory."""
+"""Files that `docker run … train` and `serve` write belong to the owner of the mounted directory."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_by_hand_as_an_unprivileged_owner(small_mnist, opt_ml):
 
 
 def test_a_directory_that_docker_made_becomes_the_owners(small_mnist, opt_ml):
-    """The SDK does not make the model's directory: Docker does, as root, when it mounts it."""
+    """Docker creates the model's directory as root when it mounts it, as the SDK does not create it."""
     root = opt_ml(small_mnist, owner=OWNER, epochs='1', batch_size='1000')
     (root / 'model').rmdir()
     directories = 'input', 'output', 'output/data', 'model', 'code'

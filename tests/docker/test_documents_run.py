@@ -1,4 +1,4 @@
-"""What the documents tell to run runs: the test in README, the contract by hand in docs/image.md."""
+"""The documents' examples work: README's test, and the commands by hand in docs/image.md."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What training wrote, hosted in the real container, through the SDK."""
+"""The real container hosts a trained model through the SDK."""
 
 import contextlib
 import socket
@@ -72,7 +72,7 @@ def test_the_endpoint_answers_on_this_machine_only(session, predictor):
 
 
 def test_the_endpoint_has_few_privileges(session, predictor):
-    """No root for workers, no new privileges, nothing to write to but /tmp."""
+    """Workers do not run as root, gain no privileges, and can write only to /tmp."""
     (name,) = containers(session)
     processes = docker(f'top {name} -eo pid,uid,cmd').splitlines()[2:]
     workers = [line.split()[1] for line in processes if 'gunicorn' in line][1:]
@@ -83,7 +83,7 @@ def test_the_endpoint_has_few_privileges(session, predictor):
 
 
 def test_each_endpoint_answers_for_itself(session, predictor, other_port, tmp_path):
-    """As on AWS: by its name alone, in this process and in another, until it is deleted there."""
+    """As on AWS an endpoint answers to its own name only; another process can ask and delete it."""
     (tmp_path / 'other.py').write_text(OTHER)
     (tmp_path / 'empty').mkdir()
     other = make_model(
@@ -166,7 +166,7 @@ np.save(directory + "/expected", s.model_fn(directory)(np.load(data)["images"][:
 
 
 def test_a_model_of_awss_image_is_served(session, aws_python, small_mnist, tmp_path, other_port):
-    """What Chainer 5.0.0 on Python 3.6 wrote, as a model.tar.gz: the endpoint says what that Chainer says."""
+    """A model.tar.gz of Chainer 5.0.0 on Python 3.6 gives the same predictions as with that Chainer."""
     test = small_mnist / 'test' / 'test.npz'
     run(aws_python, SCRIPT, *arguments(small_mnist, tmp_path, '--epochs 1'), check=True)
     run(aws_python, '-c', SAYS, tmp_path, test, check=True)

@@ -1,4 +1,4 @@
-"""Several hosts and processes: what each gets, how they end, log in to each other and resume."""
+"""Several hosts and processes get their settings, log in to each other, end together and resume."""
 
 import ast
 import contextlib
@@ -91,7 +91,7 @@ SECRET = '--env SAGEMAKER_MPI_SECRET'
 
 
 def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, opt_ml):
-    """sshd and what it starts run as the owner, too; and the key of another job does not open it."""
+    """sshd and the processes that it starts run as the owner; another job's key cannot log in."""
     hosts = 'algo-1', 'algo-2'
     network = docker(f'network create --label {LABEL} by-hand-{free_port()}').strip()
     with contextlib.ExitStack() as stack:
@@ -127,14 +127,14 @@ def test_two_hosts_by_hand_as_an_unprivileged_owner(small_mnist, opt_ml):
 
 
 def test_two_processes_resume_where_they_were_killed(small_mnist, opt_ml, tmp_path):
-    """By hand in one container; to the same weights as two that were not."""
+    """Two killed and restarted processes in one container end with the weights of uninterrupted ones."""
     program = dict(sagemaker_program=DISTRIBUTED.name, sagemaker_use_mpi='true', epochs='4', batch_size='100')
     program['sagemaker_process_slots_per_host'] = '2'
     for name in 'whole', 'killed':
         opt_ml(small_mnist, owner=OWNER, name=name, **program)
 
     def train(name, kill_after=None):
-        """Run until the end, or until this epoch's checkpoints are there; return what was printed."""
+        """Train to the end, or kill the job when an epoch's checkpoints exist; return its output."""
         checkpoints = tmp_path / f'checkpoints-{name}'
         mounts = f'-v {tmp_path / name}:/opt/ml -v {checkpoints}:/opt/ml/checkpoints'
         with container(f'--hostname algo-1 {SECRET}=shared {mounts}', 'train') as job:

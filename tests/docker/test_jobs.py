@@ -1,21 +1,26 @@
-"""Jobs, as AWS's estimator and scripts ask for them: checkpoints, limits, batch transform."""
+"""Jobs support checkpoints, limits, batch transform and other features of AWS's estimator."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 
 import local_mode.s3
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError
+from local_mode.errors import EngineError, JobError
 from local_mode.s3 import checkpoints, open_tar
-from local_mode.session import open_session
+from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.model import Model
+from sagemaker.processing import ProcessingInput, ProcessingOutput, Processor
 from sagemaker.s3 import S3Downloader, S3Uploader
+from sagemaker.workflow.pipeline import Pipeline
+from sagemaker.workflow.pipeline_context import LocalPipelineSession
+from sagemaker.workflow.steps import TrainingStep
 from support import CSV, IMAGE, JSON, NPY, ROLE, containers, free_port, load, make_estimator, npy, pack
 
 WRITES = """
@@ -39,7 +44,7 @@ PRICE = '$HOME costs $$5 or ${5}'
 
 @pytest.fixture
 def script(tmp_path):
-    """Writes a script; returns its path."""
+    """Return a function that writes a script and returns its path."""
 
     def write(text, name='script.py'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -81,14 +86,16 @@ def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
     assert described['Environment'] == {}  # and no secret of the hosts
 
 
-def test_a_failure_that_compose_does_not_see_is_one(session, script, tmp_path, monkeypatch):
-    """Compose 1.29 exits with 0 if a job's container ends while Docker is slow to tell it the exit code."""
-    compose = tmp_path / 'docker-compose'
-    compose.write_text(f'#!/bin/sh\n{shutil.which("docker-compose")} "$@"\nexit 0\n')
-    compose.chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+def test_a_failure_is_one_where_the_log_ends_too_early(session, script, wrapped_docker):
+    """A restarted Docker may lose a log; the exit code counts."""
+    wrapped_docker('[ "$1" != logs ] || exit 0')
     with pytest.raises(RuntimeError, match="KeyError: 'PRICE'"):
         make_estimator(session, script(WRITES)).fit()
+
+
+def test_neither_compose_nor_another_command_line_is_needed(session, script, wrapped_docker):
+    wrapped_docker('case $1 in compose|context) exit 1;; esac')
+    make_estimator(session, script(WRITES), dict(environment={'PRICE': '1'}), price=1).fit()
 
 
 SLOW = """
@@ -178,7 +185,7 @@ def test_an_endpoint_has_one_instance(estimator):
 
 
 def test_batch_transform(session, estimator, small_mnist, other_port):
-    """Lines of CSV, npy and JSON files, with answers on S3 as the endpoint's."""
+    """Transform jobs on CSV lines, npy and JSON files write the endpoint's answers to S3."""
     images = load(small_mnist / 'test' / 'test.npz')['images'][:4]
     bodies = {
         CSV: '\n'.join(','.join(map(str, image)) for image in images).encode(),
@@ -207,4 +214,72 @@ def test_a_batch_that_the_model_refuses_fails_the_job(session, estimator, other_
     S3Uploader.upload_string_as_file_body('1,2,3', data + '/bad', sagemaker_session=session)
     with pytest.raises(RuntimeError, match='Transform job .* failed.*400'):
         estimator.transformer(1, 'local').transform(data, content_type=CSV)
+    assert containers(session) == []
+
+
+STEADY = """
+import os, time
+def model_fn(model_dir): return open(model_dir + '/name').read()
+def predict_fn(data, model): return model
+if __name__ == '__main__':
+    time.sleep(6)
+    open(os.environ['SM_MODEL_DIR'] + '/name', 'w').write(os.environ['NAME'])
+"""
+
+
+def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_port):
+    """A job that ends removes its own files, and not those of the other job and the endpoint."""
+    first = make_estimator(session, script(STEADY), dict(environment={'NAME': 'first'}))
+    first.fit()
+    jobs = [make_estimator(session, script(STEADY), dict(environment={'NAME': n})) for n in ('one', 'two')]
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(job.fit) for job in jobs]
+        time.sleep(2)
+        predictor = first.deploy(1, 'local')
+        assert [job.result() for job in running] == [None, None]
+    try:
+        answer = session.sagemaker_runtime_client.invoke_endpoint(b'[1]', predictor.endpoint_name, JSON)
+        assert json.loads(answer['Body'].read()) == 'first'
+        for job, name in zip(jobs, ('one', 'two')):
+            with open_tar(session, job.model_data) as tar:
+                assert tar.extractfile('name').read().decode() == name
+    finally:
+        predictor.delete_endpoint()
+    assert os.listdir(session.directory) == []
+
+
+def test_a_step_of_a_pipeline_runs_on_our_engine(session, script):
+    """By a session that is the SDK's LocalPipelineSession, too; and, as a plain Session, by name."""
+
+    class PipelineSession(Session, LocalPipelineSession):
+        pass
+
+    with contextlib.closing(PipelineSession(session.boto_session)) as ours:
+        for own in ours, session:
+            estimator = make_estimator(own, script(WRITES), dict(environment={'PRICE': '5'}), price='5')
+            given = dict(step_args=estimator.fit()) if own is ours else dict(estimator=estimator)
+            pipeline = Pipeline('a-pipeline', steps=[TrainingStep('train', **given)], sagemaker_session=ours)
+            pipeline.create(ROLE)
+            (step,) = pipeline.start().list_steps()['PipelineExecutionSteps']
+            assert step['StepStatus'] == 'Succeeded', step
+        assert containers(ours) == containers(session) == []
+
+
+def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path):
+    """It leaves no container, and no missing image is asked for on Docker Hub."""
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'text').write_text('three more words')
+    count = 'cd /opt/ml/processing; wc -w < in/text > out/words'
+    options = dict(role=ROLE, instance_count=1, instance_type='local', sagemaker_session=session)
+    out = f's3://{session.default_bucket()}/words'
+    files = dict(
+        inputs=[ProcessingInput(session.upload_data(str(tmp_path / 'in')), '/opt/ml/processing/in')],
+        outputs=[ProcessingOutput('/opt/ml/processing/out', out, output_name='words')],
+    )
+    Processor(image_uri=IMAGE, entrypoint=['sh', '-c', count], **options).run(**files)
+    assert S3Downloader.read_file(out + '/words', session).strip() == '3'
+    with pytest.raises(JobError, match='Processing job .* failed.*exited with code 9'):
+        Processor(image_uri=IMAGE, entrypoint=['sh', '-c', 'exit 9'], **options).run()
+    with pytest.raises(EngineError, match='no image none-such'):
+        Processor(image_uri='none-such', entrypoint=['sh'], **options).run()
     assert containers(session) == []

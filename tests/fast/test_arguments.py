@@ -1,4 +1,4 @@
-"""Hyperparameters as the script reads them: right, misspelt, out of range."""
+"""The script parses hyperparameters, and refuses misspelt and out-of-range ones."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_augment_is_a_share(value):
 def test_augment_is_not_anything_else(value, capsys):
     with pytest.raises(SystemExit):
         script.parse_args([f'--augment={value}'])
-    assert f"invalid share (from 0 to 1) value: '{value}'" in capsys.readouterr().err
+    assert f"invalid fraction (from 0 to 1) value: '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('argument', ['--batchsize', '--epoch', '-e', '--unknown'])

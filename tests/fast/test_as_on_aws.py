@@ -1,4 +1,4 @@
-"""What scripts and clients of AWS's container count on, asked of the server without Docker."""
+"""The server, without Docker, keeps the behaviour on which scripts and clients of AWS's container rely."""
 
 import json
 
@@ -9,7 +9,7 @@ from support import CSV, JSON, NPY, http, load, npy, post
 
 @pytest.fixture
 def mine(serving, tmp_path):
-    """Serves a script of these lines."""
+    """Return a function that serves a script of some lines."""
 
     def mine(script, **options):
         (tmp_path / 'mine.py').write_text(script)

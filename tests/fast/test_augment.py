@@ -1,4 +1,4 @@
-"""The distortion of images: chainer_mnist/augment.py."""
+"""chainer_mnist/augment.py distorts images as it should."""
 
 import chainer
 import numpy as np
@@ -38,7 +38,7 @@ def test_resample(x, y, expected):
 
 
 def test_distorted_digits_stay_digits(small_mnist):
-    """A few degrees and pixels: ink, place and range stay, and no two are distorted alike."""
+    """Ink, place and range change little, and no two images are distorted alike."""
     images = load(small_mnist / 'train' / 'train.npz')['images']
     np.random.seed(0)
     distorted = augment.distort(images)

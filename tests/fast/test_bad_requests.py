@@ -1,4 +1,4 @@
-"""The server with requests that are bad, too large or broken: a status, a sentence, and it goes on."""
+"""The server answers bad, too large and broken requests with a status and a sentence, and goes on."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_too_large_a_body_gets_413(serving, code, model):
 
 
 def test_bodies_beyond_the_memory_get_503(serving, connect, code, model):
-    """16 times the limit of one body is taken in; what needs no memory is answered, and later all is."""
+    """The server holds 16 bodies of the largest size; /ping still answers, and later all requests do."""
     with serving(code, SCRIPT.name, model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
         clients = [connect(url) for _ in range(20)]
         for client in clients:

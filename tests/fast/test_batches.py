@@ -1,4 +1,4 @@
-"""Requests that wait are predicted together, where the model takes that, with the same answers."""
+"""The server predicts waiting requests as a batch, if that does not change the answers."""
 
 import concurrent.futures
 import json
@@ -32,7 +32,7 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture
 def ask(serving, tmp_path):
-    """Posts rows at once, each as a request; returns the answers, and how many rows a prediction had."""
+    """Return a function that posts rows at once, one a request: (answers, again, sizes of batches)."""
 
     def ask(scores, hook, rows):
         log = tmp_path / 'log'
@@ -83,7 +83,7 @@ def test_one_bad_request_fails_alone(ask, hook, status):
 
 
 def test_each_of_many_clients_gets_its_own_answer(url):
-    """Different images and broken bodies beside each other; each is answered as alone, to rounding."""
+    """Concurrent good and broken requests get the same answers as alone, within rounding."""
     rng = np.random.RandomState(1)
     bodies = [npy(rng.rand(1 + i % 3, 784).astype(np.float32)) for i in range(96)]
     alone = [load(post(url, body).data) for body in bodies]

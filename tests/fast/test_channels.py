@@ -1,4 +1,4 @@
-"""The data of a job, good and bad: chainer_mnist/channels.py."""
+"""chainer_mnist/channels.py loads good channels and refuses bad ones."""
 
 from types import SimpleNamespace
 
@@ -45,7 +45,7 @@ def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
     'drawings, size, expected', [(0, 1, [10]), (5, 1, [15]), (5, 2, [8, 8]), (6, 2, [8, 8])]
 )
 def test_drawings_are_trained_on_where_the_channel_is_there(tmp_path, drawings, size, expected):
-    """After the others; several processes share all of them."""
+    """Drawings come after the other images; several processes divide all of them."""
     for name, n in ('train', 10), ('test', 4), ('drawings', drawings):
         np.savez(
             tmp_path / f'{name}.npz', images=IMAGES[:n] + np.float32(name == 'drawings'), labels=LABELS[:n]

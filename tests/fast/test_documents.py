@@ -1,4 +1,4 @@
-"""What the documents point to is there, and README keeps its promise of length."""
+"""The documents' links and commands exist, and README and the script keep their limits of length."""
 
 import re
 import urllib.parse
@@ -11,7 +11,7 @@ DOCUMENTS = [path for path in sorted(ROOT.rglob('*.md')) if not ELSEWHERE.match(
 
 
 def anchors(path):
-    """The anchors that GitHub makes of a document's headings."""
+    """Return the anchors that GitHub makes from a document's headings."""
     headings = re.findall(r'^#+ (.*)', path.read_text(), re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Drawn digits to train on: drawings/, against the pad itself and MNIST."""
+"""digit_pad gives the same pixels in Python as in the browser, and the statistics of MNIST."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import centre, run_raster, sides
 
-from drawings import hand
-from drawings.raster import SIZE, rasterise
-from drawings.ways import WAYS
+from digit_pad import hand
+from digit_pad.raster import SIZE, rasterise
+from digit_pad.ways import WAYS
 
 AWKWARD = [
     [],
@@ -27,7 +27,7 @@ def many():
 
 
 def test_pixels_are_those_of_the_pad(many):
-    """Whatever is drawn: to one part in ten thousand, to which the pad rounds."""
+    """The pixels of any drawing equal the pad's within 0.0001, to which the pad rounds."""
     strokes = [[stroke.tolist() for stroke in drawing] for drawing in many[0]] + AWKWARD
     there = np.array(run_raster(f'{json.dumps(strokes)}.map(rasterise)'))
     here = rasterise(strokes)
@@ -36,7 +36,7 @@ def test_pixels_are_those_of_the_pad(many):
 
 
 def test_drawings_have_the_statistics_of_mnist(many):
-    """MNIST's training images: the longer side is 20 pixels, the centre of mass 14 before rounding
+    """In MNIST's training images the longer side is 20 pixels, the centre of mass 14 before rounding
     to whole pixels, mean ink 0.131, and 29 % of the inked pixels are white (0.99 or more)."""
     images = rasterise(many[0]).reshape(-1, 28, 28)
     assert {max(sides(image, above=0)) for image in images} == {20}

@@ -1,4 +1,4 @@
-"""Recorded training steps, without a GPU: what is recorded is taken again by Python."""
+"""Recorded training steps equal normal ones; without a GPU, Python repeats the recorded step."""
 
 import ctypes
 from types import SimpleNamespace
@@ -9,14 +9,14 @@ import pytest
 from chainer.backends import cuda
 
 import chainer_mnist_single_machine as script
-from chainer_mnist import graphs
+from benchmarks import graphs
 
 RNG, PRODUCT = np.random.RandomState(0), graphs.product
 IMAGES, LABELS = RNG.rand(640, 784).astype(np.float32), RNG.randint(0, 10, 640).astype(np.int32)
 
 
 def record(step, rate):
-    """graphs.record() for the CPU: the first step() changes no array, as on a GPU that records it."""
+    """Replace graphs.record() on a CPU: the recorded step changes no array, as on a GPU."""
     optimizer = step.__closure__[-1].cell_contents.optimizer
     params = list(optimizer.target.params())
 
@@ -121,13 +121,13 @@ def test_on_the_cpu_the_optimizer_stays_as_it_is():
 
 
 class Array(np.ndarray):
-    """NumPy's, with a pointer like CuPy's."""
+    """A NumPy array with a data pointer like CuPy's."""
 
     data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
 
 
 def sgemm(name, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    """C = A B for matrices by columns, as BLAS has it."""
+    """Compute C = A B for matrices stored by columns, as BLAS does."""
 
     def matrix(pointer, rows, columns, leading):
         flat = np.ctypeslib.as_array((ctypes.c_float * (leading * columns)).from_address(pointer.value))

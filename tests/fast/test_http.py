@@ -1,4 +1,4 @@
-"""HTTP itself: what is broken, what does not end, offers to upgrade."""
+"""The server handles broken HTTP, endless requests and offers to upgrade."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from support import http
 
 @pytest.fixture
 def ask(connect, url):
-    """Sends bytes over a new connection, then pieces until the server closes; returns all it says."""
+    """Return a function that sends bytes, then pieces until the server closes; it returns the answer."""
 
     def ask(sent, pieces=()):
         answer = b''

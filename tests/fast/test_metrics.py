@@ -1,4 +1,4 @@
-"""What the server tells of requests: GET /metrics, and a log in JSON."""
+"""The server reports requests at GET /metrics and in a log of JSON lines."""
 
 import json
 import os
@@ -14,7 +14,7 @@ COUNT = 'sagemaker_request_seconds_count'
 
 
 def metrics(url):
-    """Return {(name, labels): value}."""
+    """Return the metrics as {(name, labels): value}."""
     response = http.request('GET', url + '/metrics')
     assert response.status == 200 and response.headers['Content-Type'].startswith('text/plain')
     families = text_string_to_metric_families(response.data.decode())

@@ -1,4 +1,4 @@
-"""local_mode/mnist.py: whatever the mirrors do, the cache is right or a sentence says why not."""
+"""local_mode/mnist.py fills the cache correctly or fails with a sentence, whatever the mirrors do."""
 
 import gzip
 import os

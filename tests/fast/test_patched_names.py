@@ -1,4 +1,4 @@
-"""What we change in others' software is still there, and docs/patches.md names it, and tests that exist."""
+"""The names that we patch in others' software still exist; docs/patches.md lists them and existing tests."""
 
 import inspect
 import json
@@ -9,43 +9,66 @@ from chainer.dataset import convert
 from support import ROOT, python
 
 PAGE = (ROOT / 'docs' / 'patches.md').read_text()
-CONTAINER = 'instance_type instance_count image sagemaker_session'
+JOB = 'self input_data_config output_data_config hyperparameters environment job_name'
+CONTAINER, CLIENT = 'local.image:_SageMakerContainer', 'local.local_session:LocalSagemakerClient'
+TRANSFORM = 'local.entities:_LocalTransformJob'
 PATCHED = {  # in the SDK: the first parameters, on which we rely
-    'local_session:get_docker_host': '',
-    'local_session:_SageMakerContainer': CONTAINER,
-    'entities:_SageMakerContainer': CONTAINER,
-    'image:_HostingContainer': 'command',
-    'image:_HostingContainer.down': 'self',
-    'image:_SageMakerContainer._compose': 'self detached',
-    'image:_stream_output': 'process',
-    'image:_SageMakerContainer._generate_compose_file': 'self command',
-    'image:_SageMakerContainer._prepare_serving_volumes': 'self model_location',
-    'image:_SageMakerContainer._create_docker_host': 'self host environment optml_subdirs command volumes',
-    'image:_SageMakerContainer.serve': 'self model_dir environment',
-    'local_session:LocalSagemakerClient.create_training_job': 'self TrainingJobName AlgorithmSpecification '
-    'OutputDataConfig ResourceConfig',
-    'local_session:LocalSagemakerClient.describe_training_job': 'self TrainingJobName',
-    'local_session:LocalSagemakerClient.create_transform_job': 'self TransformJobName ModelName',
-    'local_session:LocalSagemakerClient.describe_endpoint': 'self EndpointName',
-    'local_session:LocalSagemakerClient.create_endpoint': 'self EndpointName EndpointConfigName Tags',
-    'local_session:LocalSagemakerClient.delete_endpoint': 'self EndpointName',
-    'local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName',
-    'local_session:LocalSession.wait_for_endpoint': 'self endpoint poll live_logging',
+    'estimator:_TrainingJob._add_spot_checkpoint_args': 'local_mode estimator train_args',
+    'chainer.estimator:Chainer.hyperparameters': 'self',
+    CONTAINER + '.train': JOB,
+    CONTAINER + '.process': 'self processing_inputs processing_output_config environment processing_job_name',
+    CONTAINER + '._get_compose_cmd_prefix': '',
+    CONTAINER + '.serve': 'self model_dir environment',
+    CONTAINER + '.stop_serving': 'self',
+    CONTAINER + '._prepare_serving_volumes': 'self model_location',
+    TRANSFORM + '.start': 'self input_data output_data transform_resources kwargs',
+    CLIENT + '.create_training_job': 'self TrainingJobName AlgorithmSpecification '
+    'OutputDataConfig ResourceConfig InputDataConfig Environment kwargs',
+    CLIENT + '.create_processing_job': 'self ProcessingJobName AppSpecification '
+    'ProcessingResources Environment ProcessingInputs ProcessingOutputConfig kwargs',
+    CLIENT + '.describe_training_job': 'self TrainingJobName',
+    CLIENT + '.create_transform_job': 'self TransformJobName ModelName '
+    'TransformInput TransformOutput TransformResources kwargs',
+    CLIENT + '.describe_endpoint': 'self EndpointName',
+    CLIENT + '.create_endpoint': 'self EndpointName EndpointConfigName Tags',
+    CLIENT + '.delete_endpoint': 'self EndpointName',
+    'local.local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName ContentType '
+    'Accept CustomAttributes TargetModel TargetVariant InferenceId',
+    'local.local_session:LocalSession.wait_for_endpoint': 'self endpoint poll live_logging',
 }
+VOLUMES = 'self data_dir'
 CALLED = {
-    'entities:_LocalEndpoint': 'endpoint_name endpoint_config_name tags local_session',
-    'image:_HostingContainer.run': 'self',
-    'entities:_LocalTrainingJob.start': 'self input_data_config output_data_config hyperparameters '
-    'environment job_name',
-    'image:_Volume': 'host_dir container_dir',
-    'local_session:LocalSagemakerRuntimeClient': 'config',
-    'local_session:LocalSession': 'boto_session',
+    CONTAINER: 'instance_type instance_count image sagemaker_session '
+    'container_entrypoint container_arguments',
+    CONTAINER + '._prepare_training_volumes': f'{VOLUMES} input_data_config output_data_config '
+    'hyperparameters',
+    CONTAINER + '._prepare_processing_volumes': f'{VOLUMES} processing_inputs processing_output_config',
+    CONTAINER + '._upload_processing_outputs': f'{VOLUMES} processing_output_config',
+    CONTAINER + '._update_local_src_path': 'self params key',
+    CONTAINER + '.write_config_files': 'self host hyperparameters input_data_config',
+    CONTAINER + '.write_processing_config_files': 'self host environment processing_inputs '
+    'processing_output_config processing_job_name',
+    CONTAINER + '.retrieve_artifacts': 'self compose_data output_data_config job_name',
+    CONTAINER + '._create_tmp_folder': 'self',
+    'local.image:_create_config_file_directories': 'root host',
+    'local.image:_create_processing_config_file_directories': 'root host',
+    'local.image:_aws_credentials': 'session',
+    'local.image:_ecr_login_if_needed': 'boto_session image',
+    'local.image:_pull_image': 'image',
+    'local.image:_Volume': 'host_dir container_dir',
+    'local.entities:_LocalEndpoint': 'endpoint_name endpoint_config_name tags local_session',
+    'local.entities:_LocalTrainingJob.start': JOB,
+    TRANSFORM + '._get_container_environment': 'self kwargs',
+    TRANSFORM + '._get_required_defaults': 'self kwargs',
+    TRANSFORM + '._perform_batch_inference': 'self input_data output_data kwargs',
+    'local.local_session:LocalSagemakerRuntimeClient': 'config',
+    'local.local_session:LocalSession': 'boto_session',
 }
-# In another process, as local_mode has replaced them in this one.
+# In another process, as a session of ours may have replaced them in this one.
 PARAMETERS = """
 import inspect, json, pkgutil, sys
 names = json.loads(sys.argv[1])
-found = [inspect.signature(pkgutil.resolve_name('sagemaker.local.' + name)) for name in names]
+found = [inspect.signature(pkgutil.resolve_name('sagemaker.' + name)) for name in names]
 print('FOUND', json.dumps([list(signature.parameters) for signature in found]))
 """
 

@@ -1,4 +1,4 @@
-"""PNG and JPEG at the endpoint: read as the digits are that they show, or refused with a sentence."""
+"""The endpoint predicts the digits in PNG and JPEG pictures, or refuses a picture with a sentence."""
 
 import io
 import runpy
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from support import ROOT, SCRIPT, arguments, centre, load, npy, post, python, sides
+from support import SCRIPT, SERVER, arguments, centre, load, npy, post, python, sides
 
-from drawings import hand, raster
+from digit_pad import hand, raster
 
 PNG, JPEG = 'image/png', 'image/jpeg'
 N = 100
@@ -21,7 +21,7 @@ N = 100
 
 @pytest.fixture(scope='module')
 def trained(serving, code, mnist, tmp_path_factory):
-    """A server with a model of one epoch on MNIST and on drawings."""
+    """Serve a model trained for one epoch on MNIST and drawings; yield its URL."""
     out = tmp_path_factory.mktemp('trained')
     (out / 'drawings').mkdir()
     strokes, digits = hand.drawings(6000, seed=0)
@@ -35,19 +35,19 @@ def trained(serving, code, mnist, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def digits(mnist):
-    """MNIST's test images, uint8 (N, 28, 28), and their digits."""
+    """Return some of MNIST's test images, uint8 (N, 28, 28), and their digits."""
     test = load(mnist / 'test' / 'test.npz')
     return np.uint8(test['images'][:N] * 255).reshape(-1, 28, 28), test['labels'][:N]
 
 
 @pytest.fixture(scope='module')
 def drawn():
-    """Drawings with a seed that nothing is trained on, and their digits."""
+    """Return drawings with a seed that is not used in training, and their digits."""
     return hand.drawings(N, seed=7)
 
 
 def right(url, pictures, labels):
-    """The share of (body, Content-Type) that is read right."""
+    """Return the accuracy on pictures, each (body, Content-Type)."""
     answers = [post(url, *picture) for picture in pictures]
     assert {answer.status for answer in answers} == {200}, [a.data for a in answers if a.status != 200]
     return np.mean([load(answer.data).argmax() == label for answer, label in zip(answers, labels)])
@@ -59,7 +59,7 @@ def right_as_arrays(url, images, labels):
 
 
 def saved(picture, content_type=PNG, **options):
-    """A picture, of Pillow or an array, as (body, Content-Type)."""
+    """Encode a picture, a Pillow image or an array; return (body, Content-Type)."""
     stream = io.BytesIO()
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(np.uint8(picture))
     picture.save(stream, content_type.partition('/')[2], **options)
@@ -67,7 +67,7 @@ def saved(picture, content_type=PNG, **options):
 
 
 def photo(ink, rng, pen=0.25, content_type=JPEG, dust=8):
-    """Ink, (height, width), 0 to 1, on paper with grain and dust, as a camera sees it in a room's light."""
+    """Return a photo of ink, (height, width), 0 to 1, on paper with grain, dust and shading."""
     y, x = np.mgrid[: ink.shape[0], : ink.shape[1]] / max(ink.shape)
     angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
     slope = x * np.cos(angle) + y * np.sin(angle)
@@ -83,7 +83,7 @@ def photo(ink, rng, pen=0.25, content_type=JPEG, dust=8):
 
 
 def somewhere(image, rng, size=(640, 480), side=(150, 400)):
-    """An image, larger, somewhere in an empty one of this size."""
+    """Return an image enlarged and placed at random in an empty one of a given size."""
     side, page = int(rng.integers(*side)), Image.new('L', size)
     corner = [int(rng.integers(room - side)) for room in size]
     page.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), corner)
@@ -95,7 +95,7 @@ def larger(image, times=10):
 
 
 def turned(image, rng):
-    """Four of EXIF's eight ways to hold a camera."""
+    """Return a picture with one of four of EXIF's eight orientations."""
     turns = {3: 2, 6: 1, 8: 3, 1: 0}
     orientation = int(rng.choice(list(turns)))
     exif = Image.Exif()
@@ -104,19 +104,19 @@ def turned(image, rng):
 
 
 def coloured(image, rng):
-    """Blue on yellow, of few colours."""
+    """Return a picture in blue on yellow, with a palette of few colours."""
     ink = larger(image)[:, :, None] / 255
     return saved(Image.fromarray(np.uint8(ink * [20, 40, 160] + (1 - ink) * [250, 240, 150])).quantize(32))
 
 
 def transparent(image, rng):
-    """Black or white, and nothing around it."""
+    """Return a picture in black or white on a transparent background."""
     alpha = Image.fromarray(larger(image))
     return saved(Image.merge('LA', [Image.new('L', alpha.size, int(rng.choice([0, 255]))), alpha]))
 
 
 def transparent_corner(image, rng):
-    """On white paper, a corner of which is cut away."""
+    """Return a picture on white paper with one transparent corner."""
     picture = Image.fromarray(255 - larger(image)).convert('RGBA')
     ImageDraw.Draw(picture).polygon([(0, 0), (60, 0), (0, 60)], (0, 0, 0, 0))
     return saved(picture)
@@ -151,7 +151,7 @@ def test_pictures_of_mnist_are_read_as_well_as_mnist(trained, digits, kind):
 
 
 def stroked(drawing, rng, size, side, width):
-    """A drawing's strokes, this wide, somewhere in an empty image of this size: ink, 0 to 1."""
+    """Return a drawing's strokes of a given width, placed at random in an empty image: ink, 0 to 1."""
     low, high = (f(np.concatenate(drawing), axis=0) for f in (np.min, np.max))
     scale, margin = side / max(high - low), width + 2
     corner = rng.uniform(margin, np.array(size) - margin - (high - low) * scale)
@@ -189,7 +189,7 @@ def test_pictures_of_drawings_are_read_nearly_as_the_pads_own(trained, drawn, pe
 
 @pytest.fixture(scope='module')
 def decode():
-    path = ROOT / 'container' / 'sagemaker_chainer_container' / 'pictures.py'
+    path = SERVER / 'sagemaker_chainer_container' / 'pictures.py'
     return runpy.run_path(str(path))['decode_picture']
 
 
@@ -204,7 +204,7 @@ def test_a_picture_of_an_image_of_mnist_is_nearly_that_image(decode, small_mnist
 @pytest.mark.slow
 @pytest.mark.parametrize('width, least', [(1, 0.93), (3, 0.95), (12, 0.95)])
 def test_a_picture_of_a_drawing_is_nearly_the_pads_image(decode, drawn, width, least):
-    """However thin the pen: an image and the pad's correlate, each is of MNIST's size, in the middle."""
+    """For any width of pen the image correlates with the pad's, and has MNIST's size and position."""
     rng = np.random.default_rng(0)
     drawings = drawn[0][:50]
     inks = [stroked(drawing, rng, (800, 600), rng.uniform(250, 500), width) for drawing in drawings]
@@ -317,7 +317,7 @@ def test_changed_pictures_never_get_5xx(url, content_type, data):
 
 @pytest.fixture(scope='module')
 def twelve():
-    """A phone's photo of a 7, Pillow's image of 12 megapixels."""
+    """Return a phone's photo of a 7, a Pillow image of 12 megapixels."""
     body, _ = photo(np.pad(SEVEN < 99, 300), np.random.default_rng(0), content_type=PNG)
     return Image.open(io.BytesIO(body)).resize((4000, 3000), Image.Resampling.BICUBIC)
 
@@ -331,7 +331,7 @@ def test_a_photo_of_12_megapixels_is_answered_quickly(url, twelve):
 
 MEMORY = r"""
 import re, sys
-sys.path.insert(0, 'container')
+sys.path.insert(0, 'container/sagemaker-chainer')
 from sagemaker_chainer_container.formats import decode_picture
 body = sys.stdin.buffer.read()
 used = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) / 1024

@@ -1,29 +1,29 @@
-"""input.html without a browser: that it is built from pad/, and the pixels it computes, in Node."""
+"""input.html is built from its sources, and computes the right pixels, in Node without a browser."""
 
 import json
-import runpy
 import shutil
 
 import numpy as np
 import pytest
-from support import HTML, ROOT, centre, run_raster, sides
+from support import HTML, centre, run_raster, sides
+
+from digit_pad.build import BROWSER, build
 
 WIDTH = 2.79  # of a stroke in MNIST, in pixels
 
 
 def test_input_html_is_built_from_its_sources(tmp_path):
-    """And from every one of them."""
-    build = runpy.run_path(str(ROOT / 'pad' / 'build.py'))['build']
-    assert build() == HTML, 'python pad/build.py'
+    """A change to any source changes the built file."""
+    assert build() == HTML, 'python -m digit_pad.build'
     for source in 'pad.html', 'pad.css', 'raster.js', 'kernel.js', 'pad.js':
-        folder = shutil.copytree(ROOT / 'pad', tmp_path / source)
+        folder = shutil.copytree(BROWSER, tmp_path / source)
         with (folder / source).open('a') as file:
             file.write('changed\n')
         assert build(folder) != HTML, source
 
 
 def rasterise(*strokes):
-    """The image (28, 28) that the pad makes of strokes in its coordinates, 280 x 280."""
+    """Return the pad's image (28, 28) of strokes in its coordinates, 280 x 280."""
     pixels = run_raster(f'rasterise({json.dumps(strokes)})')
     assert len(pixels) == 784 and None not in pixels  # JSON's NaN
     assert all(0 <= pixel <= 1 for pixel in pixels)
@@ -97,7 +97,7 @@ def test_size_and_place_on_the_pad_do_not_count():
 
 
 def test_no_ink_leaves_the_image():
-    """An L whose centre of mass, put into the middle, would push its foot out."""
+    """Moving the centre of mass of this L to the middle would push its foot out of the image."""
     stroke = [[20, 20], [20, 260], [260, 260], [20, 260], [250, 250], [20, 250]]
     image = rasterise(stroke)
     assert (

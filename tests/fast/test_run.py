@@ -1,16 +1,17 @@
-"""Notebooks without Docker: those in the repository, and one that fails."""
+"""local_mode.run executes notebooks and reports failures, here without Docker."""
 
 import ast
 import html
 import json
 import os
 import re
+import subprocess
 
 import nbclient
 import nbformat
 import pytest
 from local_mode import run
-from support import HTML, ROOT, TUTORIAL, run_raster
+from support import HTML, ROOT, TUTORIAL, python, run_raster
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem)
@@ -30,14 +31,14 @@ os.chdir('..')
 
 
 def cells(*parts):
-    """A notebook of CELLS and the tutorial's cells that have these parts."""
+    """Return a notebook of CELLS and the tutorial's cells that contain these texts."""
     sources = [c.source for part in parts for c in nbformat.read(TUTORIAL, 4).cells if part in c.source]
     assert len(sources) == len(parts)
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (CELLS, *sources)])
 
 
 def execute(notebook, **options):
-    """In the tutorial's directory, as JupyterLab would."""
+    """Execute a notebook in the tutorial's directory, as JupyterLab would."""
     resources = {'metadata': {'path': str(TUTORIAL.parent)}}
     nbclient.NotebookClient(notebook, kernel_name='python3', resources=resources).execute(**options)
 
@@ -55,7 +56,7 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
 
 @pytest.mark.slow
 def test_the_first_cell_says_nothing_that_looks_like_trouble():
-    """In a reader's kernel: one that `make run` starts has local_mode's settings already."""
+    """This runs in a kernel like a reader's; one of `make run` already has local_mode's settings."""
     notebook = cells('open_session()')
     del notebook.cells[0]
     env = {name: value for name, value in os.environ.items() if not name.startswith('SAGEMAKER')}
@@ -66,13 +67,13 @@ def test_the_first_cell_says_nothing_that_looks_like_trouble():
 
 
 def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
-    """Which the pad's own rasteriser makes pixels of; the page then shows it, and the clean-up sees it."""
+    """Its pixels equal the pad's; the saved page shows the digit, and the clean-up deletes the endpoint."""
     (tmp_path / 'sub').mkdir()
     (tmp_path / 'input.html').write_text(HTML)
     notebook = cells(PAD, CLEAN_UP)
     notebook.cells.append(nbformat.v4.new_code_cell('print(data)'))
     nbformat.write(notebook, tmp_path / 'sub' / 'drawn.ipynb')
-    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert run.main(tmp_path / 'sub' / 'drawn.ipynb') == 0
     _, pad, clean_up, data = nbformat.read(tmp_path / 'output' / 'drawn.ipynb', as_version=4).cells
     assert clean_up.outputs[0].text == 'deleted\ndeleted\n'
@@ -88,7 +89,7 @@ def test_a_drawing_without_ten_scores_is_kept_without_bars(tmp_path, monkeypatch
     notebook = cells(PAD)
     notebook.cells[0].source += f'predictor.predict = lambda images: {answer}\nos.chdir({str(tmp_path)!r})'
     nbformat.write(notebook, tmp_path / 'drawn.ipynb')
-    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert run.main(tmp_path / 'drawn.ipynb') == 0
     assert '"answer": null' in (tmp_path / 'output' / 'drawn.html').read_text()
 
@@ -97,9 +98,21 @@ def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, 
     cells = [nbformat.v4.new_code_cell(code) for code in ('print("before")', '1 / 0', 'print("after")')]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# A stage'), *cells])
     nbformat.write(notebook, tmp_path / 'broken.ipynb')
-    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert run.main(tmp_path / 'broken.ipynb') == 1
     assert 'ZeroDivisionError' in capsys.readouterr().err
     kept = nbformat.read(tmp_path / 'output' / 'broken.ipynb', as_version=4)
     assert kept.cells[1].outputs[0].text == 'before\n'
     assert (tmp_path / 'output' / 'broken.html').exists()
+
+
+@pytest.mark.slow
+def test_the_reason_of_a_failure_is_the_last_that_the_terminal_shows(tmp_path):
+    """Also once the SDK's dependency has replaced IPython's tracebacks by its own."""
+    cells = [
+        nbformat.v4.new_code_cell(code) for code in ('import sagemaker', 'raise OSError("the reason why")')
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'broken.ipynb')
+    done = python('-m', 'local_mode.run', tmp_path / 'broken.ipynb', cwd=tmp_path, stderr=subprocess.STDOUT)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].endswith('OSError: the reason why')

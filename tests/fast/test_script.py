@@ -1,4 +1,4 @@
-"""The script alone, as a process, on today's Chainer and on what AWS's last image holds."""
+"""The script trains as a process, on today's Chainer and on the versions in AWS's last image."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import chainer_mnist_single_machine as script
 
 
 def train(data, out, options='', launcher=(sys.executable,), entry_point=SCRIPT, **env):
-    """Train with SageMaker's variables for a data directory; return (finished process, log of LogReport)."""
+    """Train with SageMaker's variables for a data directory; return (finished process, LogReport's log)."""
     (out / 'model').mkdir(parents=True)
     env.update({f'SM_CHANNEL_{name.upper()}': str(data / name) for name in CHANNELS}, SM_NUM_GPUS='0')
     env.update(SM_OUTPUT_DATA_DIR=str(out / 'data'), SM_MODEL_DIR=str(out / 'model'))
@@ -36,7 +36,7 @@ def trained(small_mnist, tmp_path_factory):
 
 @pytest.fixture
 def plain(trained):
-    """The log of a training without options."""
+    """Return the log of a training without options."""
     return json.loads((trained / 'data' / 'log').read_text())
 
 
@@ -64,7 +64,7 @@ print(s.chainer.__version__, (p.argmax(1) == d["labels"]).mean())
 
 
 def loaded(executable, model, data):
-    """The version of Chainer and the accuracy of what model_fn loads in another process."""
+    """Load a model by model_fn in another process; return (Chainer's version, accuracy)."""
     done = run(executable, '-c', LOAD, model, data / 'test' / 'test.npz')
     assert done.returncode == 0, done.stderr
     version, accuracy = done.stdout.split()
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_result(plain, small_mnist, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_job_ends_like_one_that_was_not(small_mnist, tmp_path):
-    """kill -9 at random moments, start again: the same weights to the bit, and the same log."""
+    """A job killed (-9) at random and restarted gives the same weights to the bit, and the same log."""
     options = '--epochs 6 --augment 0.5'
     _, log = train(small_mnist, tmp_path / 'whole', options)
     checkpoints, out = tmp_path / 'checkpoints', tmp_path / 'end'

@@ -1,4 +1,4 @@
-"""The server of container/ without Docker: formats, what is negotiated, the user's functions."""
+"""The server, without Docker, supports its formats, content negotiation and the user's functions."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ import runpy
 import numpy as np
 import pytest
 import urllib3
-from support import CSV, JSON, NPY, ROOT, http, load, npy, post, wait_for
+from support import CSV, JSON, NPY, SERVER, http, load, npy, post, python, wait_for
 
 import chainer_mnist_single_machine as script
 
@@ -142,8 +142,22 @@ def test_a_killed_worker_is_replaced(serving, tmp_path):
         assert len((tmp_path / 'loads').read_text().split()) == 2
 
 
+FOUND = """
+import importlib.machinery, importlib.util, os, sys
+names = {file.partition('.')[0] for file in os.listdir(sys.argv[1])} - {'__pycache__'}
+found = [name for name in sorted(names) if importlib.machinery.PathFinder.find_spec(name, [sys.argv[1]])]
+print(*found, importlib.util.find_spec('chainer'))
+"""
+
+
+def test_the_servers_directory_holds_its_modules_only(tmp_path):
+    """Beside container/chainer `import chainer` finds an empty package where there is no Chainer."""
+    found = python('-S', '-c', FOUND, SERVER, cwd=tmp_path, env={'PYTHONPATH': str(SERVER)})
+    assert found.stdout.split() == ['sagemaker_chainer_container', 'sagemaker_containers', 'None'], found
+
+
 def test_what_is_set_is_left_and_the_cpus_are_shared(monkeypatch):
-    cpus = runpy.run_path(str(ROOT / 'container' / 'sagemaker_chainer_container' / 'cpus.py'))
+    cpus = runpy.run_path(str(SERVER / 'sagemaker_chainer_container' / 'cpus.py'))
     settings = cpus['blas_settings']
     for name in settings() | settings(1000):
         monkeypatch.delenv(name, raising=False)

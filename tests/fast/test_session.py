@@ -1,4 +1,4 @@
-"""The session and what it asks of this machine, without Docker."""
+"""The session checks this machine, here without Docker."""
 
 import contextlib
 import os
@@ -7,16 +7,20 @@ import socket
 import botocore.exceptions
 import pytest
 import sagemaker
-from local_mode import aws, docker, endpoints, s3
+from local_mode import aws, endpoints, image_uri, s3
 from local_mode import session as session_module
-from sagemaker.local.image import _SageMakerContainer
+from local_mode.engines import choose
+from local_mode.engines.docker import Docker
+from local_mode.engines.interface import Container
+from local_mode.engines.processes import Processes
+from local_mode.errors import EngineError
 from sagemaker.s3 import S3Downloader
-from support import ROLE, answers, pack, python
+from support import IMAGE, ROLE, ROOT, answers, pack, python
 
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    """A PATH with nothing but what the test puts there; returns a function that does."""
+    """Set an empty PATH; return a function that puts a command on it."""
     directory = tmp_path / 'bin'
     directory.mkdir()
     monkeypatch.setenv('PATH', str(directory))
@@ -75,55 +79,92 @@ def test_credentials_without_a_region_are_explained(monkeypatch):
 
 
 def test_no_docker_is_said_in_words(path):
-    with pytest.raises(RuntimeError, match='Docker is not installed: run ./setup.sh'):
-        docker.check('sagemaker-chainer:x')
+    with pytest.raises(EngineError, match='Docker is not installed: run ./setup.sh'):
+        Docker().check('sagemaker-chainer:x')
 
 
 def test_an_engine_that_does_not_answer_is_said_in_words(path):
     path('docker', 'echo "Cannot connect to the Docker daemon" >&2; exit 1')
-    with pytest.raises(RuntimeError, match='Docker does not answer: start it .*Cannot connect'):
-        docker.check('sagemaker-chainer:x')
+    with pytest.raises(EngineError, match='Docker does not answer: start it .*Cannot connect'):
+        Docker().check('sagemaker-chainer:x')
 
 
 def test_a_missing_image_is_not_looked_up_among_strangers(path):
     path('docker', 'exit 0')
-    with pytest.raises(RuntimeError, match='no image sagemaker-chainer:x: build it with `make image`'):
-        docker.check('sagemaker-chainer:x')
+    with pytest.raises(EngineError, match=f'no image {IMAGE}: build it with `python -m local_mode image`'):
+        Docker().check(IMAGE)
+    with pytest.raises(EngineError, match='no image python:3.13: .*docker.io/library/python:3.13'):
+        Docker().check('python:3.13')
+    Docker().check('docker.io/library/python:3.13')  # which says whom to ask
 
 
-def test_no_compose_is_said_in_words(path):
-    path('docker', 'case $1 in images) echo id;; compose) exit 1;; esac')
-    with pytest.raises(RuntimeError, match='Docker Compose is not installed: run ./setup.sh'):
-        docker.check('sagemaker-chainer:x')
+def test_no_name_of_ours_is_on_the_path_and_importing_changes_no_path():
+    code = 'import os; p = os.environ["PATH"]; import local_mode.session; print(p == os.environ["PATH"])'
+    assert python('-c', code).stdout == 'True\n'
+    assert not [
+        path
+        for path in (ROOT / 'local_mode').rglob('*')
+        if path.name.startswith('docker') and not path.suffix
+    ]
 
 
-def test_a_compose_newer_than_the_sdk_knows_works(path):
-    path(
-        'docker',
-        'case "$1 $2" in images*) echo id;; "compose version") echo "Docker Compose '
-        'version v5.0.1";; compose*) echo "ran $@";; esac',
-    )
-    with pytest.raises(ImportError):  # what the SDK does on its own
-        _SageMakerContainer._get_compose_cmd_prefix()
-    docker.check('sagemaker-chainer:x')
-    (command,) = _SageMakerContainer._get_compose_cmd_prefix()
-    shim = docker.shutil.which(command)
-    assert docker.subprocess.run([shim, 'up'], capture_output=True, text=True).stdout == 'ran compose up\n'
+@pytest.mark.parametrize('wanted, engine', [('docker', Docker), ('podman', Docker), ('process', Processes)])
+def test_local_mode_names_the_engine(monkeypatch, wanted, engine):
+    monkeypatch.setenv('LOCAL_MODE', wanted)
+    chosen = choose.choose()
+    assert isinstance(chosen, engine) and getattr(chosen, 'program', 'process') == wanted
+
+
+def test_an_engine_that_there_is_not_is_said(monkeypatch):
+    monkeypatch.setenv('LOCAL_MODE', 'dockr')
+    with pytest.raises(EngineError, match="docker, podman or process, not 'dockr'"):
+        choose.choose()
+
+
+def test_without_docker_processes_are_taken_where_they_can_run(path, monkeypatch):
+    monkeypatch.delenv('LOCAL_MODE')
+    assert isinstance(choose.choose(), Processes)
+    monkeypatch.setattr(choose, 'find_spec', lambda name: None)
+    assert isinstance(choose.choose(), Docker)  # whose first command says how to get it
+
+
+@pytest.mark.parametrize(
+    'host, expected', [('unix:///var/run/docker.sock', '127.0.0.1'), ('tcp://10.1.2.3:2376', '10.1.2.3')]
+)
+def test_an_endpoint_is_asked_where_the_engine_is(path, monkeypatch, host, expected):
+    monkeypatch.setenv('DOCKER_HOST', host)
+    assert Docker().host == expected
+    monkeypatch.delenv('DOCKER_HOST')
+    path('docker', f'[ $1 = context ] && echo {host}')
+    assert Docker().host == expected
+
+
+def test_secrets_and_odd_paths_pass_an_engines_command_line(path, tmp_path):
+    """Values are not in it, as all users see it; mounts may have colons, commas, quotes and spaces."""
+    path('docker', f'echo "$@" >> {tmp_path}/args; [ $1 = run ] && /bin/cat > {tmp_path}/stdin; echo id')
+    odd = tmp_path / 'a:b,c "d" é'
+    environment = {'SECRET': 'pass word=$1', 'LINES': 'one\ntwo'}
+    container = Container('name', 'image', ['train'], environment=environment, mounts={'/opt/ml/x': str(odd)})
+    Docker().run([container])
+    assert (tmp_path / 'stdin').read_text() == 'SECRET=pass word=$1\n' and odd.is_dir()
+    args = (tmp_path / 'args').read_text()
+    quoted = str(odd).replace('"', '""')
+    assert f'--mount=type=bind,"source={quoted}","target=/opt/ml/x"' in args and 'pass word' not in args
 
 
 def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
-    assert not docker.gpu_available()  # no nvidia-smi at all
+    assert not choose.gpu_available()  # no nvidia-smi at all
     path('nvidia-smi', 'exit 0')
     path('docker', 'case $1 in images) exit 0;; esac')
-    assert not docker.gpu_available()
+    assert not choose.gpu_available()
     assert 'there is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
     path('docker', 'case $1 in images) echo id;; run) echo "no such driver" >&2; exit 1;; esac')
-    assert not docker.gpu_available()
+    assert not choose.gpu_available()
     assert 'NVIDIA Container Toolkit' in capsys.readouterr().out
     path('docker', 'case $1 in images) echo id;; esac')
-    assert docker.gpu_available()
+    assert choose.gpu_available()
     path('nvidia-smi', 'exit 9')
-    assert not docker.gpu_available()
+    assert not choose.gpu_available()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +172,7 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
     [('local', 'cpu'), ('local_gpu', 'gpu'), ('ml.m5.xlarge', 'cpu'), ('ml.g5.xlarge', 'gpu')],
 )
 def test_the_image_fits_the_instance_type(instance_type, processor):
-    assert docker.image_uri(instance_type) == f'sagemaker-chainer:7.8.1-{processor}-py313'
+    assert image_uri(instance_type) == f'sagemaker-chainer:7.8.1-{processor}-py313'
 
 
 def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
@@ -146,8 +187,7 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
 
 def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
     monkeypatch.setattr(endpoints.RuntimeClient, 'timeout', 0.5)
-    # This one asks Docker.
-    monkeypatch.setattr('sagemaker.local.local_session.get_docker_host', lambda: '127.0.0.1')
+    session.engine.host = '127.0.0.1'  # which else asks Docker
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
@@ -170,7 +210,7 @@ session.close()
 
 @pytest.mark.slow
 def test_nothing_is_sent_to_aws_with_credentials_present():
-    """A script with an account's credentials asks for the embedded AWS; what else it calls arrives here."""
+    """A script with credentials uses the embedded AWS; calls to the real AWS would arrive at this server."""
     with socket.socket() as aws:
         aws.bind(('127.0.0.1', 0))
         aws.listen()

@@ -1,4 +1,4 @@
-"""What is installed is what is locked, each file with its hash."""
+"""The installed packages are the locked ones, each with the hashes of its files."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_what_is_installed_here_is_what_is_locked(pins, built):
 
 
 def workflow(name):
-    """The workflow, the steps of its jobs, and what these run."""
+    """Return a workflow, the steps of its jobs, and their commands as one text."""
     read = yaml.safe_load((ROOT / '.github' / 'workflows' / name).read_text())
     steps = [step for job in read['jobs'].values() for step in job['steps']]
     return read, steps, '\n'.join(step.get('run', '') for step in steps)

@@ -1,4 +1,4 @@
-"""The server's workers: threads, connections, stops, deaths."""
+"""The server's workers handle threads, connections, stops and deaths."""
 
 import concurrent.futures
 import json

@@ -1,6 +1,6 @@
-"""What breaks what can break needs: a seed, a report, an endpoint in the real container, the tutorial.
+"""These fixtures serve the fault tests: a seed, a report, an endpoint in the real container, the tutorial.
 
-Each campaign prints what it did and found; FAULTS_SEED chooses other random requests and moments.
+Each fault test prints its faults and results; FAULTS_SEED chooses other random requests and moments.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def rng(seed):
 
 @pytest.fixture
 def report(capsys):
-    """Print a line, whatever pytest captures."""
+    """Return a function that prints a line in spite of pytest's capturing."""
 
     def report(text):
         with capsys.disabled():
@@ -38,7 +38,7 @@ def report(capsys):
 
 @pytest.fixture(scope='session')
 def trained(small_mnist, tmp_path_factory):
-    """A directory with the script's model.npz after an epoch."""
+    """Return a directory with the script's model.npz after one epoch."""
     directory = tmp_path_factory.mktemp('model')
     for path in directory.parent, directory:
         path.chmod(0o755)
@@ -48,7 +48,7 @@ def trained(small_mnist, tmp_path_factory):
 
 
 class Endpoint:
-    """A container that serves, and what can be asked of it."""
+    """A container with the server, and ways to send it requests and measure its processes."""
 
     def __init__(self, name, url):
         self.name, self.port = name, int(url.rpartition(':')[2])
@@ -62,7 +62,7 @@ class Endpoint:
         return response.status, response.read()
 
     def send(self, data):
-        """Send bytes, close this side; the answer's (status, sentence), or (0, b'') where there is none."""
+        """Send bytes and close this side; return (status, sentence), or (0, b'') if there is no answer."""
         with socket.create_connection(('127.0.0.1', self.port), timeout=20) as connection:
             with contextlib.suppress(OSError):  # the server may have closed before all is sent
                 connection.sendall(data)
@@ -75,7 +75,7 @@ class Endpoint:
                 return 0, b''
 
     def processes(self):
-        """{pid in the container: memory in MB, its own (RssAnon)} of the server's processes."""
+        """Return the server's processes, {pid in the container: private memory (RssAnon) in MB}."""
         code = (
             "cd /proc; for p in [0-9]*; do grep -qs '[g]unicorn' $p/cmdline && "
             'echo $p $(grep -s ^RssAnon: $p/status | tr -dc 0-9); done; true'
@@ -85,7 +85,7 @@ class Endpoint:
 
     @contextlib.contextmanager
     def same(self, spare=0):
-        """A context after which the same processes are there, and no larger; yields [MB before, MB after]."""
+        """Check that no process dies or grows in this context; yield [MB before, MB after]."""
         before = self.processes()
         memory = [sum(before.values())]
         yield memory
@@ -97,7 +97,7 @@ class Endpoint:
 
 @pytest.fixture(scope='session')
 def endpoint(code, trained):
-    """Contexts with an endpoint of the model after an epoch, or of another script, with two workers."""
+    """Return a context manager that serves the trained model, or another script, with two workers."""
 
     @contextlib.contextmanager
     def endpoint(code=code, program=SCRIPT.name):
@@ -122,14 +122,14 @@ SHORT = {
     '[Path.cwd(), *Path.cwd().parents]': f"[Path('{ROOT}')]",
 }
 RUN = (
-    'import pathlib, sys; from local_mode import run; run.ROOT = pathlib.Path(sys.argv[1]); '
-    'sys.exit(run.main(run.ROOT / "notebook.ipynb"))'
+    'import pathlib, sys; from local_mode import run; directory = pathlib.Path(sys.argv[1]); '
+    'sys.exit(run.main(directory / "notebook.ipynb", directory / "output"))'
 )
 
 
 @pytest.fixture
 def tutorial():
-    """Writes the tutorial, shortened and with replacements; returns it, and the command to run it."""
+    """Return a function that writes a shortened, edited tutorial: (notebook, command that runs it)."""
 
     def tutorial(directory, replacements=()):
         notebook = nbformat.read(TUTORIAL, as_version=4)

@@ -1,4 +1,4 @@
-"""Models that cannot be served: the container stops and deploy says why."""
+"""If a model cannot be served, the container stops and deploy gives the reason."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A machine whose network leads nowhere, and whose engine stops and starts."""
+"""The tutorial works on a machine without a network; sessions survive a restart of the Docker engine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ip route add default dev out
 
 
 class Island:
-    """A network with nothing in it but a Docker engine, which has our image. What leaves it is lost."""
+    """An isolated network with a Docker engine that has our image; packets that leave it are lost."""
 
     def __init__(self):
         self.directory = pathlib.Path(tempfile.mkdtemp())  # a short path: sockets are in it
@@ -36,12 +36,12 @@ class Island:
         self.environment = os.environ | {'DOCKER_HOST': f'unix://{self.directory}/socket'}
 
     def connect(self):
-        """Give it a way out, to nowhere."""
+        """Add a default route that leads nowhere."""
         for command in NETWORK.strip().splitlines():
             self.run(*command.split())
 
     def start(self):
-        """Start the engine, or start it again."""
+        """Start or restart the engine."""
         directories = [f'--{name}={self.directory}/{name}' for name in ('data-root', 'exec-root', 'pidfile')]
         command = [*self.enter, 'dockerd', '--host', self.environment['DOCKER_HOST'], *directories]
         log = self.directory / 'log'
@@ -55,7 +55,7 @@ class Island:
         wait_for(answers, 60, log.read_text)
 
     def stop(self):
-        """Stop the engine, and with it its containers."""
+        """Stop the engine and its containers."""
         self.engine.terminate()
         self.engine.wait(30)
 
@@ -63,7 +63,7 @@ class Island:
         return run(*self.enter, *command, **dict(env=self.environment, check=True, timeout=300) | options)
 
     def packets(self):
-        """How many packets have been sent to the world."""
+        """Return the number of packets sent out of the network."""
         link = self.run('ip', '-json', '-statistics', 'link', 'show', 'out').stdout
         return json.loads(link)[0]['stats64']['tx']['packets']
 
@@ -101,7 +101,7 @@ KEEPS_OTHERS_HERE = 'AWS_ENDPOINT_URL', 'AWS_EC2_METADATA_DISABLED'  # in tests
 
 
 def test_with_credentials_nothing_leaves_this_machine_and_they_are_not_shown(island, tutorial, tmp_path):
-    """The tutorial with an account's credentials, asked for the stand-in: no packet, no secret shown."""
+    """The tutorial has credentials but uses the stand-in: it sends no packet and shows no secret."""
     embedded = {'open_session()': 'open_session(embedded=True)'}
     verbose = {'container_log_level=logging.WARNING': 'container_log_level=logging.DEBUG'}
     _, command = tutorial(tmp_path, embedded | verbose)
@@ -153,7 +153,7 @@ input()
 
 
 def test_the_engine_stops_and_starts(island, deploy, tmp_path, monkeypatch):
-    """What fails meanwhile says why; afterwards all goes on, and nothing is left."""
+    """Failures meanwhile give the reason; afterwards everything works again, and nothing is left."""
     (tmp_path / 'tmp').mkdir()
     (tmp_path / 'long.py').write_text('import time\nprint("the script runs")\ntime.sleep(300)')
     command = [*island.enter, *deploy(8080, ENGINE, tmp_path / 'long.py')]

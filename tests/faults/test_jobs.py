@@ -1,4 +1,4 @@
-"""Jobs that are killed or stopped, and what they need and do not get."""
+"""Jobs survive kills and stops, and report missing resources."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ def command(data, out, options):
 
 
 def test_jobs_killed_at_random(small_mnist, tmp_path, rng, seed, report):
-    """kill -9 or SIGTERM at any moment, 40 times: all files are whole, the end is as of one not killed."""
+    """After 40 kills (-9 or SIGTERM) at random all files are complete, and the result is the same."""
     start = time.monotonic()
     run(*command(small_mnist, tmp_path / 'whole', ''), check=True)
     seconds = time.monotonic() - start
@@ -56,7 +56,7 @@ def test_jobs_killed_at_random(small_mnist, tmp_path, rng, seed, report):
 
 @pytest.fixture
 def job(small_mnist, opt_ml):
-    """Starts a job by hand, in job.root; returns its exit code, its failure file and its log."""
+    """Return a function that runs a job by hand in job.root: (exit code, failure file, log)."""
 
     def run_job(options, while_it_runs=lambda name: None):
         with container(f'--hostname algo-1 -v {run_job.root}:/opt/ml {options}', 'train') as name:
@@ -84,7 +84,7 @@ atexit.register(lambda: print("left", os.listdir("/opt/ml/{}")))
     ],
 )
 def test_a_full_disk(job, directory, size, left):
-    """What was written before stays, half a file does not."""
+    """Earlier files stay; a partial file does not."""
     path = job.root / 'code' / SCRIPT.name
     path.write_text(LISTS.format(directory) + path.read_text())
     code, failure, log = job(f'--tmpfs /opt/ml/{directory}:size={size}')
@@ -106,7 +106,7 @@ def test_out_of_memory(job):
 
 
 def test_a_stopped_job_says_so_and_resumes(job, tmp_path, report):
-    """SIGTERM reaches the script; started again it goes on from its checkpoint."""
+    """SIGTERM reaches the script; restarted, the job resumes from its checkpoint."""
     checkpoints, model = tmp_path / 'checkpoints', job.root / 'model' / 'model.npz'
 
     def stop(name):
@@ -127,7 +127,7 @@ def test_a_stopped_job_says_so_and_resumes(job, tmp_path, report):
 
 
 def test_the_sdk_says_that_a_container_was_killed(session, inputs):
-    """From outside, in the middle of fit()."""
+    """The container is killed from outside, during fit()."""
 
     def kill():
         (name,) = wait_for(lambda: containers(session, 'running'))

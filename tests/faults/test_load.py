@@ -1,4 +1,4 @@
-"""An endpoint under load: for long, workers killed, a stop, beyond capacity; slow and endless clients."""
+"""An endpoint stands long load, killed workers, a stop, overload, and slow and endless clients."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ SECONDS, CLIENTS = 120, 64
 
 
 class Load:
-    """Keep-alive clients, each in a thread with an image of its own, that ask and check, until the end.
+    """Keep-alive clients, each in a thread with its own image, which send requests and check the answers.
 
-    Every tenth request of each is broken: what is predicted beside it must not notice.
+    Every tenth request of each client is broken, which must not affect the others in its batch.
     """
 
     def __init__(self, served, clients=CLIENTS):
@@ -75,7 +75,7 @@ def test_two_minutes_of_load(served, report):
 
 
 def test_killed_workers_under_load(endpoint, rng, report):
-    """Each costs at most the requests that it had; another takes its place."""
+    """A killed worker loses at most the requests that it held; a new worker replaces it."""
     with endpoint() as served:
         with Load(served) as clients:
             for _ in range(5):
@@ -97,7 +97,7 @@ def test_killed_workers_under_load(endpoint, rng, report):
 
 
 def test_a_stop_under_load(endpoint, report):
-    """SIGTERM: what runs is answered, and the container ends with 0 within 5 s."""
+    """After SIGTERM, running requests get answers, and the container exits with 0 within 5 s."""
     with endpoint() as served:
         with Load(served) as clients:
             time.sleep(3)
@@ -129,7 +129,7 @@ def output_fn(prediction, accept):
 
 
 def test_beyond_capacity_it_sheds(endpoint, tmp_path, report):
-    """More requests at a time than it takes in: 503 for the rest at once, and it lives."""
+    """Requests beyond the capacity get 503 at once, and the server goes on."""
     tmp_path.chmod(0o755)
     (tmp_path / 'slow.py').write_text(SLOW)
     request = b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello'
@@ -161,7 +161,7 @@ def test_beyond_capacity_it_sheds(endpoint, tmp_path, report):
 
 
 def test_oversize_endless_and_slow_requests(served, report):
-    """Bodies without an end are cut off; slow clients keep nobody waiting; memory comes back."""
+    """Endless bodies are cut off; slow clients delay nobody; the memory is freed."""
     start = b'POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n'
     slow, statuses = [], []
     with served.same(spare=60) as memory:  # a freed body may stay in a heap

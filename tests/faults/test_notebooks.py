@@ -1,4 +1,4 @@
-"""Notebooks side by side, kernels killed, files of a job that is killed: what is left on this machine."""
+"""Concurrent notebooks, killed kernels and killed jobs leave nothing that `make clean` does not remove."""
 
 import concurrent.futures
 import os
@@ -22,7 +22,7 @@ ON_TWO_HOSTS = {
 
 
 def test_two_notebooks_at_once(tutorial, tmp_path):
-    """Both train on two hosts, and host."""
+    """Both notebooks train on two hosts and deploy."""
     processes = []
     for name in 'first', 'second':
         (tmp_path / name).mkdir()
@@ -40,7 +40,7 @@ def test_two_notebooks_at_once(tutorial, tmp_path):
 
 
 class Victim(nbclient.NotebookClient):
-    """Executes a notebook, and kills its kernel (-9) so many seconds after it has begun a cell."""
+    """Executes a notebook, and kills its kernel (-9) some seconds after the start of a cell."""
 
     def __init__(self, *args, cell=None, after=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -63,7 +63,7 @@ class Victim(nbclient.NotebookClient):
 
 
 def test_a_kernel_killed_in_each_cell(tutorial, tmp_path, monkeypatch, rng, seed, report):
-    """`make clean` then leaves nothing of ours, and what is not ours."""
+    """`make clean` then removes everything of ours, and nothing of others."""
     for name in 'tmp', 'elsewhere':
         (tmp_path / name).mkdir()
     monkeypatch.setenv('TMPDIR', str(tmp_path / 'tmp'))
@@ -134,7 +134,7 @@ time.sleep(300)
 
 
 def test_nothing_of_roots_is_left_to_another_user(deploy, tmp_path):
-    """Killed with an endpoint, in the middle of a job: files are the user's, `make clean` removes them."""
+    """After a kill during a job all files belong to the user, and `make clean` removes them."""
     user, as_user = os.getuid(), []
     if user == 0:  # be somebody else, who may use Docker and read our Python
         user, group = 12345, os.stat('/var/run/docker.sock').st_gid

@@ -1,4 +1,4 @@
-"""Random bad requests, oversize, endless and slow ones."""
+"""The endpoint survives random bad requests."""
 
 import http.client
 import json
@@ -123,7 +123,7 @@ BODIES += [deep_json, changed_json, bad_csv, encodings, types]
 
 
 def bad_body(rng):
-    """(kind, body, Content-Type, Accept)"""
+    """Return a random bad request: (kind, body, Content-Type, Accept)."""
     kind = rng.choice(BODIES)
     body, content_type = kind(rng)
     accept = rng.choice(TYPES if kind is types else [NPY, JSON, CSV, '*/*', ''])
@@ -146,7 +146,7 @@ CHUNKS = [b'zz\r\n', b'-1\r\n', b'5\r\nab\r\n', b'f' * 40 + b'\r\n', b'3\r\nabcX
 
 
 def bad_stream(rng):
-    """(kind, bytes that are no proper HTTP request, or end in the middle of one)."""
+    """Return (kind, bytes that are not a valid HTTP request, or only a part of one)."""
     body = some(rng, 400)
     length = len(body) + rng.choice([1, 99, 10**7, 10**13])
     return rng.choice(
@@ -161,7 +161,7 @@ def bad_stream(rng):
 
 
 def test_bad_requests(served, rng, seed, report):
-    """No 5xx, no dead worker, no pickle, no growing memory; right answers between; sentences that help."""
+    """They cause no 5xx, dead worker, unpickling or growth, and get helpful sentences."""
     images = npy(np.random.RandomState(0).rand(3, 784).astype(np.float32))
     connection = served.connect()
     status, expected = served.post(connection, images)
@@ -169,7 +169,7 @@ def test_bad_requests(served, rng, seed, report):
     counts, wrong = {}, []
 
     def answered(i):
-        """(kind, what was sent, status, sentence)"""
+        """Send a bad request; return (kind, request, status, sentence)."""
         nonlocal connection
         if i % 10 == 0:
             kind, data = bad_stream(rng)

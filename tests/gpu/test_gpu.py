@@ -1,4 +1,4 @@
-"""The GPU image: what can be known of it without a GPU and, marked `gpu`, on one. See `make test-gpu`."""
+"""The GPU image works as far as a machine without a GPU can test it; tests marked `gpu` need one."""
 
 import json
 
@@ -55,7 +55,7 @@ print('\n'.join(sorted(missing)))
 
 
 def python(code):
-    """What this code prints in the image, in lines."""
+    """Run code in the image; return its output, in lines."""
     done = run(*f'docker run --rm --interactive {IMAGE} python -'.split(), input=code)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -92,7 +92,7 @@ def data(mnist):
 @pytest.mark.gpu
 @pytest.mark.parametrize('augment', [0, 0.5])
 def test_local_gpu_trains_and_serves(session, inputs, mnist, augment):
-    """As in the notebook: after one epoch of all of MNIST the model reads as well as the CPU's."""
+    """After one epoch on all of MNIST, as in the notebook, the model is as accurate as the CPU's."""
     assert gpu_available()
     options = dict(instance_type='local_gpu', image_uri=IMAGE)
     estimator = make_estimator(session, options=options, epochs=1, batch_size=128, augment=augment)

@@ -1,4 +1,4 @@
-"""Local mode without Docker: `train` and `serve` as processes, through the same estimator."""
+"""Local mode without Docker runs `train` and `serve` as processes, through the same estimator."""
 
 import os
 import pathlib
@@ -48,7 +48,7 @@ ENVIRONMENT = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
 
 
 def script(code, *args):
-    """A running Python process of START and this code, its session on a free port."""
+    """Start a Python process of START and some code, with its session on a free port."""
     command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **streams)
@@ -61,7 +61,7 @@ def result(code, *args):
 
 
 def left():
-    """Processes of train and serve outside of containers, and directories of sessions."""
+    """Return the processes of train and serve outside containers, and the directories of sessions."""
     return processes_with('SAGEMAKER_BASE_DIR='), [
         name for name in os.listdir(tempfile.gettempdir()) if name.startswith('chainer-mnist-local')
     ]
@@ -108,7 +108,7 @@ def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
 
 @pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
 def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path, compiler):
-    """No Docker, no root, no package manager: the whole tutorial, from a clone with an odd name."""
+    """The whole tutorial runs without Docker, root or package manager, from a clone with an odd name."""
     hidden = r'docker|sudo|su$|apt|dpkg|uv' + ('' if compiler else r'|.*(gcc|g\+\+|clang)|cc$|c[89]9')
     tools = tmp_path / 'bin'
     tools.mkdir()

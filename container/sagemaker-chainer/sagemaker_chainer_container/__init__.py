@@ -1,0 +1,1 @@
+"""This package runs in the image: training.py runs training jobs, serving.py the endpoint."""

@@ -1,0 +1,54 @@
+"""This module reads request bodies, within limits on size, memory and time."""
+
+import asyncio
+import os
+
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout, ServiceUnavailable
+
+# SageMaker forwards bodies of up to 25 MB; batch transform sets its own limit.
+MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
+MAX_PAYLOAD = MAX_PAYLOAD_IN_MB * 2**20
+STALLED = 60  # seconds without a byte after which the answer is 408
+
+
+class Body:
+    """The body of one request. receive: ASGI's callable. ended: whether the client has sent all of it."""
+
+    def __init__(self, receive):
+        self.receive, self.ended = receive, False
+
+    async def read(self, announced, reservation):
+        """Return the body, bytes. Raises HTTPException: 413 (too large), 408 (stalled) or 503 (no memory).
+
+        announced: Content-Length in bytes, 0 if absent. reservation: budget.Reservation, in bytes.
+        """
+        chunks, size, refusal = [], 0, None
+        # Most clients look for an answer only after sending all, so read up to twice the limit before a 413.
+        while not self.ended and size <= 2 * MAX_PAYLOAD:
+            chunk = await self.next_chunk()
+            size += len(chunk)
+            if max(size, announced) > MAX_PAYLOAD:
+                refusal = RequestEntityTooLarge(f'The body must not be larger than {MAX_PAYLOAD_IN_MB} MB.')
+            if refusal is None:
+                try:
+                    reservation.take(len(chunk))
+                    chunks.append(chunk)
+                except ServiceUnavailable as e:
+                    refusal = e
+            if refusal is not None:
+                chunks.clear()
+                reservation.give_back()
+        if refusal is not None:
+            raise refusal
+        return b''.join(chunks)
+
+    async def next_chunk(self):
+        try:
+            async with asyncio.timeout(STALLED):
+                message = await self.receive()
+        except TimeoutError:
+            raise RequestTimeout(f'No byte of the body has arrived for {STALLED} seconds.') from None
+        if message['type'] == 'http.disconnect':
+            raise ClientDisconnected
+        self.ended = not message.get('more_body')
+        return message.get('body', b'')

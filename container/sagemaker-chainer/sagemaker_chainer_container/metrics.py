@@ -1,0 +1,60 @@
+"""This module counts requests: for Prometheus at GET /metrics, and as JSON lines in the access log."""
+
+import json
+import os
+import time
+
+METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
+ACCESS_LOG = os.environ.get('SAGEMAKER_MODEL_SERVER_ACCESS_LOG') == '1'
+
+if METRICS:  # all workers write into one directory, which gunicorn.conf.py creates
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    CONTENT_TYPE = CONTENT_TYPE_LATEST
+    SECONDS = Histogram(
+        'sagemaker_request_seconds',
+        'Time from the head of a request to its answer',
+        ['path', 'status'],
+        buckets=[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60],
+    )
+    BATCH = Histogram('sagemaker_batch_requests', 'Requests predicted together', buckets=[1, 2, 4, 8, 16, 32])
+    IN_FLIGHT = Gauge(
+        'sagemaker_requests_in_flight', 'Requests that are or will be predicted', multiprocess_mode='livesum'
+    )
+
+
+def in_flight(requests):
+    """Record how many requests wait for a prediction or are being predicted."""
+    if METRICS:
+        IN_FLIGHT.set(requests)
+
+
+def predicted(batch, waiting):
+    """Record a batch of this many requests, and how many still wait."""
+    if METRICS:
+        BATCH.observe(batch)
+        IN_FLIGHT.set(waiting)
+
+
+def answered(method, path, status, sent, seconds):
+    """Record an answer. sent: its size in bytes; seconds: the time since the request's head."""
+    if METRICS:
+        SECONDS.labels(path, status).observe(seconds)
+    if ACCESS_LOG:
+        line = {
+            'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+            'method': method,
+            'path': path,
+            'status': status,
+            'bytes': sent,
+            'ms': round(seconds * 1000, 3),
+        }
+        print(json.dumps(line), flush=True)
+
+
+def exposition():
+    """Return the metrics of all workers, bytes of type CONTENT_TYPE."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return generate_latest(registry)

@@ -1,0 +1,152 @@
+"""This module serves the user's script on port 8080 by SageMaker's hosting contract.
+
+GET /ping answers 200 once a worker has loaded the model. POST /invocations answers with
+output_fn(predict_fn(input_fn(body, content_type), model), accept), see hooks.py. GET /metrics is for
+Prometheus. `serve` starts gunicorn with gunicorn.conf.py; each worker calls create_app().
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import logging
+import re
+import time
+from typing import NamedTuple
+
+import chainer
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from sagemaker_chainer_container import metrics
+from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
+from sagemaker_chainer_container.budget import Budget
+from sagemaker_chainer_container.hooks import Predictor, Request, Response
+
+# The most that a worker holds at a time; beyond it the worker answers 503.
+MAX_REQUESTS, MAX_BYTES = 256, 16 * MAX_PAYLOAD
+BATCH, BATCH_BYTES = 32, 2**20  # the largest batch; one request with more bytes is predicted alone
+QUICK = 0.02  # seconds: a shorter prediction may keep /ping and other requests waiting
+METHODS = {'/ping': ('GET', 'HEAD'), '/invocations': ('POST',)}
+if metrics.METRICS:
+    METHODS['/metrics'] = ('GET',)
+NAMED = re.compile(r'/endpoints/[^/]+(?=/invocations$)')  # AWS's clients post to this prefix
+
+logger = logging.getLogger('gunicorn.error')
+
+
+class Waiting(NamedTuple):
+    """A request that waits for a prediction, and the future of its Response."""
+
+    request: Request
+    future: asyncio.Future
+
+
+class App:
+    """An ASGI application that reads requests concurrently and predicts waiting ones as a batch.
+
+    predict: a function from a list of Request to a list of Response, such as hooks.Predictor.
+    """
+
+    def __init__(self, predict):
+        self.predict = predict
+        # chainer.config is per thread: give the predicting thread the settings that model_fn made here.
+        config = dict(chainer.config._local.__dict__)
+        self.thread = concurrent.futures.ThreadPoolExecutor(
+            1, initializer=lambda: chainer.config._local.__dict__.update(config)
+        )
+        self.thread.submit(bool).result()  # start the thread now: later it might fail to start
+        self.waiting = collections.deque()  # of Waiting
+        self.busy = False  # whether a batch is being predicted: only one is, at a time
+        self.quick_size = 0  # bytes: batches of up to this size have been quick
+        self.requests, self.bytes = Budget(MAX_REQUESTS), Budget(MAX_BYTES)
+
+    async def __call__(self, scope, receive, send):
+        start, body, path = time.perf_counter(), Body(receive), NAMED.sub('', scope['path'])
+        try:
+            status, content, headers = await self.respond(scope, path, body)
+        except HTTPException as e:
+            status, content, headers = Response.text(e.code, e.description)
+        headers = [
+            (name.lower().encode('latin-1'), value.encode('latin-1'))
+            for name, value in headers
+            if name.lower() != 'content-length'
+        ]
+        headers.append((b'content-length', str(len(content)).encode()))
+        if not body.ended:  # a kept connection would have to read the rest of the body
+            headers.append((b'connection', b'close'))
+        known = path if path in METHODS else 'other'
+        metrics.answered(scope['method'], known, status, len(content), time.perf_counter() - start)
+        await send({'type': 'http.response.start', 'status': status, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': content})
+
+    async def respond(self, scope, path, body):
+        """Return the Response to a request. Raises HTTPException for 4xx and 503."""
+        headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
+        with self.bytes.reservation() as reservation:
+            content = await body.read(int(headers.get('content-length', 0)), reservation)
+            methods = METHODS.get(path)
+            if methods is None:
+                raise NotFound('There are GET /ping and POST /invocations.')
+            if scope['method'] not in methods:
+                raise MethodNotAllowed(methods)
+            if path == '/ping':
+                return Response(200, b'', [])
+            if path == '/metrics':
+                return Response(200, metrics.exposition(), [('Content-Type', metrics.CONTENT_TYPE)])
+            with self.requests.reservation() as place:
+                place.take(1)
+                future = asyncio.get_running_loop().create_future()
+                self.waiting.append(Waiting(Request(content, headers), future))
+                metrics.in_flight(MAX_REQUESTS - self.requests.left)
+                self.predict_next()
+                return await future
+
+    def predict_next(self):
+        if self.waiting and not self.busy:
+            self.busy = True
+            asyncio.get_running_loop().call_soon(self.next_batch)  # after requests that have arrived are read
+
+    def next_batch(self):
+        """Predict the next batch: in this thread if one of its size was quick, otherwise in the other."""
+        batch, size = [], 0
+        while self.waiting and (
+            not batch
+            or self.predict.batches
+            and len(batch) < BATCH
+            and size + len(self.waiting[0].request.body) <= BATCH_BYTES
+        ):
+            batch.append(self.waiting.popleft())
+            size += len(batch[-1].request.body)
+        requests = [waiting.request for waiting in batch]
+        # A picture's size in bytes says little about how long it takes to decode.
+        pictures = any(r.headers.get('content-type', '').startswith('image/') for r in requests)
+        if size <= self.quick_size and not pictures:  # handing it to the thread would take as long
+            self.answer(batch, size, *self.timed(requests))
+        else:
+            running = asyncio.get_running_loop().run_in_executor(self.thread, self.timed, requests)
+            running.add_done_callback(lambda done: self.answer(batch, size, *done.result()))
+
+    def timed(self, requests):
+        """Return the responses, and whether they took at most QUICK seconds."""
+        start = time.perf_counter()
+        try:
+            responses = self.predict(requests)
+        except (KeyboardInterrupt, SystemExit):  # the script ends the worker
+            raise
+        except BaseException:  # every client must get an answer
+            logger.exception('A batch failed')
+            responses = [Response.text(500, 'The server failed on this request.')] * len(requests)
+        return responses, time.perf_counter() - start <= QUICK
+
+    def answer(self, batch, size, responses, quick):
+        for waiting, response in zip(batch, responses):
+            if not waiting.future.done():  # it was cancelled
+                waiting.future.set_result(response)
+        self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
+        self.busy = False
+        metrics.predicted(len(batch), len(self.waiting))
+        self.predict_next()
+
+
+def create_app():
+    """Load the user's script and model; return the ASGI application."""
+    return App(Predictor())

@@ -1,0 +1,100 @@
+"""This module runs the user's training script through SageMaker's training toolkit, also under MPI.
+
+The toolkit (sagemaker-training) calls main(), which SAGEMAKER_TRAINING_MODULE names. This module adds two
+things to it: the end of the script's stderr in /opt/ml/output/failure, and the Chainer estimator's names
+for MPI's options.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+
+import psutil
+from sagemaker_training import entry_point, environment, errors, runner
+
+from sagemaker_chainer_container.cpus import blas_settings
+from sagemaker_chainer_container.mpi import mpi_options, prepare_mpi, processes_per_host
+
+TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
+
+
+@contextlib.contextmanager
+def copied_stderr():
+    """Copy the stderr of this process and its children; yield a function that returns its last TAIL bytes.
+
+    Everything still appears on the real stderr at once.
+    """
+    tail, done = b'', threading.Event()
+    stderr, (source, sink) = os.dup(2), os.pipe()
+
+    def copy():
+        nonlocal tail
+        while True:
+            if select.select([source], [], [], 0.1)[0]:
+                data = os.read(source, 65536)
+                tail = (tail + data)[-TAIL:]
+                os.write(stderr, data)
+            elif done.is_set():  # there is no end of file: sshd keeps the pipe open
+                return
+
+    def read():
+        done.set()
+        thread.join(1)  # a child of the script may still run and write
+        return tail.decode('utf-8', 'replace')
+
+    os.dup2(sink, 2)
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield read
+    finally:
+        os.dup2(stderr, 2)
+        read()
+
+
+def main():
+    """Run the script. Raises ExecuteUserScriptError with the end of its stderr if it fails.
+
+    The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the
+    live log.
+    """
+    env = environment.Environment()
+    options = mpi_options(env)
+    os.environ.update(blas_settings(processes_per_host(options)))
+    os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # weights on huge pages train faster
+    if options:
+        prepare_mpi(env)
+    stopped = []
+
+    def stop(*_):
+        """Pass SIGTERM on to the script, which may handle it."""
+        stopped.append(True)
+        program = os.path.splitext(env.user_entry_point)[0]
+        scripts = [p for p in psutil.Process().children() if program in ' '.join(p.cmdline())]
+        for script in scripts:
+            script.terminate()
+        if options and not env.is_master:  # mpirun on the first host stops the script, and reports why
+            threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
+        elif not scripts:
+            raise errors.ClientError('Stopped by SIGTERM.')
+
+    signal.signal(signal.SIGTERM, stop)
+    with copied_stderr() as read:
+        try:
+            entry_point.run(
+                env.module_dir,
+                env.user_entry_point,
+                env.to_cmd_args(),
+                env.to_env_vars(),
+                runner_type=runner.MPIRunnerType if options else runner.ProcessRunnerType,
+                extra_opts=options,
+            )
+        except errors.ExecuteUserScriptError as e:
+            e.output = read()
+            if stopped:
+                e.output += 'Stopped by SIGTERM.'
+            elif e.return_code in ('-9', '137'):  # mpirun returns 137
+                e.output += 'Killed by SIGKILL, most likely because there was not enough memory.'
+            raise

@@ -1,0 +1,62 @@
+"""This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
+
+import re
+import signal
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn_worker import UvicornWorker
+
+MAX_HEAD = 65536  # bytes of a request line and headers
+UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which also limits the size of heads and ignores offers to upgrade.
+
+    httptools has no limit, and copies a growing header again for each packet. It drops the body of a
+    request that offers HTTP/2, as every request of Java's HttpClient does.
+    """
+
+    in_head = True
+    pending = 0  # bytes received since the last complete head or piece of a body
+
+    def data_received(self, data):
+        self.pending += len(data)
+        if self.in_head:
+            head, end, body = data.partition(b'\r\n\r\n')
+            if UPGRADE.search(head):
+                data = UPGRADE.sub(b'\r\nnot-upgraded:', head) + end + body
+        super().data_received(data)
+        if self.pending > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response('The headers are too long.')
+
+    def on_headers_complete(self):
+        super().on_headers_complete()
+        self.in_head, self.pending = False, 0
+
+    def on_body(self, body):
+        super().on_body(body)
+        self.pending = 0
+
+    def on_message_complete(self):
+        super().on_message_complete()
+        self.in_head = True
+
+
+class Worker(UvicornWorker):
+    """uvicorn's worker, with this server's settings."""
+
+    CONFIG_KWARGS = {
+        'http': Protocol,
+        'loop': 'uvloop',
+        'ws': 'none',
+        'lifespan': 'off',
+        'proxy_headers': False,
+        'server_header': False,
+        'log_level': 'error',  # at a lower level each broken request writes a line
+        'timeout_notify': 1,  # seconds between heartbeats; the default is half of gunicorn's timeout
+    }
+
+    def handle_exit(self, sig, frame):
+        """Stop at SIGQUIT, which gunicorn sends at Ctrl-C and uvicorn's worker ignores."""
+        signal.raise_signal(signal.SIGTERM)

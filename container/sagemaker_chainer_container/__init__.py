@@ -1,1 +1,0 @@
-"""The image's code: training.py is what trains, serving.py what serves."""

@@ -1,0 +1,19 @@
+"""The exceptions of local mode. All are RuntimeErrors, as the SDK's local mode raises them."""
+
+__all__ = ['EndpointError', 'EngineError', 'JobError', 'LocalModeError']
+
+
+class LocalModeError(RuntimeError):
+    """Local mode could not do what it was asked for; the message says why and, where known, the remedy."""
+
+
+class EngineError(LocalModeError):
+    """The engine does not answer, lacks an image, or refused a command."""
+
+
+class JobError(LocalModeError):
+    """A training, processing or transform job failed."""
+
+
+class EndpointError(LocalModeError):
+    """An endpoint could not be started."""

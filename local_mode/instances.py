@@ -1,0 +1,257 @@
+"""The instances of a job or an endpoint: containers that an engine of ours runs, not Docker Compose.
+
+The SDK's class prepares directories, channels and configuration; its methods that call Docker Compose are
+overridden here (see docs/patches.md).
+"""
+
+import contextlib
+import os
+import queue
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlparse
+
+import urllib3
+from local_mode.engines.interface import Container, Engine
+from local_mode.errors import EndpointError, EngineError, JobError
+from local_mode.names import LABEL, is_our_image
+from local_mode.output import Output
+from local_mode.s3 import local_copy
+from local_mode.versions import SUBMIT_DIRECTORY, image
+
+START = 120  # seconds in which a container must answer
+CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
+
+
+def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '') -> None:
+    """Run containers, print what they print; JobError with the end of it unless all exit with 0.
+
+    Where one fails the others are stopped. All are removed by whoever started them.
+    """
+    output = Output(begin, len(containers))
+    engine.run(containers)
+    lines: queue.SimpleQueue[tuple[Container, str | int | Exception]] = queue.SimpleQueue()
+    for container in containers:
+        threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
+    running, failure = {container.name for container in containers}, ''
+    while running:
+        container, event = lines.get()
+        if isinstance(event, str):
+            output.write(container.host, event)
+            continue
+        running.discard(container.name)
+        if event and not failure:
+            failure = f'{container.host if len(containers) > 1 else "It"} {describe(event)}'
+            if running:
+                with contextlib.suppress(EngineError):  # they may have ended by themselves
+                    engine.stop(sorted(running), 10)
+    if failure:
+        raise JobError(f'{failure}. {output.tail()}')
+
+
+def describe(end: int | Exception) -> str:
+    """Return how a container ended, as a part of a sentence."""
+    if isinstance(end, Exception):
+        return f'was lost: {end}'
+    return f'exited with code {end}{CODES.get(end, "")}'
+
+
+def follow(engine: Engine, container: Container, lines: queue.SimpleQueue) -> None:
+    """Put a container's lines into a queue, and in the end its exit code, or why that is not known."""
+    try:
+        for line in engine.logs(container.name):
+            lines.put((container, line))
+        lines.put((container, engine.wait(container.name)))
+    except Exception as e:  # whoever waits for the end must learn of it
+        lines.put((container, e))
+
+
+class Instances(image._SageMakerContainer):
+    """The instances of a job, whose files are in a directory of their own.
+
+    labels: of their containers, besides the session's. mounts: {path in the containers: directory here}.
+    """
+
+    def __init__(
+        self, instance_type: str, instance_count: int, image: str, session: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(instance_type, instance_count, image, session.in_own_directory(), **kwargs)
+        self.engine: Engine = session.engine
+        self.labels: dict[str, str] = {}
+        self.mounts: dict[str, str] = {}
+        self.cpus: float | None = None
+        if instance_count > 1:  # each would take this machine's cores for its own
+            self.cpus = self.engine.cpus() / instance_count
+
+    @staticmethod
+    def _get_compose_cmd_prefix() -> list[str]:
+        return []
+
+    def label(self, **names: str) -> None:
+        """Add labels: LABEL.name = value."""
+        self.labels.update({f'{LABEL}.{name}': str(value) for name, value in names.items()})
+
+    def discard(self) -> None:
+        """Remove the containers, their network and all files: what is to stay is elsewhere by now."""
+        self.sagemaker_session.remove_containers(self.labels)
+        shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
+
+    def containers(
+        self, command: str, volumes: Iterable[Any], variables: dict[str, Any], directories: Iterable[str] = ()
+    ) -> list[Container]:
+        """Return a container for each host, with volumes, and directories of its own below /opt/ml."""
+        self.engine.fetch(self.image, self.sagemaker_session.boto_session)
+        mounts = {volume.container_dir: volume.host_dir for volume in volumes} | self.mounts
+        entrypoint = [*(self.container_entrypoint or []), *(self.container_arguments or [])]
+        return [
+            Container(
+                # Not by the SDK's random suffix alone, which random.seed() repeats.
+                name=f'{host}-{secrets.token_hex(4)}',
+                image=self.image,
+                host=host,
+                command=[] if entrypoint or command == 'process' else [command],
+                entrypoint=entrypoint,
+                environment=self.sagemaker_session.credentials() | {k: str(v) for k, v in variables.items()},
+                mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories}
+                | mounts,
+                labels=self.sagemaker_session.labels() | self.labels,
+                cpus=self.cpus,
+                gpus=self.instance_type == 'local_gpu',
+            )
+            for host in self.hosts
+        ]
+
+    def train(
+        self,
+        input_data_config: Any,
+        output_data_config: Any,
+        hyperparameters: Any,
+        environment: Any,
+        job_name: str,
+    ) -> str:
+        """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
+        self.container_root = self._create_tmp_folder()
+        for directory in 'output/data', 'shared':
+            os.makedirs(os.path.join(self.container_root, directory))
+        data = self._create_tmp_folder()
+        volumes = self._prepare_training_volumes(data, input_data_config, output_data_config, hyperparameters)
+        hyperparameters = self._update_local_src_path(hyperparameters, key=SUBMIT_DIRECTORY)
+        for host in self.hosts:
+            image._create_config_file_directories(self.container_root, host)
+            self.write_config_files(host, hyperparameters, input_data_config)
+            shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
+        session = self.sagemaker_session
+        variables = {
+            image.REGION_ENV_NAME: session.boto_region_name,
+            image.TRAINING_JOB_NAME_ENV_NAME: job_name,
+        }
+        variables[image.S3_ENDPOINT_URL_ENV_NAME] = session.s3_resource.meta.client._endpoint.host
+        containers = self.containers(
+            'train', volumes, variables | environment, ('output', 'output/data', 'input')
+        )
+        try:
+            run_to_end(self.engine, containers)
+        finally:
+            artifacts = self.retrieve_artifacts(compose_data(containers), output_data_config, job_name)
+        return artifacts
+
+    def process(
+        self, processing_inputs: Any, processing_output_config: Any, environment: Any, job_name: str
+    ) -> None:
+        """Run a processing job to its end, and upload its outputs. JobError where it fails."""
+        self.container_root = self._create_tmp_folder()
+        os.mkdir(os.path.join(self.container_root, 'shared'))
+        data = self._create_tmp_folder()
+        volumes = self._prepare_processing_volumes(data, processing_inputs, processing_output_config)
+        for host in self.hosts:
+            image._create_processing_config_file_directories(self.container_root, host)
+            self.write_processing_config_files(
+                host, environment, processing_inputs, processing_output_config, job_name
+            )
+        try:
+            run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
+        finally:
+            self._upload_processing_outputs(data, processing_output_config)
+
+
+def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
+    """Return what the SDK's retrieve_artifacts() reads of its Compose file."""
+    kept = '/opt/ml/model', '/opt/ml/output'
+    return {
+        'services': {
+            container.host: {'volumes': [f'{container.mounts[inside]}:{inside}' for inside in kept]}
+            for container in containers
+        }
+    }
+
+
+class Hosting(threading.Thread):
+    """Prints an endpoint's log, and keeps its end, for as long as the container runs."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        super().__init__(daemon=True)  # or a script that ends with a live endpoint would never exit
+        self.engine, self.name_of_container, self.output = engine, name, Output()
+
+    def run(self) -> None:
+        with contextlib.suppress(EngineError, ValueError):  # it has been removed
+            for line in self.engine.logs(self.name_of_container):
+                self.output.write('', line)
+
+
+class ServingInstance(Instances):
+    """The one instance of an endpoint or a batch transform job, which only this machine reaches.
+
+    One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
+    """
+
+    container: Hosting | None
+
+    def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
+        """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""
+        key = SUBMIT_DIRECTORY.upper()
+        code = local_copy(self.sagemaker_session, environment.get(key, ''))
+        self.container_root = self._create_tmp_folder()
+        volumes = self._prepare_serving_volumes(model_dir)
+        directory = urlparse(code)
+        if directory.scheme == 'file':
+            here = os.path.abspath(directory.netloc + directory.path)
+            volumes.append(image._Volume(here, '/opt/ml/code'))
+            code = '/opt/ml/code'
+        port = self.sagemaker_session.serving_port
+        self.label(port=port)
+        (container,) = self.containers('serve', volumes, {**environment, key: code} if code else environment)
+        container.port = port
+        if directory.scheme == 'file' and is_our_image(self.image):
+            container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
+        self.engine.run([container])
+        self.container = Hosting(self.engine, container.name)
+        self.container.start()
+        self.wait(self.container, f'http://{self.engine.host}:{port}/ping')
+
+    def wait(self, hosting: Hosting, url: str) -> None:
+        http = urllib3.PoolManager(retries=False, timeout=2)
+        deadline = time.monotonic() + START
+        while hosting.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                if http.request('GET', url).status == 200:
+                    return
+            time.sleep(0.1)
+        what = f'did not answer within {START} s' if hosting.is_alive() else 'stopped'
+        raise EndpointError(f'The endpoint {what}. {hosting.output.tail()}')
+
+    def stop_serving(self) -> None:
+        """Remove the container and its files."""
+        self.discard()
+        if self.container:
+            self.container.join(10)
+
+    def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
+        volumes = super()._prepare_serving_volumes(model_location)
+        for volume in volumes:
+            if volume.host_dir.startswith(self.sagemaker_session.directory):
+                os.chmod(volume.host_dir, 0o777)  # for workers that are not root; outside has no way here
+        return volumes

@@ -1,0 +1,23 @@
+"""The names of our images and of what local mode leaves in an engine."""
+
+import os
+import tempfile
+
+LABEL = 'chainer-mnist-local-mode'  # on every container and network of ours; its value is the session's name
+VERSION = '7.8.1'  # of Chainer
+
+
+def of_this_user() -> dict[str, str]:
+    """Return the labels of all containers that this user has started with this temporary directory."""
+    return {f'{LABEL}.user': str(os.getuid()), f'{LABEL}.tmp': os.path.realpath(tempfile.gettempdir())}
+
+
+def image_uri(instance_type: str) -> str:
+    """Return the name of our image for 'local', 'local_gpu' or an ml.* instance type."""
+    gpu = instance_type == 'local_gpu' or instance_type.startswith(('ml.g', 'ml.p'))
+    return f'sagemaker-chainer:{VERSION}-{"gpu" if gpu else "cpu"}-py313'
+
+
+def is_our_image(image: str) -> bool:
+    """Return whether an image's name, with a registry or without, is that of one of ours."""
+    return f'sagemaker-chainer:{VERSION}-' in image

@@ -1,0 +1,42 @@
+"""The text that containers print, as a reader of a notebook or a terminal wants it."""
+
+import collections
+import logging
+import sys
+
+log = logging.getLogger('local_mode')  # at INFO all is printed as it comes
+log.setLevel(logging.WARNING)
+
+
+class Output:
+    """Prints lines of containers; where there are several, with the container's host in front.
+
+    A line that begins with a carriage return, as a progress bar's, is written over by the next.
+    begin: part of the line after which to print. end: the last hundred lines, also those not printed.
+    """
+
+    def __init__(self, begin: str = '', hosts: int = 1) -> None:
+        self.begin, self.several, self.over = begin, hosts > 1, 0
+        self.end: collections.deque[str] = collections.deque(maxlen=100)
+
+    def write(self, host: str, line: str) -> None:
+        """Take a line, with its end, and print it or not."""
+        line = f'{host} | {line}' if self.several else line
+        self.end.append(line if line.endswith('\n') else line + '\n')
+        if log.isEnabledFor(logging.INFO):
+            sys.stdout.write(line)
+        elif not self.begin:
+            self.show(line.rstrip())
+        elif self.begin in line:
+            self.begin = ''
+            self.end.clear()
+
+    def show(self, text: str) -> None:
+        if self.over:
+            sys.stdout.write('\r' + ' ' * self.over + '\r')
+        self.over = len(text) if text.startswith('\r') else 0
+        sys.stdout.write(text if self.over else text + '\n')
+
+    def tail(self) -> str:
+        """Return a sentence with the last lines."""
+        return f'Its log ends:\n{"".join(self.end)}'

@@ -1,0 +1,60 @@
+"""The SDK's names that are replaced, from the first session of ours on: for others all stays as it was.
+
+Only what no subclass can reach is here (see docs/patches.md).
+"""
+
+import functools
+from typing import Any
+
+from local_mode.versions import PACKAGE
+
+
+def is_ours(session: Any) -> bool:
+    """Return whether a session is one of local_mode's, and not the SDK's own."""
+    return hasattr(session, 'in_own_directory')
+
+
+@functools.cache
+def apply() -> None:
+    """Replace them, once."""
+    if PACKAGE == 'sagemaker':
+        replace_for_estimators()
+    else:
+        replace_for_trainers()
+
+
+def replace_for_estimators() -> None:
+    """Estimators of version 2: allow checkpoint_s3_uri and use_mpi=False in local mode."""
+    from sagemaker import estimator as estimators
+    from sagemaker.chainer import estimator as chainer
+
+    Chainer: Any = chainer.Chainer
+    _TrainingJob: Any = estimators._TrainingJob
+    add, given = _TrainingJob._add_spot_checkpoint_args, Chainer.hyperparameters
+
+    def add_checkpoint_args(local_mode: bool, estimator: Any, train_args: Any) -> None:
+        """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it."""
+        refused = estimator.use_spot_instances or not is_ours(estimator.sagemaker_session)
+        add(local_mode and refused, estimator, train_args)
+
+    @functools.wraps(given)
+    def hyperparameters(self: Any) -> dict[str, Any]:
+        """Pass on use_mpi=False, which the SDK drops; several hosts then each run the script alone."""
+        alone = self.use_mpi is False and is_ours(self.sagemaker_session)
+        return {**given(self), 'sagemaker_use_mpi': 'false'} if alone else given(self)
+
+    _TrainingJob._add_spot_checkpoint_args = staticmethod(add_checkpoint_args)
+    Chainer.hyperparameters = hyperparameters
+
+
+def replace_for_trainers() -> None:
+    """ModelTrainer of version 3: run local containers of our sessions on their engine."""
+    import sagemaker.train.model_trainer as module
+    from local_mode.trainer import LocalContainer
+
+    theirs = module._LocalContainer
+
+    def make(**fields: Any) -> Any:
+        return (LocalContainer if is_ours(fields.get('sagemaker_session')) else theirs)(**fields)
+
+    module._LocalContainer = make

@@ -1,0 +1,94 @@
+"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session two names."""
+
+import contextlib
+import re
+
+import pytest
+from local_mode import open_session, patches
+from local_mode.session import Session
+from sagemaker.chainer.estimator import Chainer
+from sagemaker.estimator import _TrainingJob
+from sagemaker.local import LocalSession
+from sagemaker.workflow.pipeline_context import LocalPipelineSession
+from support import ROLE, python
+
+# What the SDK's modules hold: functions and classes, and those of classes, by identity and by code.
+SNAPSHOT = """
+import json, logging, sys
+import sagemaker, sagemaker.chainer.estimator, sagemaker.workflow.pipeline_context
+
+def names():
+    found = {}
+    for module in [m for name, m in sys.modules.items() if name.startswith('sagemaker.')]:
+        for name, value in vars(module).items():
+            found[module.__name__, name] = id(value)
+            if isinstance(value, type) and value.__module__.startswith('sagemaker.'):
+                found.update({(module.__name__, name, n): id(v) for n, v in vars(value).items()})
+    loggers = {n: logging.getLogger(n).level for n in ('sagemaker', 'sagemaker.local', 'sagemaker.telemetry')}
+    return found | loggers | {'root': logging.root.level, 'handlers': len(logging.root.handlers)}
+
+before = names()
+# CHANGE
+after = names()
+print('CHANGED', [name for name in before if before[name] != after[name]])
+"""
+IMPORTS = """
+import local_mode.clients, local_mode.docker, local_mode.pytest_plugin, local_mode.session
+from local_mode import open_session, Session, gpu_available, image_uri
+"""
+
+
+@pytest.mark.slow
+def test_an_import_leaves_the_sdk_as_it_was():
+    done = python('-c', SNAPSHOT.replace('# CHANGE', IMPORTS))
+    assert done.stdout.splitlines()[-1:] == ['CHANGED []'], done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
+    opened = IMPORTS + 'open_session(embedded=True, serving_port=1).close()'
+    done = python('-c', SNAPSHOT.replace('# CHANGE', opened))
+    changed = re.findall(r"\('sagemaker[\w.]*', '(\w+)'(?:, '(\w+)')?\)", done.stdout.splitlines()[-1])
+    assert {name[-1] for name in changed if name[-1]} == {'_add_spot_checkpoint_args', 'hyperparameters'}, (
+        changed
+    )
+
+
+@pytest.fixture
+def ours():
+    with contextlib.closing(open_session(embedded=True)) as session:
+        yield session
+
+
+def test_a_plain_session_beside_ours_works_as_it_did(ours):
+    """Also with our S3: the SDK still refuses checkpoint_s3_uri in local mode, and drops use_mpi=False."""
+    options = dict(role=ROLE, image_uri='any', instance_count=1, instance_type='local', use_mpi=False)
+    for session, refused in (LocalSession(ours.boto_session), True), (ours, False):
+        estimator = Chainer(
+            __file__, sagemaker_session=session, checkpoint_s3_uri='s3://any/where', **options
+        )
+        arguments = {}
+        with pytest.raises(ValueError) if refused else contextlib.nullcontext():
+            _TrainingJob._add_spot_checkpoint_args(True, estimator, arguments)
+        assert ('checkpoint_s3_uri' in arguments) != refused
+        assert ('sagemaker_use_mpi' in estimator.hyperparameters()) != refused
+    assert patches.is_ours(ours) and not patches.is_ours(LocalSession(ours.boto_session))
+
+
+def test_a_session_of_ours_can_be_one_of_pipelines_too(ours):
+    class PipelineSession(Session, LocalPipelineSession):
+        pass
+
+    with contextlib.closing(PipelineSession(ours.boto_session, default_bucket='mine')) as session:
+        assert session.default_bucket() == 'mine' and session.context is None
+        assert session.sagemaker_client.sagemaker_session is session
+
+
+def test_exceptions_are_runtime_errors_with_names():
+    import local_mode
+
+    for name in 'LocalModeError', 'EngineError', 'JobError', 'EndpointError':
+        assert issubclass(getattr(local_mode, name), RuntimeError) and name in local_mode.__all__
+        assert issubclass(getattr(local_mode, name), local_mode.LocalModeError)
+    with pytest.raises(AttributeError, match='no_such_name'):
+        local_mode.no_such_name  # noqa: B018
