@@ -14,7 +14,7 @@ BROWSER = pathlib.Path(__file__).parent / 'browser'
 def build(folder: pathlib.Path = BROWSER) -> str:
     """Return the pad as HTML, from the sources in a folder."""
 
-    def read(name):
+    def read(name: str) -> str:
         return (folder / name).read_text(encoding='ascii')  # a notebook's open() may use any encoding
 
     # Join the modules in one function, without `export` and imports, which stand on lines of their own.

@@ -39,7 +39,7 @@ class DigitPad(anywidget.AnyWidget):
         self.predictor = predictor
         self.on_msg(self._take)
 
-    def _take(self, _widget, message, _buffers):
+    def _take(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
         self.data = message['data']
         answer = {'id': message['id'], 'scores': None, 'error': ''}
         if self.predictor is not None and any(self.data[0]):

@@ -27,9 +27,8 @@ def clean() -> None:
             engine.remove(of_this_user())
         except EngineError as e:
             name = getattr(engine, 'program', 'engine').capitalize()
-            print(
-                f'clean: {name} does not answer: start it and run this again, if it may have containers of ours ({e})'
-            )
+            print(f'clean: {name} does not answer: start it and run this again, if it may have')
+            print(f'clean: containers of ours ({e})')
     for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*'):
         if directory.lstat().st_uid == os.getuid():
             shutil.rmtree(directory, ignore_errors=True)

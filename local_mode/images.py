@@ -123,7 +123,7 @@ def build(image: str, processor: str, platform: str) -> None:
 
 def get_base(platform: str) -> str:
     """Return the base's name: by the digest in the Dockerfile, or of one made from Debian's packages."""
-    pinned = re.search('^ARG BASE=(.*)', (CONTAINER / 'Dockerfile').read_text(), re.MULTILINE)[1]
+    (pinned,) = re.findall('^ARG BASE=(.*)', (CONTAINER / 'Dockerfile').read_text(), re.MULTILINE)
     architecture = platform.rpartition('/')[2]
     # By one digest an engine keeps the base of one architecture.
     if inspect(pinned, '{{.Architecture}}') == architecture or pulled(pinned, platform):
@@ -138,7 +138,7 @@ def get_base(platform: str) -> str:
 def make_base(name: str, platform: str) -> None:
     """Build the base by debootstrap, as root."""
     root = [] if os.getuid() == 0 else ['sudo'] if sys.stdin.isatty() else ['sudo', '-n']
-    script = [*root, CONTAINER / 'bootstrap-base.sh', platform.rpartition('/')[2]]
+    script = [*root, str(CONTAINER / 'bootstrap-base.sh'), platform.rpartition('/')[2]]
     with subprocess.Popen(script, stdout=subprocess.PIPE) as bootstrap:
         command = ['docker', 'build', '--quiet', '--platform', platform, '--tag', name, '-']
         built = subprocess.run(command, stdin=bootstrap.stdout, stdout=subprocess.DEVNULL)
@@ -202,7 +202,9 @@ def install(*what: str, **environment: str) -> None:
 
 def run(command: list[str], **options: Any) -> None:
     """Run a command. LocalModeError with the last lines of its output if it fails."""
-    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+    streams: dict[str, Any] = dict(
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+    )
     done = subprocess.run(command, **streams, **options)
     if done.returncode:
         last = '\n'.join(done.stdout.splitlines()[-30:])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 
 import pytest
@@ -18,6 +19,10 @@ pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package 
 
 # {folder: marker for the Docker engine or browser that its tests need}
 MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'docker', 'browser': 'browser'}
+
+# Sessions and `make clean` keep to this temporary directory, so that others may test at the same time.
+HERE = tempfile.mkdtemp(prefix='tests-')
+os.environ['TMPDIR'] = tempfile.tempdir = os.path.realpath(HERE)
 
 # Tests use the embedded AWS, whatever credentials this machine has, and no job's variables.
 for name in [name for name in os.environ if name.startswith(('AWS_', 'SM_')) and name != 'AWS_CA_BUNDLE']:

@@ -19,6 +19,7 @@ import pytest
 import urllib3
 from local_mode.docker import LABEL, image_uri
 from local_mode.engines.docker import Docker
+from local_mode.names import of_this_user
 from local_mode.pytest_plugin import free_port
 from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
@@ -159,7 +160,8 @@ def containers(session, *states):
 
 def ours():
     """Return the project's containers by name, its networks by id, and its temporary directories."""
-    label = f'--filter label={LABEL}'
+    mine = of_this_user()
+    label = ' '.join(shlex.quote(f'--filter=label={name}={value}') for name, value in mine.items())
     return (
         docker(f'ps --all --format {{{{.Names}}}} {label}').split(),
         docker(f'network ls --quiet {label}').split(),

@@ -62,7 +62,7 @@ def result(code, *args):
 
 def left():
     """Return the processes of train and serve outside containers, and the directories of sessions."""
-    return processes_with('SAGEMAKER_BASE_DIR='), [
+    return processes_with(f'SAGEMAKER_BASE_DIR={tempfile.gettempdir()}'), [
         name for name in os.listdir(tempfile.gettempdir()) if name.startswith('chainer-mnist-local')
     ]
 
