@@ -57,3 +57,18 @@ def test_set_up_without_docker_and_without_a_package_manager_says_what_to_do(tmp
     done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
     assert done.returncode == 1
     assert 'Docker is not installed: see https://docs.docker.com/get-docker/' in done.stderr
+
+
+def test_set_up_tells_who_may_not_use_docker_and_installs_nothing(tmp_path):
+    """Debian keeps dockerd from an ordinary user's PATH: it is not missing."""
+    docker = tmp_path / 'docker'
+    docker.write_text('#!/bin/sh\necho permission denied while trying to connect >&2\nexit 1\n')
+    docker.chmod(0o755)
+    for name in 'bash sh dirname uname id cmp find sort xargs cat cksum sed'.split():
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
+    assert done.returncode == 1 and 'installing' not in done.stdout
+    assert (
+        'You may not use Docker: sudo usermod -aG docker' in done.stderr
+        and 'LOCAL_MODE=process' in done.stderr
+    )
