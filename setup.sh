@@ -65,7 +65,7 @@ follow_pip() {
     # The build in container/chainer knows pip's index from this variable only.
     export PIP_INDEX_URL=${PIP_INDEX_URL:-$(setting index-url)}
     PIP_INDEX_URL=${PIP_INDEX_URL:-https://pypi.org/simple}
-    export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
+    export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true} UV_NATIVE_TLS=true
     local proxy=${PIP_PROXY:-$(setting proxy)} certificates=${PIP_CERT:-$(setting cert)}
     if [ "$proxy" ]; then export ALL_PROXY=${ALL_PROXY:-$proxy}; fi
     if [ "$certificates" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}; fi
