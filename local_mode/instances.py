@@ -99,14 +99,24 @@ class Instances(image._SageMakerContainer):
         if instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / instance_count
 
+    @classmethod
+    def of(cls, resources: Any, image: str, session: Any, program: Any) -> 'Instances':
+        """Return the instances that a request asks for; EngineError where the engine cannot run the image."""
+        session.engine.check(image)
+        entrypoint, arguments = program.get('ContainerEntrypoint'), program.get('ContainerArguments')
+        return cls(
+            resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments
+        )
+
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
         self.labels.update({f'{LABEL}.{name}': str(value) for name, value in names.items()})
 
-    def discard(self) -> None:
-        """Remove the containers, their network and all files: what is to stay is elsewhere by now."""
+    def discard(self, keep_files: bool = False) -> None:
+        """Remove the containers, their network and all files: results are elsewhere by now."""
         self.sagemaker_session.remove_containers(self.labels)
-        shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
+        if not keep_files:
+            shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
         self, command: str, volumes: Iterable[Any], variables: dict[str, Any], directories: Iterable[str] = ()
@@ -132,24 +142,19 @@ class Instances(image._SageMakerContainer):
             for host in self.hosts
         ]
 
-    def train(
-        self,
-        input_data_config: Any,
-        output_data_config: Any,
-        hyperparameters: Any,
-        environment: Any,
-        job_name: str,
+    def train(  # type: ignore[override]
+        self, inputs: Any, output: Any, hyperparameters: Any, environment: Any, job_name: str
     ) -> str:
         """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         for directory in 'output/data', 'shared':
             os.makedirs(os.path.join(self.container_root, directory))
         data = self._create_tmp_folder()
-        volumes = self._prepare_training_volumes(data, input_data_config, output_data_config, hyperparameters)
+        volumes = self._prepare_training_volumes(data, inputs, output, hyperparameters)
         hyperparameters = self._update_local_src_path(hyperparameters, key=SUBMIT_DIRECTORY)
         for host in self.hosts:
             image._create_config_file_directories(self.container_root, host)
-            self.write_config_files(host, hyperparameters, input_data_config)
+            self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         session = self.sagemaker_session
         variables = {
@@ -163,26 +168,22 @@ class Instances(image._SageMakerContainer):
         try:
             run_to_end(self.engine, containers)
         finally:
-            artifacts = self.retrieve_artifacts(compose_data(containers), output_data_config, job_name)
+            artifacts = self.retrieve_artifacts(compose_data(containers), output, job_name)
         return artifacts
 
-    def process(
-        self, processing_inputs: Any, processing_output_config: Any, environment: Any, job_name: str
-    ) -> None:
+    def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         os.mkdir(os.path.join(self.container_root, 'shared'))
         data = self._create_tmp_folder()
-        volumes = self._prepare_processing_volumes(data, processing_inputs, processing_output_config)
+        volumes = self._prepare_processing_volumes(data, inputs, outputs)
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
-            self.write_processing_config_files(
-                host, environment, processing_inputs, processing_output_config, job_name
-            )
+            self.write_processing_config_files(host, environment, inputs, outputs, job_name)
         try:
             run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
         finally:
-            self._upload_processing_outputs(data, processing_output_config)
+            self._upload_processing_outputs(data, outputs)
 
 
 def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
