@@ -6,8 +6,10 @@ overridden here (see docs/patches.md).
 
 import contextlib
 import os
+import pathlib
 import queue
 import shutil
+import tarfile
 import threading
 import time
 import uuid
@@ -21,7 +23,7 @@ from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.names import LABEL, is_our_image
 from local_mode.output import Output
 from local_mode.s3 import local_copy
-from local_mode.versions import SUBMIT_DIRECTORY, image
+from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
@@ -168,8 +170,20 @@ class Instances(image._SageMakerContainer):
         try:
             run_to_end(self.engine, containers)
         finally:
-            artifacts = self.retrieve_artifacts(compose_data(containers), output, job_name)
+            artifacts = self.collect(containers, output['S3OutputPath'], job_name)
         return artifacts
+
+    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> str:
+        """Pack what all hosts wrote, and move it to the output path; return where model.tar.gz is then."""
+        packed = os.path.join(self.container_root, 'packed')
+        os.mkdir(packed)
+        for kind in 'model', 'output':
+            directories = dict.fromkeys(container.mounts[f'/opt/ml/{kind}'] for container in containers)
+            pack(f'{packed}/{kind}.tar.gz', directories)
+        if not output:
+            return f'file://{packed}/model.tar.gz'
+        uri = entities.move_to_destination(packed, output, job_name, self.sagemaker_session, prefix='output')
+        return f'{uri}/model.tar.gz'
 
     def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
@@ -186,15 +200,15 @@ class Instances(image._SageMakerContainer):
             self._upload_processing_outputs(data, outputs)
 
 
-def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
-    """Return what the SDK's retrieve_artifacts() reads of its Compose file."""
-    kept = '/opt/ml/model', '/opt/ml/output'
-    return {
-        'services': {
-            container.host: {'volumes': [f'{container.mounts[inside]}:{inside}' for inside in kept]}
-            for container in containers
-        }
-    }
+def pack(archive: str, directories: Iterable[str]) -> None:
+    """Write a .tar.gz of the files below directories, of which later ones go first; links stay links."""
+    found = {}
+    for directory in map(pathlib.Path, directories):
+        found.update({str(path.relative_to(directory)): path for path in sorted(directory.rglob('*'))})
+    with tarfile.open(archive, 'w:gz') as tar:
+        for name, path in found.items():
+            if path.is_symlink() or path.is_file() or path.is_dir():  # and no socket or FIFO
+                tar.add(path, name, recursive=False)
 
 
 class Hosting(threading.Thread):
