@@ -100,9 +100,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session.engine.check(model['Image'])
         if endpoints.find(session.engine, EndpointName):
             raise endpoints.error(
-                'CreateEndpoint',
-                'ValidationException',
-                f'Cannot create already existing endpoint {EndpointName}.',
+                'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
             )
         endpoints.check_serving_port(session)
         endpoint.port = session.serving_port
@@ -128,11 +126,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         """Describe an endpoint of this process or of another one."""
-        other = (
-            None
-            if self.running(EndpointName)
-            else endpoints.find(self.sagemaker_session.engine, EndpointName)
-        )
+        other = None if self.running(EndpointName) else endpoints.find(self.sagemaker_session.engine, EndpointName)
         if not other:
             return super().describe_endpoint(EndpointName)
         return {

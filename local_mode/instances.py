@@ -106,9 +106,7 @@ class Instances(image._SageMakerContainer):
         """Return the instances that a request asks for; EngineError where the engine cannot run the image."""
         session.engine.check(image)
         entrypoint, arguments = program.get('ContainerEntrypoint'), program.get('ContainerArguments')
-        return cls(
-            resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments
-        )
+        return cls(resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments)
 
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
@@ -135,8 +133,7 @@ class Instances(image._SageMakerContainer):
                 command=[] if entrypoint or command == 'process' else [command],
                 entrypoint=entrypoint,
                 environment=self.sagemaker_session.credentials() | {k: str(v) for k, v in variables.items()},
-                mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories}
-                | mounts,
+                mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
                 labels=self.sagemaker_session.labels() | self.labels,
                 cpus=self.cpus,
                 gpus=self.instance_type == 'local_gpu',
@@ -159,14 +156,9 @@ class Instances(image._SageMakerContainer):
             self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         session = self.sagemaker_session
-        variables = {
-            image.REGION_ENV_NAME: session.boto_region_name,
-            image.TRAINING_JOB_NAME_ENV_NAME: job_name,
-        }
+        variables = {image.REGION_ENV_NAME: session.boto_region_name, image.TRAINING_JOB_NAME_ENV_NAME: job_name}
         variables[image.S3_ENDPOINT_URL_ENV_NAME] = session.s3_resource.meta.client._endpoint.host
-        containers = self.containers(
-            'train', volumes, variables | environment, ('output', 'output/data', 'input')
-        )
+        containers = self.containers('train', volumes, variables | environment, ('output', 'output/data', 'input'))
         try:
             run_to_end(self.engine, containers)
         finally:

@@ -42,9 +42,7 @@ def quiet(embedded: bool) -> None:
     for handler in logging.root.handlers:
         if handler.formatter and handler.formatter._fmt == logging.BASIC_FORMAT:
             handler.setLevel(logging.WARNING)
-            handler.filters[:] = [
-                lambda record: record.levelno > logging.WARNING or not of_aws(record)
-            ] * embedded
+            handler.filters[:] = [lambda record: record.levelno > logging.WARNING or not of_aws(record)] * embedded
 
 
 def replace_for_estimators() -> None:

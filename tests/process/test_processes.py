@@ -107,9 +107,7 @@ def test_a_job_in_an_odd_place_resumes_from_its_checkpoints(tmp_path):
     odd = tmp_path / 'my é : tmp'
     odd.mkdir()
     (tmp_path / 'counts.py').write_text(COUNTS)
-    environment = dict(
-        LC_ALL='C', HOME='/proc/none', TMPDIR=str(odd), PIP_INDEX_URL='http://127.0.0.1:9/simple'
-    )
+    environment = dict(LC_ALL='C', HOME='/proc/none', TMPDIR=str(odd), PIP_INDEX_URL='http://127.0.0.1:9/simple')
     status, out = result(TWICE, tmp_path, **environment)
     for count in 0, 1:
         assert f"count {count} PIP http://127.0.0.1:9/simple stdin b''" in out, out
@@ -149,9 +147,8 @@ def test_a_port_that_a_process_has_taken_is_freed_by_kill(tmp_path):
 def test_what_needs_docker_says_so(options, tmp_path):
     (tmp_path / 'any.py').write_text('')
     status, out = result(f'estimator({str(tmp_path / "any.py")!r}, {options}).fit()')
-    assert (
-        status == 1
-        and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(out.split())
+    assert status == 1 and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(
+        out.split()
     )
 
 
