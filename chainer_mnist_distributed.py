@@ -38,9 +38,7 @@ def train(args):
     optimizer.setup(model)
     comm.bcast_data(model)
     optimizer.is_changed(model)  # otherwise the first update only broadcasts, also after a resume
-    trainer, evaluator = make_trainer(
-        args, optimizer, train_data, test_data, args.batch_size // comm.size, device
-    )
+    trainer, evaluator = make_trainer(args, optimizer, train_data, test_data, args.batch_size // comm.size, device)
     trainer.extend(chainermn.create_multi_node_evaluator(evaluator, comm))
     if comm.rank == 0:
         report(trainer, args.epochs)

@@ -157,10 +157,7 @@ def tensordot(a, b, axes):
     rest = [[i for i in range(m.ndim) if i not in mine] for m, mine in zip((a, b), axes)]
     shape = [m.shape[i] for m, kept in zip((a, b), rest) for i in kept]
     size = int(np.prod([a.shape[i] for i in axes[0]]))
-    a, b = (
-        a.transpose(*rest[0], *axes[0]).reshape(-1, size),
-        b.transpose(*axes[1], *rest[1]).reshape(size, -1),
-    )
+    a, b = (a.transpose(*rest[0], *axes[0]).reshape(-1, size), b.transpose(*axes[1], *rest[1]).reshape(size, -1))
     return product(a, b).reshape(shape)
 
 

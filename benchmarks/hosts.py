@@ -96,9 +96,7 @@ def main():
             low, middle, high = statistics.quantiles(ratios)
             ms, communicating = (statistics.median(column) for column in zip(*rows))
             speed_up = f'{middle:.2f} ({low:.2f}-{high:.2f})'
-            print(
-                f'| {n} | {batch_size:,} | {1000 * ms:.1f} | {speed_up} | {communicating:.0%} |', flush=True
-            )
+            print(f'| {n} | {batch_size:,} | {1000 * ms:.1f} | {speed_up} | {communicating:.0%} |', flush=True)
 
     from local_mode.session import open_session
     from sagemaker.chainer.estimator import Chainer

@@ -47,9 +47,7 @@ FONTS = """
 """.split()
 WAYS = {digit: text.strip().splitlines() for digit, text in ways.WAYS.items()}
 HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
-OTHERS = {
-    digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()
-}
+OTHERS = {digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()}
 # {training: (fraction of distorted images, styles of the drawings in training: 'all', 'others' or None)}
 TRAININGS = {
     'plain': (0, None),

@@ -42,11 +42,7 @@ def machine():
     fields = dict(re.findall(r'^(model name|cpu family|model)\s*: (.*)', info, re.MULTILINE))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     return '{} cores of {} (family {}, model {}), {:.0f} GB\n'.format(
-        cpus(),
-        fields.get('model name', platform.machine()),
-        fields.get('cpu family'),
-        fields.get('model'),
-        memory,
+        cpus(), fields.get('model name', platform.machine()), fields.get('cpu family'), fields.get('model'), memory
     )
 
 

@@ -34,9 +34,7 @@ def smooth(points: Points, n: int = 8) -> Points:
     p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
     t = np.linspace(0, 1, n, endpoint=False)[:, None]
-    between = 0.5 * (
-        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
-    )
+    between = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
     return np.concatenate([between.reshape(-1, 2), points[-1:]])
 
 
@@ -89,9 +87,7 @@ def trace(points: Points, spacing: float, rounding: float, rng: np.random.Genera
     points = resample(fine, np.arange(len(fine)), np.sort(at))
     if rng.random() < 0.12:  # the pen touches down, or lifts, while it moves
         flick = rng.normal(0, 0.04, 2)
-        points = np.concatenate(
-            [[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]]
-        )
+        points = np.concatenate([[points[0] + flick], points] if rng.random() < 0.5 else [points, [points[-1] + flick]])
     return points
 
 
@@ -107,9 +103,7 @@ def rounded(points: Points, n: int) -> Points:
     return (sums[2 * n + 1 :] - sums[: -2 * n - 1]) / (2 * n + 1)
 
 
-def drawings(
-    n: int, seed: int, ways: Mapping[int, str] = WAYS
-) -> tuple[list[list[Points]], NDArray[np.int32]]:
+def drawings(n: int, seed: int, ways: Mapping[int, str] = WAYS) -> tuple[list[list[Points]], NDArray[np.int32]]:
     """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each."""
     rng = np.random.default_rng(seed)
     parsed = {digit: parse(text) for digit, text in ways.items()}

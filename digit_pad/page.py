@@ -67,9 +67,7 @@ def read(model: str | os.PathLike[str]) -> list[Layer]:
     """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
     with np.load(model) as file:
         arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}
-    layers = [
-        (arrays.pop(name), arrays.pop(name[:-1] + 'b', None)) for name in [*arrays] if name.endswith('/W')
-    ]
+    layers = [(arrays.pop(name), arrays.pop(name[:-1] + 'b', None)) for name in [*arrays] if name.endswith('/W')]
     sizes = [784] + [weights.shape[0] for weights, _ in layers]
     fit = [weights.shape for weights, _ in layers] == [*zip(sizes[1:], sizes)]
     return layers if fit and not arrays and all(bias is not None for _, bias in layers) else []

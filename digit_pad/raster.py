@@ -64,9 +64,7 @@ def draw(drawings: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     mass = boxes.sum(axis=(1, 2))
     images = np.zeros((len(drawings), GRID + BOX, GRID + BOX))
     pixels = np.arange(BOX)
-    middle = (
-        np.stack([(boxes.sum(axis=axis) * pixels).sum(axis=1) for axis in (1, 2)], axis=1) / mass[:, None]
-    )
+    middle = np.stack([(boxes.sum(axis=axis) * pixels).sum(axis=1) for axis in (1, 2)], axis=1) / mass[:, None]
     places = np.clip(half_up(GRID / 2 + 1e-9 - middle), 0, GRID - sides).astype(int)
     for image, box, (x, y) in zip(images, boxes, places):
         image[y : y + BOX, x : x + BOX] = box

@@ -32,12 +32,7 @@ __all__ = [
 os.environ.setdefault('SAGEMAKER_SUPPRESS_V2_WARNING', '1')  # v3 has no Chainer estimator
 logging.getLogger('sagemaker.config').setLevel(logging.WARNING)
 
-HOMES = {
-    'gpu_available': 'engines.choose',
-    'image_uri': 'names',
-    'Session': 'session',
-    'open_session': 'session',
-}
+HOMES = {'gpu_available': 'engines.choose', 'image_uri': 'names', 'Session': 'session', 'open_session': 'session'}
 
 
 def __getattr__(name: str) -> Any:

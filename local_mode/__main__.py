@@ -12,15 +12,11 @@ def main(words: list[str] | None = None) -> None:
     """Do what the words say, by default those of the command line."""
     parser = argparse.ArgumentParser(prog='python -m local_mode')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    image = commands.add_parser(
-        'image', help='pull or build the image; LOCAL_MODE=process: what does without'
-    )
+    image = commands.add_parser('image', help='pull or build the image; LOCAL_MODE=process: what does without')
     image.add_argument('processor', nargs='?', choices=['cpu', 'gpu'], default='cpu')
     image.add_argument('--platform', help="linux/arm64, ...; by default the engine's own")
     image.set_defaults(run=lambda args: images.get(args.processor, args.platform))
-    source = commands.add_parser(
-        'source', help="print the checksum of the image's sources, its label `source`"
-    )
+    source = commands.add_parser('source', help="print the checksum of the image's sources, its label `source`")
     source.set_defaults(run=lambda args: print(images.source()))
     clean = commands.add_parser('clean', help='remove what your sessions left, and what they use')
     clean.set_defaults(run=lambda args: import_module('local_mode.clean').clean())

@@ -45,9 +45,7 @@ def start() -> tuple[RedirectedSession, Callable[[], None]]:
         role = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
     except iam.exceptions.EntityAlreadyExistsException:  # moto keeps its state for the whole process
         role = iam.get_role(RoleName=ROLE)['Role']
-    credentials = root.client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='notebook')[
-        'Credentials'
-    ]
+    credentials = root.client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
     return RedirectedSession(
         url,
         aws_access_key_id=credentials['AccessKeyId'],

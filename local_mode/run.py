@@ -24,8 +24,7 @@ from digit_pad import hand, raster, ways
 PAD = 'class="digit-pad"'
 # In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
 PREDICT = (
-    '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)'
-    '.ravel().tolist()'
+    '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float).ravel().tolist()'
 )
 NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
 

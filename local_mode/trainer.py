@@ -69,13 +69,8 @@ class LocalContainer(local_container._LocalContainer):
             local_container.REGION_ENV_NAME: session.boto_region_name,
             local_container.S3_ENDPOINT_URL_ENV_NAME: session.s3_resource.meta.client._endpoint.host,
         }
-        own = {
-            f'/opt/ml/{d}': os.path.join(self.container_root, host, d)
-            for d in ('output', 'output/data', 'input')
-        }
-        shared = {
-            there: here for here, there in (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)
-        }
+        own = {f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in ('output', 'output/data', 'input')}
+        shared = {there: here for here, there in (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)}
         given = {name: str(value) for name, value in self.environment.items()}
         return Container(
             name=f'{session.name}-{host}-{secrets.token_hex(4)}',

@@ -17,11 +17,7 @@ class TransformJob(entities._LocalTransformJob):
 
     def start(self, input_data: Any, output_data: Any, transform_resources: Any, **kwargs: Any) -> None:
         """Run the job to its end."""
-        self.input_data, self.output_data, self.transform_resources = (
-            input_data,
-            output_data,
-            transform_resources,
-        )
+        self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
         session = self.local_session = self.local_session.in_own_directory()  # of the SDK's copies of data
         self.container = ServingInstance(

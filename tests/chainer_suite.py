@@ -156,9 +156,7 @@ def run(folder):
             time.sleep(1)
             if not int(time.monotonic() - started) % 30:
                 print(
-                    f'{time.monotonic() - started:4.0f} s',
-                    *[f'{mode}: {progress(mode)}' for mode in MODES],
-                    sep='  ',
+                    f'{time.monotonic() - started:4.0f} s', *[f'{mode}: {progress(mode)}' for mode in MODES], sep='  '
                 )
     finally:
         subprocess.run(['docker', 'rm', '--force', *containers], capture_output=True)

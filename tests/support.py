@@ -56,10 +56,7 @@ def python(*args, **options):
 def find_python(version):
     """The path of this Python, '3.6' for instance, on the PATH or pyenv's; None where there is none."""
     pyenv = pathlib.Path(os.environ.get('PYENV_ROOT', pathlib.Path.home() / '.pyenv'))
-    for candidate in (
-        shutil.which(f'python{version}'),
-        *sorted(pyenv.glob(f'versions/{version}.*/bin/python')),
-    ):
+    for candidate in (shutil.which(f'python{version}'), *sorted(pyenv.glob(f'versions/{version}.*/bin/python'))):
         if candidate and run(candidate, '-c', 'import venv').returncode == 0:
             return candidate
 
@@ -203,9 +200,7 @@ def common(session, entry_point):
 
 
 def make_estimator(session, entry_point=SCRIPT, options=(), **hyperparameters):
-    where = dict(
-        instance_count=1, instance_type='local', output_path=f's3://{session.default_bucket()}/model'
-    )
+    where = dict(instance_count=1, instance_type='local', output_path=f's3://{session.default_bucket()}/model')
     given = common(session, entry_point) | where | dict(options)
     return Chainer(hyperparameters=hyperparameters, **given)
 

@@ -38,9 +38,7 @@ def test_no_pkg_resources():
 
 def test_resize_images():
     image = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
-    np.testing.assert_array_equal(
-        F.resize_images(image, (3, 3)).array[0, 0], [[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]]
-    )
+    np.testing.assert_array_equal(F.resize_images(image, (3, 3)).array[0, 0], [[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]])
 
 
 def test_categorical():

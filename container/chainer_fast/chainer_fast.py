@@ -22,10 +22,7 @@ from chainer.datasets import TupleDataset
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
 from chainer.functions.evaluation.accuracy import Accuracy
-from chainer.functions.loss.softmax_cross_entropy import (
-    SoftmaxCrossEntropy,
-    _SoftmaxCrossEntropyGrad_NoDoubleBackprop,
-)
+from chainer.functions.loss.softmax_cross_entropy import SoftmaxCrossEntropy, _SoftmaxCrossEntropyGrad_NoDoubleBackprop
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.reporter import Summary
@@ -164,12 +161,7 @@ def softmax_cross_entropy_grad(self, inputs):
     ):
         return None
     gx = np.empty_like(x)
-    if (
-        loops.softmax_cross_entropy_grad(
-            gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff
-        )
-        < 0
-    ):
+    if loops.softmax_cross_entropy_grad(gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff) < 0:
         return None
     return (gx,)
 
@@ -334,9 +326,7 @@ def load():
     for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
         function.restype = size
     # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
-    blas = ctypes.CDLL(
-        os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True))
-    )
+    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
     loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
     blas.scipy_openblas_set_num_threads64_(1)
     return loops, blas

@@ -96,9 +96,7 @@ def a_linear_layer(rows, columns, out):
     import chainer.functions as F
 
     rng = np.random.RandomState(rows)
-    arrays = [
-        rng.rand(*shape).astype(np.float32) - 0.5 for shape in ((rows, columns), (out, columns), (out,))
-    ]
+    arrays = [rng.rand(*shape).astype(np.float32) - 0.5 for shape in ((rows, columns), (out, columns), (out,))]
     results = []
     for wanted in (0, 1, 2), (1,), (0,):
         inputs = [chainer.Variable(a, requires_grad=i in wanted) for i, a in enumerate(arrays)]
@@ -110,15 +108,7 @@ def a_linear_layer(rows, columns, out):
 
 @case
 def linear_layers_of_any_size():
-    shapes = (
-        (1, 784, 1000),
-        (2, 1, 1),
-        (33, 7, 5),
-        (128, 784, 1000),
-        (100, 1, 3001),
-        (300, 999, 3),
-        (64, 500, 17),
-    )
+    shapes = ((1, 784, 1000), (2, 1, 1), (33, 7, 5), (128, 784, 1000), (100, 1, 3001), (300, 999, 3), (64, 500, 17))
     return [array for shape in shapes for array in a_linear_layer(*shape)]
 
 
@@ -129,9 +119,7 @@ def several_threads_and_a_forked_process():
 
     shapes = [(100 + i, 300, 200) for i in range(20)]
     with ThreadPoolExecutor(4) as pool:
-        results = [
-            array for arrays in pool.map(lambda shape: a_linear_layer(*shape), shapes) for array in arrays
-        ]
+        results = [array for arrays in pool.map(lambda shape: a_linear_layer(*shape), shapes) for array in arrays]
     fork = multiprocessing.get_context('fork')
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=lambda: sender.send(a_linear_layer(*shapes[0])))
@@ -203,9 +191,7 @@ def other_functions_shared_parameters_and_several_losses():
         link.cleargrads()
     loss.backward()
     F.sum(a).backward()  # adds to the gradients that are there
-    return [loss.array, h.array] + [
-        p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())
-    ]
+    return [loss.array, h.array] + [p.grad for link in (conv, norm, line) for _, p in sorted(link.namedparams())]
 
 
 @case
@@ -273,9 +259,7 @@ def labels_to_ignore_that_are_no_small_int():
 
     x, t = np.array([[1, 2, 3], [0, 5, -5]], np.float32), np.array([0, -1], np.int32)
     results = [F.softmax_cross_entropy(x, t * 0, ignore_label=None).array]
-    return results + [
-        F.softmax_cross_entropy(x, t, ignore_label=label).array for label in (-1.0, np.int64(-1))
-    ]
+    return results + [F.softmax_cross_entropy(x, t, ignore_label=label).array for label in (-1.0, np.int64(-1))]
 
 
 @case
@@ -378,10 +362,7 @@ def batches_of_an_iterator():
         iterator = chainer.iterators.SerialIterator(dataset, 4)
         for _ in range(5):
             examples = iterator.next()
-            results += [
-                *chainer.dataset.concat_examples(examples),
-                *chainer.dataset.concat_examples(examples[1:3], -1),
-            ]
+            results += [*chainer.dataset.concat_examples(examples), *chainer.dataset.concat_examples(examples[1:3], -1)]
             results += [np.array(len(examples)), *examples[2], np.array([label for _, label in examples])]
             results.append(np.array([iterator.epoch, iterator.is_new_epoch, iterator.epoch_detail]))
     return results
@@ -392,9 +373,7 @@ def a_batch_is_a_list_of_views():
     import chainer
 
     images, labels = batch(10)
-    iterator = chainer.iterators.SerialIterator(
-        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
-    )
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
     examples = next(iterator)
     assert type(examples) is list and type(examples[0]) is tuple and examples[0][0].base is images
     return [examples[0][1]]
@@ -407,9 +386,7 @@ def batches_that_were_changed_and_a_converter_that_was_pickled():
     import chainer
 
     images, labels = batch(10)
-    iterator = chainer.iterators.SerialIterator(
-        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
-    )
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
     concat, results = chainer.dataset.concat_examples, []
     for change in (
         lambda examples: examples.reverse(),
@@ -430,9 +407,7 @@ def batches_of_which_something_else_changed():
     import chainer
 
     images, labels = batch(8)
-    iterator = chainer.iterators.SerialIterator(
-        chainer.datasets.TupleDataset(images, labels), 4, shuffle=False
-    )
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4, shuffle=False)
     examples = next(iterator)
     labels[:] = 9
     results = [*chainer.dataset.concat_examples(examples, None)]
@@ -559,9 +534,7 @@ def gradients_of_hidden_layers_and_parts_of_a_chain():
     cut.unchain_backward()
     F.softmax_cross_entropy(model.l3(F.relu(model.l2(cut))), t).backward()
     (gx,) = chainer.grad([F.softmax_cross_entropy(model(chainer.Variable(x)), t)], [model.l1.W])
-    return [h.grad, cut.grad, gx.array, model.l1.W.grad_var.array] + [
-        p.grad for _, p in sorted(model.namedparams())
-    ]
+    return [h.grad, cut.grad, gx.array, model.l1.W.grad_var.array] + [p.grad for _, p in sorted(model.namedparams())]
 
 
 @case
@@ -590,9 +563,7 @@ def gradients_of_gradients_of_an_old_function():
 
     x = chainer.Variable(np.ones((2, 3), np.float32))
     y = Square()(chainer.functions.relu(x))
-    (gx,) = chainer.grad(
-        [y], [x], [chainer.Variable(np.ones((2, 3), np.float32))], enable_double_backprop=True
-    )
+    (gx,) = chainer.grad([y], [x], [chainer.Variable(np.ones((2, 3), np.float32))], enable_double_backprop=True)
     try:
         chainer.functions.sum(gx).backward()
     except RuntimeError as e:
@@ -635,9 +606,7 @@ def results(tmp_path_factory):
             },
         )
         with np.load(path) as arrays:
-            found.append(
-                {name: [arrays[key] for key in sorted(arrays) if key.split(' ')[0] == name] for name in CASES}
-            )
+            found.append({name: [arrays[key] for key in sorted(arrays) if key.split(' ')[0] == name] for name in CASES})
     return found
 
 
@@ -674,16 +643,12 @@ def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
 
 
 def test_the_switch():
-    code = (
-        'from chainer.optimizers.adam import AdamRule; print(AdamRule.update_core_cpu.__code__.co_filename)'
-    )
+    code = 'from chainer.optimizers.adam import AdamRule; print(AdamRule.update_core_cpu.__code__.co_filename)'
     for fast, file in ('0', 'adam.py'), ('1', 'chainer_fast.py'):
         assert run(code, CHAINER_FAST=fast).endswith(file)
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ('x86_64', 'aarch64'), reason='other CPUs keep subnormal numbers'
-)
+@pytest.mark.skipif(platform.machine() not in ('x86_64', 'aarch64'), reason='other CPUs keep subnormal numbers')
 def test_adams_averages_become_zero_and_not_subnormal():
     """Subnormal numbers would be a hundred times as slow; arithmetic outside chainer_fast does not change."""
     assert (
@@ -720,9 +685,7 @@ def a_gpu(fast, monkeypatch, free=2**30):
     return SimpleNamespace(xp=cupy, device=SimpleNamespace(id=0), send=send), sent
 
 
-@pytest.mark.parametrize(
-    'read_only, free, whole', [(True, 2**30, True), (False, 2**30, False), (True, 9, False)]
-)
+@pytest.mark.parametrize('read_only, free, whole', [(True, 2**30, True), (False, 2**30, False), (True, 9, False)])
 def test_arrays_that_cannot_change_stay_on_the_gpu(monkeypatch, read_only, free, whole):
     import chainer
     import chainer_fast as fast

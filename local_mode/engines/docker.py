@@ -23,9 +23,7 @@ class Docker(Engine):
         command = [self.program, *args]
         try:
             # In a group of its own: Jupyter's Stop interrupts the kernel's whole group.
-            done = subprocess.run(
-                command, input=input, capture_output=True, text=True, start_new_session=True
-            )
+            done = subprocess.run(command, input=input, capture_output=True, text=True, start_new_session=True)
         except FileNotFoundError:
             raise EngineError(
                 f'{self.program.capitalize()} is not installed: run ./setup.sh, or see '
@@ -76,9 +74,7 @@ class Docker(Engine):
     def options(self, container: Container) -> list[str]:
         # json-file: whatever the daemon's default is, its logs can be read.
         options = [f'--name={container.name}', '--init', '--log-driver=json-file']
-        options += [f'--hostname={container.host}', f'--network-alias={container.host}'] * bool(
-            container.host
-        )
+        options += [f'--hostname={container.host}', f'--network-alias={container.host}'] * bool(container.host)
         options += label_options(container.labels)
         options += [mount_option(here, there) for there, here in container.mounts.items()]
         options += [f'--entrypoint={word}' for word in container.entrypoint[:1]]
@@ -96,9 +92,7 @@ class Docker(Engine):
         return urlsplit(url).hostname or '127.0.0.1' if url.startswith('tcp:') else '127.0.0.1'
 
     def logs(self, name: str) -> Iterator[str]:
-        streams: dict[str, Any] = dict(
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         command = [self.program, 'logs', '--follow', name]
         with subprocess.Popen(command, start_new_session=True, **streams) as process:
             assert process.stdout

@@ -28,8 +28,7 @@ from local_mode.names import LABEL, is_our_image
 from local_mode.places import container_directory
 
 KEPT = re.compile(
-    'PATH|HOME|LANG|LC_.*|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_.*|REQUESTS_CA_BUNDLE|PIP_.*|UV_.*|.*_proxy',
-    re.IGNORECASE,
+    'PATH|HOME|LANG|LC_.*|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_.*|REQUESTS_CA_BUNDLE|PIP_.*|UV_.*|.*_proxy', re.IGNORECASE
 )
 NOTICE = 'Without Docker: training and hosting run as processes, which nothing isolates from this machine.'
 

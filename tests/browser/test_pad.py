@@ -122,9 +122,7 @@ def test_on_a_phone_the_bars_stand_above_the_drawing(page):
     )
     draw(pad, *ONE)
     says(pad, 'Looks like 1.')
-    best, canvas, status = (
-        pad.locator(name).bounding_box() for name in ('li.best i', '.ink', '[role=status]')
-    )
+    best, canvas, status = (pad.locator(name).bounding_box() for name in ('li.best i', '.ink', '[role=status]'))
     assert best['y'] + best['height'] < canvas['y'] and 30 < best['height'] < 40
     assert canvas['width'] >= 280 and status['y'] + status['height'] < 700
 
@@ -161,9 +159,7 @@ def test_a_stroke_that_leaves_the_pad_goes_on(page, pointer):
 
 def test_a_page_that_moves_does_not_bend_the_stroke(page):
     pad = show(page, HTML)
-    page.evaluate(
-        'addEventListener("pointermove", event => event.buttons && (document.body.style.marginTop = "40px"))'
-    )
+    page.evaluate('addEventListener("pointermove", event => event.buttons && (document.body.style.marginTop = "40px"))')
     (pixels,) = draw(pad, (0.2, 0.5), (0.5, 0.5), (0.8, 0.5))
     assert sides(pixels) == pytest.approx([3, 20], abs=1)
 

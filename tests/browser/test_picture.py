@@ -55,8 +55,6 @@ def test_the_bars_follow_the_drawing(page, model, tmp_path):
     assert len(answers) == len(STROKES) and np.argmax(answers[-1]) == 4 != np.argmax(answers[0])
     path = os.environ.get('PAD_GIF', tmp_path / 'pad.gif')
     first, *others = [frame for frame, _ in frames]
-    first.save(
-        path, save_all=True, append_images=others, duration=[ms for _, ms in frames], loop=0, optimize=True
-    )
+    first.save(path, save_all=True, append_images=others, duration=[ms for _, ms in frames], loop=0, optimize=True)
     with Image.open(path) as picture:
         assert picture.n_frames > 10 and os.path.getsize(path) < 300_000

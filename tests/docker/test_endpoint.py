@@ -10,20 +10,7 @@ import numpy as np
 import pytest
 from local_mode import endpoints
 from local_mode.session import open_session
-from support import (
-    LABEL,
-    SCRIPT,
-    answers,
-    arguments,
-    containers,
-    docker,
-    load,
-    make_model,
-    pack,
-    python,
-    run,
-    wait_for,
-)
+from support import LABEL, SCRIPT, answers, arguments, containers, docker, load, make_model, pack, python, run, wait_for
 
 OTHER = """
 def model_fn(model_dir): pass
@@ -86,24 +73,19 @@ def test_each_endpoint_answers_for_itself(session, predictor, other_port, tmp_pa
     """As on AWS an endpoint answers to its own name only; another process can ask and delete it."""
     (tmp_path / 'other.py').write_text(OTHER)
     (tmp_path / 'empty').mkdir()
-    other = make_model(
-        session, pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), tmp_path / 'other.py'
-    ).deploy(1, 'local')
+    other = make_model(session, pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), tmp_path / 'other.py').deploy(
+        1, 'local'
+    )
     invoke = session.sagemaker_runtime_client.invoke_endpoint
     try:
         assert predictor.predict(BLACK).shape == (1, 10)
         assert invoke(b'[1]', other.endpoint_name)['Body'].read() == b'"the other"'
-        with pytest.raises(
-            botocore.exceptions.ClientError, match='ValidationError.*Endpoint nope of account'
-        ):
+        with pytest.raises(botocore.exceptions.ClientError, match='ValidationError.*Endpoint nope of account'):
             invoke(b'[1]', 'nope')
         with pytest.raises(botocore.exceptions.ClientError, match='already existing'):
             session.sagemaker_client.create_endpoint(other.endpoint_name, other.endpoint_name)
         own = boto3.client('sagemaker-runtime', endpoint_url=f'http://127.0.0.1:{other_port}', **KEYS)
-        assert (
-            own.invoke_endpoint(EndpointName=other.endpoint_name, Body=b'[1]')['Body'].read()
-            == b'"the other"'
-        )
+        assert own.invoke_endpoint(EndpointName=other.endpoint_name, Body=b'[1]')['Body'].read() == b'"the other"'
         done = python('-c', ELSEWHERE, other.endpoint_name)
         assert done.stdout.split('\n')[-2] == 'the other', done.stderr
         wait_for(lambda: not answers(other_port))

@@ -171,9 +171,7 @@ def test_code_that_is_not_there_is_told_and_the_session_closes(script, tmp_path)
         (tmp_path / 'empty').mkdir()
         data = session.upload_data(pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), key_prefix='model')
         submitted = f's3://{session.default_bucket()}/none.tar.gz'
-        model = Model(
-            IMAGE, data, ROLE, env={'SAGEMAKER_SUBMIT_DIRECTORY': submitted}, sagemaker_session=session
-        )
+        model = Model(IMAGE, data, ROLE, env={'SAGEMAKER_SUBMIT_DIRECTORY': submitted}, sagemaker_session=session)
         with pytest.raises((FileNotFoundError, ClientError), match='none.tar.gz|404'):
             model.deploy(1, 'local')
     assert not os.path.exists(session.directory)

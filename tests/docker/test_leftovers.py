@@ -68,7 +68,4 @@ def test_set_up_tells_who_may_not_use_docker_and_installs_nothing(tmp_path):
         (tmp_path / name).symlink_to(shutil.which(name))
     done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
     assert done.returncode == 1 and 'installing' not in done.stdout
-    assert (
-        'You may not use Docker: sudo usermod -aG docker' in done.stderr
-        and 'LOCAL_MODE=process' in done.stderr
-    )
+    assert 'You may not use Docker: sudo usermod -aG docker' in done.stderr and 'LOCAL_MODE=process' in done.stderr

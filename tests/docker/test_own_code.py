@@ -79,9 +79,7 @@ def test_the_users_requirements_are_installed(session, inputs, template):
 
 def test_code_and_requirements_from_s3_as_on_aws(session, small_mnist, template, opt_ml, tmp_path):
     """As on AWS the container itself fetches s3://.../sourcedir.tar.gz, for `train` and for `serve`."""
-    uri = session.upload_data(
-        pack(tmp_path / 'sourcedir.tar.gz', *template.iterdir()), key_prefix='job/source'
-    )
+    uri = session.upload_data(pack(tmp_path / 'sourcedir.tar.gz', *template.iterdir()), key_prefix='job/source')
     credentials = session.boto_session.get_credentials()
     environment = {
         'AWS_ENDPOINT_URL_S3': session.boto_session.endpoint_url,

@@ -37,9 +37,7 @@ sys.exit("failed at last")
 """
 
 
-def test_credentials_reach_no_log_no_artifact_and_no_error(
-    monkeypatch, tmp_path, capfd, caplog, wrapped_docker
-):
+def test_credentials_reach_no_log_no_artifact_and_no_error(monkeypatch, tmp_path, capfd, caplog, wrapped_docker):
     """The credentials, which the SDK passes to containers, and the hosts' secret appear in none of these."""
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)

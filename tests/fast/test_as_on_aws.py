@@ -29,8 +29,7 @@ def output_fn(prediction, accept): return f'{prediction} {accept}', 'text/plain'
 def test_input_fn_gets_text_for_json_and_csv_and_output_fn_a_type(mine):
     with mine(TYPES) as url:
         assert (
-            post(url, b'[1]', 'application/json; charset=utf-8', None).data
-            == b'str application/json application/json'
+            post(url, b'[1]', 'application/json; charset=utf-8', None).data == b'str application/json application/json'
         )
         assert post(url, b'1', CSV, '*/*').data == b'str text/csv application/json'
         assert post(url, b'1', 'a/b', 'text/csv').data == b'bytes a/b text/csv'
@@ -68,10 +67,7 @@ def test_a_csv_of_one_column_is_a_vector(mine):
 def test_boto3s_path_with_the_endpoints_name(mine):
     with mine(ECHO) as url:
         response = http.request(
-            'POST',
-            f'{url}/endpoints/my-name/invocations',
-            body=npy(np.ones(2)),
-            headers={'Content-Type': NPY},
+            'POST', f'{url}/endpoints/my-name/invocations', body=npy(np.ones(2)), headers={'Content-Type': NPY}
         )
         assert (response.status, response.data) == (200, b'[1.0,1.0]')
         for path in '/endpoints/my-name', '/endpoints//invocations', '/endpoints/a/b/invocations':

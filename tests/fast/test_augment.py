@@ -30,9 +30,7 @@ ROWS, COLUMNS = np.mgrid[:28, :28].reshape(2, 1, 784).astype(np.float32)
     ],
 )
 def test_resample(x, y, expected):
-    resampled = augment.resample(
-        PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2]
-    )
+    resampled = augment.resample(PICTURES.reshape(5, 784), *np.broadcast_arrays(x, y, np.zeros((5, 1), np.float32))[:2])
     assert resampled.dtype == np.float32
     assert np.allclose(resampled.reshape(5, 28, 28), expected, atol=2e-3)
 

@@ -25,11 +25,7 @@ BAD = [
     (npy(ONE) + b'x', NPY, 'does not fill'),
     (npy(ONE)[:40], NPY, 'not valid'),
     (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 784)}"), NPY, 'does not fill'),
-    (
-        header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -784)}") + ONE.tobytes(),
-        NPY,
-        'does not fill',
-    ),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -784)}") + ONE.tobytes(), NPY, 'does not fill'),
     (header("{'descr': '<f4', 'fortran_order': False, 'shape': ("), NPY, 'not valid'),
     (header("{'descr': '<f4'}"), NPY, 'not valid'),
     (header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b'\0' * 8, NPY, 'dtype'),

@@ -50,9 +50,7 @@ def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
     opened = IMPORTS + 'open_session(embedded=True, serving_port=1).close()'
     done = python('-c', SNAPSHOT.replace('# CHANGE', opened))
     changed = re.findall(r"\('sagemaker[\w.]*', '(\w+)'(?:, '(\w+)')?\)", done.stdout.splitlines()[-1])
-    assert {name[-1] for name in changed if name[-1]} == {'_add_spot_checkpoint_args', 'hyperparameters'}, (
-        changed
-    )
+    assert {name[-1] for name in changed if name[-1]} == {'_add_spot_checkpoint_args', 'hyperparameters'}, changed
 
 
 @pytest.fixture
@@ -65,9 +63,7 @@ def test_a_plain_session_beside_ours_works_as_it_did(ours):
     """Also with our S3: the SDK still refuses checkpoint_s3_uri in local mode, and drops use_mpi=False."""
     options = dict(role=ROLE, image_uri='any', instance_count=1, instance_type='local', use_mpi=False)
     for session, refused in (LocalSession(ours.boto_session), True), (ours, False):
-        estimator = Chainer(
-            __file__, sagemaker_session=session, checkpoint_s3_uri='s3://any/where', **options
-        )
+        estimator = Chainer(__file__, sagemaker_session=session, checkpoint_s3_uri='s3://any/where', **options)
         arguments = {}
         with pytest.raises(ValueError) if refused else contextlib.nullcontext():
             _TrainingJob._add_spot_checkpoint_args(True, estimator, arguments)

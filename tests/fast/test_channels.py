@@ -41,15 +41,11 @@ def test_bytes_are_the_same_pixels_as_get_mnist(tmp_path):
     assert (channels.read('test', str(tmp_path))[0] == images).all()
 
 
-@pytest.mark.parametrize(
-    'drawings, size, expected', [(0, 1, [10]), (5, 1, [15]), (5, 2, [8, 8]), (6, 2, [8, 8])]
-)
+@pytest.mark.parametrize('drawings, size, expected', [(0, 1, [10]), (5, 1, [15]), (5, 2, [8, 8]), (6, 2, [8, 8])])
 def test_drawings_are_trained_on_where_the_channel_is_there(tmp_path, drawings, size, expected):
     """Drawings come after the other images; several processes divide all of them."""
     for name, n in ('train', 10), ('test', 4), ('drawings', drawings):
-        np.savez(
-            tmp_path / f'{name}.npz', images=IMAGES[:n] + np.float32(name == 'drawings'), labels=LABELS[:n]
-        )
+        np.savez(tmp_path / f'{name}.npz', images=IMAGES[:n] + np.float32(name == 'drawings'), labels=LABELS[:n])
     there = {'train': str(tmp_path), 'test': str(tmp_path), 'drawings': str(tmp_path) if drawings else None}
     loaded = [channels.load(SimpleNamespace(**there), rank, size) for rank in range(size)]
     assert [len(train) for train, _ in loaded] == expected

@@ -69,11 +69,7 @@ def train(tmp_path, record=None):
     log = chainer.training.extensions.LogReport(trigger=(1, 'iteration'))
     trainer.extend(log)
     trainer.run()
-    return (
-        [p.array for _, p in sorted(model.namedparams())],
-        [line['main/loss'] for line in log.log],
-        optimizer,
-    )
+    return ([p.array for _, p in sorted(model.namedparams())], [line['main/loss'] for line in log.log], optimizer)
 
 
 @pytest.mark.parametrize('record', [record, fail])
@@ -150,9 +146,7 @@ def test_tensordot(axes):
 def test_products(monkeypatch, left, right, m, n, k):
     monkeypatch.setattr(graphs, 'product', PRODUCT)
     monkeypatch.setattr(graphs, 'call', sgemm)
-    fake = SimpleNamespace(
-        empty=lambda *args: np.empty(*args).view(Array), ascontiguousarray=np.ascontiguousarray
-    )
+    fake = SimpleNamespace(empty=lambda *args: np.empty(*args).view(Array), ascontiguousarray=np.ascontiguousarray)
     monkeypatch.setattr(cuda, 'cupy', fake)
     a, b = RNG.rand(k, m).T if left else RNG.rand(m, k), RNG.rand(n, k).T if right else RNG.rand(k, n)
     a, b = (x.astype(np.float32).view(Array) for x in (a, b))  # keeps the order

@@ -103,9 +103,7 @@ def test_a_lock_has_all_that_is_installed_by_it(pins, lock, minor, wanted):
     """Else something would come without a hash, or be refused, on one of the Pythons."""
     own = [f'container/{name}/pyproject.toml' for name in ('chainer', 'chainer_fast')]
     options = f'--quiet --no-header --no-annotate --python-version=3.{minor} --constraint={lock}'.split()
-    resolved = dict(
-        pin.split('==') for pin in uv('pip', 'compile', *options, *NOT_LOCKED, *wanted, *own).split()
-    )
+    resolved = dict(pin.split('==') for pin in uv('pip', 'compile', *options, *NOT_LOCKED, *wanted, *own).split())
     locked = pins(lock, {'python_version': f'3.{minor}', 'python_full_version': f'3.{minor}.0'})
     assert len(resolved) > 50 and resolved.items() <= locked.items()
 

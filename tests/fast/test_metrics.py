@@ -18,11 +18,7 @@ def metrics(url):
     response = http.request('GET', url + '/metrics')
     assert response.status == 200 and response.headers['Content-Type'].startswith('text/plain')
     families = text_string_to_metric_families(response.data.decode())
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in families
-        for sample in family.samples
-    }
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
 def test_metrics_are_of_all_workers_dead_ones_too(serving, tmp_path):

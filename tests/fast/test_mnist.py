@@ -166,9 +166,7 @@ def pickled(path):
     np.savez(path, x=np.array([Canary(f'{path}.canary')], object), y=np.zeros(3))
 
 
-@pytest.mark.parametrize(
-    'damage', [one_pixel, truncated, bit_rot, empty, other_keys, other_shape, one_array, pickled]
-)
+@pytest.mark.parametrize('damage', [one_pixel, truncated, bit_rot, empty, other_keys, other_shape, one_array, pickled])
 def test_damaged_cache_is_replaced(cache, filled, only_test_missing, mirrors, server, capsys, damage):
     shutil.copy(filled / 'test.npz', cache)
     damage(cache / 'test.npz')

@@ -37,10 +37,8 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
 }
 VOLUMES = 'self data_dir'
 CALLED = {
-    CONTAINER: 'instance_type instance_count image sagemaker_session '
-    'container_entrypoint container_arguments',
-    CONTAINER + '._prepare_training_volumes': f'{VOLUMES} input_data_config output_data_config '
-    'hyperparameters',
+    CONTAINER: 'instance_type instance_count image sagemaker_session container_entrypoint container_arguments',
+    CONTAINER + '._prepare_training_volumes': f'{VOLUMES} input_data_config output_data_config hyperparameters',
     CONTAINER + '._prepare_processing_volumes': f'{VOLUMES} processing_inputs processing_output_config',
     CONTAINER + '._upload_processing_outputs': f'{VOLUMES} processing_output_config',
     CONTAINER + '._update_local_src_path': 'self params key',

@@ -71,9 +71,7 @@ def photo(ink, rng, pen=0.25, content_type=JPEG, dust=8):
     y, x = np.mgrid[: ink.shape[0], : ink.shape[1]] / max(ink.shape)
     angle, middle = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2)
     slope = x * np.cos(angle) + y * np.sin(angle)
-    light = (
-        1 - 0.5 * (slope - slope.min()) / np.ptp(slope) - 0.25 * np.hypot(x - middle[0], y - middle[1]) ** 2
-    )
+    light = 1 - 0.5 * (slope - slope.min()) / np.ptp(slope) - 0.25 * np.hypot(x - middle[0], y - middle[1]) ** 2
     grain = rng.normal(0, 0.02, ink.shape)
     grey = 230 * light * ((0.9 + grain) * (1 - ink) + pen * ink) + rng.normal(0, 6, ink.shape)
     picture = Image.fromarray(np.uint8(grey.clip(0, 255)))
@@ -181,10 +179,7 @@ def test_pictures_of_drawings_are_read_nearly_as_the_pads_own(trained, drawn, pe
     drawings, labels = drawn
     rng = np.random.default_rng(0)
     pictures = [PENS[pen](drawing, rng) for drawing in drawings]
-    assert (
-        right(trained, pictures, labels)
-        >= right_as_arrays(trained, raster.rasterise(drawings), labels) - 0.03
-    )
+    assert right(trained, pictures, labels) >= right_as_arrays(trained, raster.rasterise(drawings), labels) - 0.03
 
 
 @pytest.fixture(scope='module')
@@ -295,9 +290,7 @@ def test_of_a_phones_two_pictures_in_a_jpeg_the_first_is_read(url):
     first, second = (Image.fromarray(array).convert('RGB') for array in (SEVEN, np.rot90(SEVEN, 2)))
     both = saved(first, 'image/mpo', save_all=True, append_images=[second])[0]
     assert Image.open(io.BytesIO(both)).n_frames == 2
-    scores = [
-        load(post(url, body, JPEG).data) for body in (both, saved(first, JPEG)[0], saved(second, JPEG)[0])
-    ]
+    scores = [load(post(url, body, JPEG).data) for body in (both, saved(first, JPEG)[0], saved(second, JPEG)[0])]
     assert (scores[0] == scores[1]).all() and abs(scores[0] - scores[2]).max() > 0.01
 
 

@@ -83,11 +83,7 @@ def test_a_line_is_even_and_soft_at_its_edges():
     image = rasterise([[40, 60], [200, 60]])
     across = image[12:17, 7:21]
     assert (across == across[:, :1]).all()
-    assert (
-        across[2, 0] == 1
-        and 0.6 < across[1, 0] == across[3, 0] < 0.9
-        and 0 < across[0, 0] == across[4, 0] < 0.3
-    )
+    assert across[2, 0] == 1 and 0.6 < across[1, 0] == across[3, 0] < 0.9 and 0 < across[0, 0] == across[4, 0] < 0.3
     assert image[:12].max() == image[17:].max() == 0
 
 
@@ -100,11 +96,7 @@ def test_no_ink_leaves_the_image():
     """Moving the centre of mass of this L to the middle would push its foot out of the image."""
     stroke = [[20, 20], [20, 260], [260, 260], [20, 260], [250, 250], [20, 250]]
     image = rasterise(stroke)
-    assert (
-        sides(image, above=0)
-        == sides(rasterise([[280 - x, 280 - y] for x, y in stroke]), above=0)
-        == [20, 20]
-    )
+    assert sides(image, above=0) == sides(rasterise([[280 - x, 280 - y] for x, y in stroke]), above=0) == [20, 20]
 
 
 def test_probabilities_of_scores():

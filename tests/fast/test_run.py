@@ -109,9 +109,7 @@ def test_a_failing_cell_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_the_reason_of_a_failure_is_the_last_that_the_terminal_shows(tmp_path):
     """Also once the SDK's dependency has replaced IPython's tracebacks by its own."""
-    cells = [
-        nbformat.v4.new_code_cell(code) for code in ('import sagemaker', 'raise OSError("the reason why")')
-    ]
+    cells = [nbformat.v4.new_code_cell(code) for code in ('import sagemaker', 'raise OSError("the reason why")')]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'broken.ipynb')
     done = python('-m', 'local_mode.run', tmp_path / 'broken.ipynb', cwd=tmp_path, stderr=subprocess.STDOUT)
     assert done.returncode == 1

@@ -101,11 +101,7 @@ def test_a_missing_image_is_not_looked_up_among_strangers(path):
 def test_no_name_of_ours_is_on_the_path_and_importing_changes_no_path():
     code = 'import os; p = os.environ["PATH"]; import local_mode.session; print(p == os.environ["PATH"])'
     assert python('-c', code).stdout == 'True\n'
-    assert not [
-        path
-        for path in (ROOT / 'local_mode').rglob('*')
-        if path.name.startswith('docker') and not path.suffix
-    ]
+    assert not [path for path in (ROOT / 'local_mode').rglob('*') if path.name.startswith('docker') and not path.suffix]
 
 
 @pytest.mark.parametrize('wanted, engine', [('docker', Docker), ('podman', Docker), ('process', Processes)])

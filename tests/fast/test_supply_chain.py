@@ -37,9 +37,7 @@ def test_processes_get_the_versions_that_the_image_has(asked, pins):
     ours, image = pins('locks/project.lock'), pins('container/requirements.txt')
     names = {canonicalize_name(requirement.name) for requirement in asked('pyproject.toml[process]')}
     assert names & image.keys() >= {'sagemaker-training', 'gunicorn', 'uvicorn', 'werkzeug'}
-    assert {name: ours[name] for name in names & image.keys()} == {
-        name: image[name] for name in names & image.keys()
-    }
+    assert {name: ours[name] for name in names & image.keys()} == {name: image[name] for name in names & image.keys()}
     installed = {pin.partition('==')[0] for pin in images.process_pins()}
     assert installed <= names
 

@@ -187,7 +187,5 @@ def test_oversize_endless_and_slow_requests(served, report):
         for client in slow:
             client.close()
         time.sleep(1)
-    report(
-        'endless, oversize and slow bodies: answers {}; memory {:.0f} -> {:.0f} MB'.format(statuses, *memory)
-    )
+    report('endless, oversize and slow bodies: answers {}; memory {:.0f} -> {:.0f} MB'.format(statuses, *memory))
     assert 413 in statuses and set(statuses) <= {413, 0}  # 0: closed while the client was sending

@@ -60,9 +60,7 @@ def lying_npy_header(rng):
     order, padding = rng.choice(['True', 'False', '1', 'None']), ' ' * rng.choice([0, 30, 9000, 35000])
     shape = rng.choice(CLAIMS)
     text = f"{{'descr': {rng.choice(DTYPES)}, 'fortran_order': {order}, 'shape': {shape}}}{padding}\n"
-    return header(text, rng.choice([1, 1, 2, 3, 9]), rng.choice([None, None, 0, 65535])) + some(
-        rng, 4000
-    ), NPY
+    return header(text, rng.choice([1, 1, 2, 3, 9]), rng.choice([None, None, 0, 65535])) + some(rng, 4000), NPY
 
 
 def pickles(rng):
@@ -107,10 +105,7 @@ def bad_csv(rng):
 
 
 def encodings(rng):
-    text, encoding = (
-        rng.choice(['[0.5]', '1,2\n', '\ufeff[1]', '\ud83d\ude00']),
-        'utf-16 utf-32 utf-7 utf-8-sig',
-    )
+    text, encoding = (rng.choice(['[0.5]', '1,2\n', '\ufeff[1]', '\ud83d\ude00']), 'utf-16 utf-32 utf-7 utf-8-sig')
     return text.encode(rng.choice(encoding.split()), 'surrogatepass') + some(rng, 4), rng.choice([JSON, CSV])
 
 
@@ -200,9 +195,7 @@ def test_bad_requests(served, rng, seed, report):
         fuzz(REQUESTS)
     seconds = time.monotonic() - start
     grown = f'memory {memory[0]:.0f} -> {memory[1]:.0f} MB'
-    lines = [
-        f'bad requests: {REQUESTS * 5 // 4:,} (seed {seed}) in {seconds:.0f} s; {grown}; answers by kind:'
-    ]
+    lines = [f'bad requests: {REQUESTS * 5 // 4:,} (seed {seed}) in {seconds:.0f} s; {grown}; answers by kind:']
     for kind, by in sorted(counts.items()):
         lines.append(f'    {kind:22} ' + '  '.join(f'{s or "closed"}: {n}' for s, n in sorted(by.items())))
     report('\n'.join(lines))

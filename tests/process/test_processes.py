@@ -90,9 +90,8 @@ def test_a_failing_script_is_reported_with_its_traceback(tmp_path):
 def test_what_needs_docker_says_so(options, tmp_path):
     (tmp_path / 'any.py').write_text('')
     status, out = result(f'estimator({str(tmp_path / "any.py")!r}, {options}).fit()')
-    assert (
-        status == 1
-        and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(out.split())
+    assert status == 1 and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(
+        out.split()
     )
 
 

@@ -21,9 +21,7 @@ def left():
 
 
 def test_the_notebook():
-    done = subprocess.run(
-        [sys.executable, '-m', 'local_mode.run', NOTEBOOK], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, '-m', 'local_mode.run', NOTEBOOK], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     epochs = re.findall(r'(\d)((?: +\d\.\d+){4}) +\d+\.\d+', done.stdout)
     assert [epoch[0] for epoch in epochs] == ['1', '2', '3'] and float(epochs[-1][1].split()[-1]) >= 0.97

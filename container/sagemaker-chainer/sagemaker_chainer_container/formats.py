@@ -45,9 +45,7 @@ def decode_npy(body):
     start = (12 if long else 10) + int.from_bytes(body[8 : 12 if long else 10], 'little')
     shape, fortran_order, dtype = read_npy_header(body[: min(start, 16384)])  # NumPy takes 10,000
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body) - start:
-        raise ValueError(
-            f'an array of shape {shape} and dtype {dtype} does not fill {len(body) - start} bytes'
-        )
+        raise ValueError(f'an array of shape {shape} and dtype {dtype} does not fill {len(body) - start} bytes')
     array = np.frombuffer(body, dtype, offset=start).reshape(shape, order='F' if fortran_order else 'C')
     return array.astype(dtype.newbyteorder('='))
 

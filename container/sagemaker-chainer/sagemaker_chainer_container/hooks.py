@@ -70,9 +70,7 @@ def default_input_fn(input_data, content_type):
     models that take indices. Raises UnsupportedMediaType (415) or BadRequest (400).
     """
     if content_type not in DECODERS:
-        raise UnsupportedMediaType(
-            f'Content-Type must be one of {", ".join(DECODERS)}, but is {content_type!r}.'
-        )
+        raise UnsupportedMediaType(f'Content-Type must be one of {", ".join(DECODERS)}, but is {content_type!r}.')
     try:
         with np.errstate(over='ignore'):  # a number too large for float32 becomes infinity, refused below
             array = DECODERS[content_type](input_data)

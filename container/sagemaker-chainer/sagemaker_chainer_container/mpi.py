@@ -67,11 +67,7 @@ def prepare_ssh():
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     ).decode()
-    public = (
-        key.public_key()
-        .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        .decode()
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     # Processes that mpirun starts here over ssh get this container's environment.
     environment = ''.join(f'{name}={value}\n' for name, value in os.environ.items() if '\n' not in value)
     ssh = pathlib.Path.home() / '.ssh'
