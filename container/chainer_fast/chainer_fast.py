@@ -1,9 +1,8 @@
 """This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32
-arrays. They handle only cases in which their results equal Chainer's within rounding, and leave all others to
-Chainer. On a GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns
-all of this off.
+Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32 arrays.
+They handle only cases in which their results equal Chainer's within rounding, and leave all others to Chainer. On a
+GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
 """
 
 import ctypes
