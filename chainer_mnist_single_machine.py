@@ -40,9 +40,8 @@ class MLP(chainer.Chain):
     def forward(self, x):
         """Return float32 scores, shape (N, n_out).
 
-        x: float32, ink 1 on paper 0, of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28);
-        a flat (784,) counts as N = 1. Any other shape raises
-        chainer.utils.type_check.InvalidType.
+        x: float32, ink 1 on paper 0, of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28); a flat (784,) counts as N = 1.
+        Any other shape raises chainer.utils.type_check.InvalidType.
         """
         if x.ndim == 1:
             x = x[None]

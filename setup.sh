@@ -2,11 +2,8 @@
 # Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
 # engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
 #   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it
-#   ./setup.sh tests   ... and what the tests need besides; `tests gpu`: and the GPU image, without a GPU, too
-#   ./setup.sh fast    what the fast tests need: no Docker, no browser
-#   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
-#   ./setup.sh bench   what the benchmarks need, PyTorch and others' servers among it, in .venv-bench
+# What tests and benchmarks need besides, `./setup.sh tests` and others, is in tests/setup.sh.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -103,12 +100,6 @@ install_packages() {
 
 install_notebook_packages() { install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt; }
 
-install_test_packages() {
-    install_compiler
-    install_packages locks/project.lock '--editable . ./container/chainer ./container/chainer_fast' \
-        requirements.txt pyproject.toml --all-extras container/chainer_fast/pyproject.toml
-}
-
 # What `train` and `serve` need as processes, where there is no Docker.
 install_processes() {
     follow_pip
@@ -126,27 +117,24 @@ can_have_docker() {
 }
 
 start_docker() {
-    if ! quietly docker info; then
-        case $(docker info 2>&1) in *'permission denied'*)
-            fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again." \
-                "Or do without: LOCAL_MODE=process";;
-        esac
-        # An ordinary user's PATH may lack /usr/sbin.
-        if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
-            has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
-            install docker.io
-        fi
-        say "starting the Docker engine"
-        if [ "$(uname)" = Linux ]; then
-            if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
-            else quietly as_root service docker start || true; fi
-            # Without an init system, or where it may not do what its script wants, by hand.
-            docker_answers 10 ||
-                as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
-        fi
-        docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)." \
-            "Or do without: LOCAL_MODE=process"
+    local otherwise='Or do without: LOCAL_MODE=process'
+    if quietly docker info; then return; fi
+    case $(docker info 2>&1) in *'permission denied'*)
+        fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again. $otherwise" ;;
+    esac
+    # An ordinary user's PATH may lack /usr/sbin.
+    if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
+        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
+        install docker.io
     fi
+    say "starting the Docker engine"
+    if [ "$(uname)" = Linux ]; then
+        if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
+        else quietly as_root service docker start || true; fi
+        # Without an init system, or where it may not do what its script wants, by hand.
+        docker_answers 10 || as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
+    fi
+    docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop). $otherwise"
 }
 
 docker_answers() {
@@ -154,75 +142,21 @@ docker_answers() {
     return 1
 }
 
-# Lets the kernel run arm64's programs, those in containers too.
-emulate_arm64() {
-    local kernel=/proc/sys/fs/binfmt_misc
-    if [ "$(docker version --format '{{.Server.Arch}}')" = arm64 ] || [ "$(uname)" != Linux ] ||
-        [ -e $kernel/qemu-aarch64 ]; then return; fi
-    { has_apt && install qemu-user-static; } || fail "The image for arm64 needs QEMU, registered in $kernel."
-    # Without an init system, by hand.
-    [ -e $kernel/qemu-aarch64 ] || as_root sh -c "[ -e $kernel/register ] || mount -t binfmt_misc binfmt_misc $kernel
-        cat /usr/lib/binfmt.d/qemu-aarch64.conf > $kernel/register"
-}
-
 image() { LOCAL_MODE=docker $python -m local_mode image "$@"; }
 
 build_images() {
     image
-    if [ "${1:-}" = gpu ]; then
-        image gpu
-    elif quietly nvidia-smi; then
-        image gpu || say "there is no image for the GPU: the CPU's will do"
-    fi
-}
-
-install_chromium() {
-    command -v chromium >/dev/null || { has_apt && install chromium; } ||
-        fail "The browser tests need a 'chromium' on the PATH."
-}
-
-install_node() {
-    command -v node >/dev/null || { has_apt && install nodejs; } ||
-        fail "The tests of input.html need Node."
-}
-
-# The test of pull_image pushes to a registry of its own.
-install_registry() {
-    command -v docker-registry >/dev/null && return
-    has_apt || return 0  # its test is then skipped
-    install docker-registry
-    # Debian has it listen on all interfaces, from now on.
-    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry
-    else quietly as_root service docker-registry stop || true; fi
-}
-
-install_compiler() {
-    command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
-        fail "container/chainer_fast needs a C compiler."
-}
-
-# Java for AWS's server, wrk asks the servers, torch.compile needs g++, npm fetches fonts.
-install_benchmarks() {
-    for tool in java:default-jre-headless wrk:wrk g++:g++ npm:npm; do
-        command -v ${tool%:*} >/dev/null || { has_apt && install ${tool#*:}; } || fail "The benchmarks need ${tool%:*}."
-    done
-    quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
-        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+    if quietly nvidia-smi; then image gpu || say "there is no image for the GPU: the CPU's will do"; fi
 }
 
 make_venv
 case $tier in
     '') install_notebook_packages
         if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
-    tests) install_test_packages; start_docker; build_images "${2:-}"; install_node; install_chromium; install_registry ;;
-    fast) install_test_packages; install_node ;;
-    arm64) install_test_packages; start_docker; emulate_arm64; image --platform linux/arm64 ;;
     sdk3) install_packages locks/sdk3.lock '--editable . ./container/chainer' \
             notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
         start_docker; build_images ;;
-    bench) install_compiler; install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
-        install_benchmarks ;;
-    *) fail "unknown argument $tier" ;;
+    *) . tests/setup.sh ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
 say "ready"

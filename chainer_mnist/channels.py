@@ -11,9 +11,8 @@ def load(args, rank=0, size=1):
     """Return the training data and the test data, TupleDatasets of (image, label), float32 (784,) and int32.
 
     args: has the channels' directories train, test and drawings (or None), which are training data, too.
-    rank, size: process `rank` of `size` gets every size-th example. All processes get the same number: if
-    N is no multiple of size, some of the first examples come twice.
-    Exits with one sentence if a channel is invalid.
+    rank, size: process `rank` of `size` gets every size-th example. All processes get the same number: if N is no
+    multiple of size, some of the first examples come twice. Exits with one sentence if a channel is invalid.
     """
     train, test = read('train', args.train), read('test', args.test)
     if args.drawings:

@@ -37,8 +37,7 @@ def save(path, target, **options):
 def keep_checkpoints(trainer, directory, comm=None):
     """Let the trainer save checkpoints to a directory and resume from the newest; if it is None, do nothing.
 
-    comm: the communicator of several processes, each of which calls this. Exits if only some of them have
-    a directory.
+    comm: the communicator of several processes, each of which calls this. Exits if only some of them have a directory.
     """
     if comm and len(set(comm.mpi_comm.allgather(bool(directory)))) > 1:
         sys.exit('Mount /opt/ml/checkpoints on every host, or on none.')
@@ -51,9 +50,8 @@ def keep_checkpoints(trainer, directory, comm=None):
 class Checkpoints(chainer.training.Extension):
     """Saves the trainer's state after each epoch, and restores it when the job is restarted.
 
-    SageMaker keeps /opt/ml/checkpoints on S3, so that a job survives its machine (managed spot training).
-    Each process saves its own file. The last two epochs are kept, because killed processes may be an epoch
-    apart.
+    SageMaker keeps /opt/ml/checkpoints on S3, so that a job survives its machine (managed spot training). Each process
+    saves its own file. The last two epochs are kept, because killed processes may be an epoch apart.
     """
 
     trigger = 1, 'epoch'

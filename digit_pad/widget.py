@@ -3,8 +3,7 @@
     pad = DigitPad(predictor); pad   # the cell shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
     data = pad.data                  # in a later cell
 
-It needs the package anywidget. JupyterLab and Jupyter Notebook can show HTML(open('input.html').read())
-without it.
+It needs the package anywidget. JupyterLab and Jupyter Notebook can show HTML(open('input.html').read()) without it.
 """
 
 from typing import Any, Protocol

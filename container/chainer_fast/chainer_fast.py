@@ -1,15 +1,13 @@
 """This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32
-arrays. They handle only cases in which their results equal Chainer's within rounding, and leave all others to
-Chainer. On a GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns
-all of this off.
+Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32 arrays.
+They handle only cases in which their results equal Chainer's within rounding, and leave all others to Chainer. On a
+GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
 """
 
 import ctypes
 import functools
 import importlib.util
-import operator
 import os
 import sysconfig
 import weakref
@@ -27,44 +25,78 @@ from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.reporter import Summary
 
+
+def load():
+    """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
+    try:
+        import scipy_openblas64
+
+        loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
+        if sysconfig.get_config_var('Py_GIL_DISABLED'):
+            raise ImportError('for Python with a GIL')
+    except (ImportError, AttributeError, OSError) as e:
+        raise ImportError(f'chainer_fast cannot be loaded ({e}); CHAINER_FAST=0 turns it off') from e
+    array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
+    for function, *types in (
+        (loops.set_up, ctypes.c_void_p, integer),
+        (loops.linear, array, array, array, array, size, size, size),
+        (loops.linear_grad_data, array, array, array, size, size, size),
+        (loops.linear_grad_weight, array, array, array, size, size, size),
+        (loops.adam, array, array, array, array, size, real, real, real, real),
+        (loops.relu, array, array, size),
+        (loops.relu_grad, array, array, array, size),
+        (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
+        (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
+        (loops.correct, array, array, size, size),
+    ):
+        function.argtypes, function.restype = types, None
+    for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
+        function.restype = size
+    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
+    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
+    loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
+    blas.scipy_openblas_set_num_threads64_(1)
+    return loops, blas
+
+
+is_on = os.environ.get('CHAINER_FAST', '1') != '0'
+if is_on:
+    loops, blas = load()
 replacements = []
 
 
 def replaces(owner, name):
     """Replace owner's method of that name by a function; if the function returns None, the method runs."""
+    slow = getattr(owner, name)
 
     def decorate(fast):
+        @functools.wraps(slow)
+        def method(*args, **kwargs):
+            result = fast(*args, **kwargs)
+            return slow(*args, **kwargs) if result is None else result
+
         replacements.append((owner, name, fast))
+        if is_on:
+            setattr(owner, name, method)
         return fast
 
     return decorate
 
 
+def contiguous(a, dtype):
+    """Return whether a is NumPy's array of this type, without gaps."""
+    return type(a) is np.ndarray and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned
+
+
 def plain(*arrays):
     """Return whether the loops in C can handle all arrays: NumPy's, float32, contiguous, not empty."""
-    for a in arrays:
-        if (
-            type(a) is not np.ndarray
-            or a.dtype != np.float32
-            or not (a.flags.c_contiguous and a.flags.aligned and a.size)
-        ):
-            return False
-    return True
+    return all(contiguous(a, np.float32) and a.size for a in arrays)
 
 
 def scores_and_labels(x, t, ignore_label=-1):
     """Return whether x are scores, float32 (N, columns), t labels, int32 (N,); ignore_label fits an int."""
-    return (
-        plain(x)
-        and x.ndim == 2
-        and type(t) is np.ndarray
-        and t.dtype == np.int32
-        and t.shape == x.shape[:1]
-        and t.flags.c_contiguous
-        and t.flags.aligned
-        and type(ignore_label) is int
-        and abs(ignore_label) < 2**31
-    )
+    fits = type(ignore_label) is int and abs(ignore_label) < 2**31
+    return fits and plain(x) and x.ndim == 2 and contiguous(t, np.int32) and t.shape == x.shape[:1]
 
 
 @replaces(LinearFunction, 'forward')
@@ -129,14 +161,8 @@ def relu_grad(self, inputs):
 @replaces(SoftmaxCrossEntropy, 'forward_cpu')
 def softmax_cross_entropy(self, inputs):
     x, t = inputs
-    if (
-        not scores_and_labels(x, t, self.ignore_label)
-        or chainer.config.debug
-        or self.class_weight is not None
-        or self.reduce != 'mean'
-        or not self.cache_score
-        or not self.normalize
-    ):
+    usual = self.class_weight is None and self.reduce == 'mean' and self.cache_score and self.normalize
+    if not usual or chainer.config.debug or not scores_and_labels(x, t, self.ignore_label):
         return None
     y, loss = np.empty_like(x), ctypes.c_float()
     count = loops.softmax_cross_entropy(y, x, t, *x.shape, self.ignore_label, loss)
@@ -150,15 +176,10 @@ def softmax_cross_entropy(self, inputs):
 @replaces(_SoftmaxCrossEntropyGrad_NoDoubleBackprop, 'forward_cpu')
 def softmax_cross_entropy_grad(self, inputs):
     x, t, gloss = inputs
-    if (
-        not scores_and_labels(x, t, self.ignore_label)
-        or not plain(self.y, gloss)
-        or self.y.shape != x.shape
-        or gloss.shape
-        or self.soft_target
-        or self.class_weight is not None
-        or self.coeff is None
-    ):
+    usual = not self.soft_target and self.class_weight is None and self.coeff is not None
+    if not usual or not scores_and_labels(x, t, self.ignore_label) or not plain(self.y, gloss):
+        return None
+    if self.y.shape != x.shape or gloss.shape:
         return None
     gx = np.empty_like(x)
     if loops.softmax_cross_entropy_grad(gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff) < 0:
@@ -178,16 +199,10 @@ def accuracy(self, inputs):
 @replaces(AdamRule, 'update_core_cpu')
 def adam(self, param):
     p, g, m, v, hp = param.data, param.grad, self.state['m'], self.state['v'], self.hyperparam
-    if (
-        not plain(p, g, m, v)
-        or not p.shape == g.shape == m.shape == v.shape
-        or not p.flags.writeable
-        or hp.weight_decay_rate
-        or hp.amsgrad
-        or hp.adabound
-        or hp.eps < 1e-30
-        or np.ndim(self.alpha_t)
-    ):
+    usual = not (hp.weight_decay_rate or hp.amsgrad or hp.adabound) and hp.eps >= 1e-30
+    if not usual or not plain(p, g, m, v) or not p.shape == g.shape == m.shape == v.shape:
+        return None
+    if not p.flags.writeable or np.ndim(self.alpha_t):
         return None
     loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps)
     return True
@@ -226,15 +241,8 @@ def concat_examples(self, *args, **kwargs):
     """Gather a batch with one operation for each array, if it still has the examples from next_batch."""
     global latest
     (made, examples, arrays, indices), latest = latest, (None, (), (), ())
-    if (
-        self.base_callable is not convert.concat_examples_func
-        or len(args) != 2
-        or kwargs
-        or not made
-        or args[0] is not made
-        or len(made) != len(examples)
-        or not all(map(operator.is_, made, examples))
-    ):
+    usual = self.base_callable is convert.concat_examples_func and len(args) == 2 and not kwargs
+    if not usual or not made or args[0] is not made or [*map(id, made)] != [*map(id, examples)]:
         return None
     gathered, device, numbers = [], convert._get_device(args[1]), None
     for array, column in zip(arrays, zip(*made)):
@@ -277,74 +285,3 @@ def add(self, value, weight=1):
     cuda.elementwise('T value', 'T x, T x2', code, 'summary_add')(*sums)
     self._n += weight
     return True
-
-
-@replaces(AdamRule, 'update')
-def update(self, param):
-    if (
-        type(self) is not AdamRule
-        or not self.enabled
-        or self._state is None
-        or param._loss_scale is not None
-        or self._hookable._pre_update_hooks
-        or self._hookable._post_update_hooks
-        or not param._grad_valid
-        or param._has_chainerx_array
-        or param._layout is not None
-    ):
-        return None
-    self.t += 1
-    done = adam(self, param)
-    self.t -= not done
-    return done
-
-
-def load():
-    """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
-    try:
-        import scipy_openblas64
-
-        loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
-        if sysconfig.get_config_var('Py_GIL_DISABLED'):
-            raise ImportError('for Python with a GIL')
-    except (ImportError, AttributeError, OSError) as e:
-        raise ImportError(f'chainer_fast cannot be loaded ({e}); CHAINER_FAST=0 turns it off') from e
-    array, size, integer, real = ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_float
-    for function, *types in (
-        (loops.set_up, ctypes.c_void_p, integer),
-        (loops.linear, array, array, array, array, size, size, size),
-        (loops.linear_grad_data, array, array, array, size, size, size),
-        (loops.linear_grad_weight, array, array, array, size, size, size),
-        (loops.adam, array, array, array, array, size, real, real, real, real),
-        (loops.relu, array, array, size),
-        (loops.relu_grad, array, array, array, size),
-        (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
-        (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
-        (loops.correct, array, array, size, size),
-    ):
-        function.argtypes, function.restype = types, None
-    for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
-        function.restype = size
-    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
-    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
-    loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
-    blas.scipy_openblas_set_num_threads64_(1)
-    return loops, blas
-
-
-def install(owner, name, fast):
-    """Replace owner's method of that name by one that calls fast, and the method if fast returns None."""
-    slow = getattr(owner, name)
-
-    @functools.wraps(slow)
-    def method(*args, **kwargs):
-        result = fast(*args, **kwargs)
-        return slow(*args, **kwargs) if result is None else result
-
-    setattr(owner, name, method)
-
-
-if os.environ.get('CHAINER_FAST', '1') != '0':
-    loops, blas = load()
-    for replacement in replacements:
-        install(*replacement)

@@ -17,8 +17,7 @@ SCAN = b'\xff\xda'  # JPEG's start-of-scan marker
 def decode_picture(body):
     """Return the digit in a PNG or JPEG as an image, float32 (1, 784), with ink 1 and paper 0.
 
-    The digit may be dark on light or light on dark. Raises ValueError if the picture is damaged, too large
-    or empty.
+    The digit may be dark on light or light on dark. Raises ValueError if the picture is damaged, too large or empty.
     """
     try:
         grey = read(body)

@@ -1,8 +1,7 @@
 """This module runs the user's training script through SageMaker's training toolkit, also under MPI.
 
-The toolkit (sagemaker-training) calls main(), which SAGEMAKER_TRAINING_MODULE names. This module adds two
-things to it: the end of the script's stderr in /opt/ml/output/failure, and the Chainer estimator's names
-for MPI's options.
+The toolkit (sagemaker-training) calls main(), which SAGEMAKER_TRAINING_MODULE names. This module adds two things to it:
+the end of the script's stderr in /opt/ml/output/failure, and the Chainer estimator's names for MPI's options.
 """
 
 import contextlib
@@ -57,8 +56,7 @@ def copied_stderr():
 def main():
     """Run the script. Raises ExecuteUserScriptError with the end of its stderr if it fails.
 
-    The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the
-    live log.
+    The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the live log.
     """
     env = environment.Environment()
     options = mpi_options(env)
