@@ -29,12 +29,14 @@ install() {
 
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
+# A program, the packages that have it, who needs it.
+need() { command -v "$1" >/dev/null || { has_apt && install $2; } || fail "$3 needs '$1' on the PATH."; }
 tier=${1:-} venv=.venv first=python3
 case $tier in
     bench) venv=.venv-bench ;;
     sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
 esac
-python=$venv/bin/python
+python=$venv/bin/python without='Or do without: LOCAL_MODE=process'
 export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
@@ -101,58 +103,40 @@ install_packages() {
     echo "$state" > "$installed"
 }
 
-install_notebook_packages() { install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt; }
-
 install_test_packages() {
-    install_compiler
-    install_packages locks/project.lock '--editable . ./container/chainer ./container/chainer_fast' \
+    need cc 'gcc libc6-dev' container/chainer_fast
+    tier=tests install_packages locks/project.lock "$ours ./container/chainer_fast" \
         requirements.txt pyproject.toml --all-extras container/chainer_fast/pyproject.toml
+    cp $venv/installed-tests $venv/installed-notebook  # whose packages are among these
 }
 
-# What `train` and `serve` need as processes, where there is no Docker.
-install_processes() {
-    follow_pip
-    bring_uv
-    LOCAL_MODE=process $python -m local_mode image
-}
-
-# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, LOCAL_MODE=docker not to.
+# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, another value not to.
 can_have_docker() {
-    case ${LOCAL_MODE:-} in
-        docker) ;;
-        process) return 1 ;;
-        *) command -v docker >/dev/null || (has_apt && install docker.io) ;;
-    esac
+    [ "${LOCAL_MODE:-}" != process ] || return 1
+    [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null || (has_apt && install docker.io)
 }
 
 start_docker() {
-    if ! quietly docker info; then
-        case $(docker info 2>&1) in *'permission denied'*)
-            fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again." \
-                "Or do without: LOCAL_MODE=process";;
-        esac
-        # An ordinary user's PATH may lack /usr/sbin.
-        if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
-            has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
-            install docker.io
-        fi
-        say "starting the Docker engine"
-        if [ "$(uname)" = Linux ]; then
-            if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
-            else quietly as_root service docker start || true; fi
-            # Without an init system, or where it may not do what its script wants, by hand.
-            docker_answers 10 ||
-                as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
-        fi
-        docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop)." \
-            "Or do without: LOCAL_MODE=process"
+    ! quietly docker info || return 0
+    case $(docker info 2>&1) in *'permission denied'*)
+        fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again. $without" ;;
+    esac
+    # An ordinary user's PATH may lack /usr/sbin.
+    if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
+        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/. $without"
+        install docker.io
     fi
+    say "starting the Docker engine"
+    if [ "$(uname)" = Linux ]; then
+        if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
+        else quietly as_root service docker start || true; fi
+        # Without an init system, or where it may not do what its script wants, by hand.
+        docker_answers 10 || as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
+    fi
+    docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop). $without"
 }
 
-docker_answers() {
-    for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done
-    return 1
-}
+docker_answers() { for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done; return 1; }
 
 # Lets the kernel run arm64's programs, those in containers too.
 emulate_arm64() {
@@ -176,52 +160,29 @@ build_images() {
     fi
 }
 
-install_chromium() {
-    command -v chromium >/dev/null || { has_apt && install chromium; } ||
-        fail "The browser tests need a 'chromium' on the PATH."
-}
-
-install_node() {
-    command -v node >/dev/null || { has_apt && install nodejs; } ||
-        fail "The tests of input.html need Node."
-}
-
-# The test of pull_image pushes to a registry of its own.
+# The tests' own registry, which Debian has listen on all interfaces, from now on.
 install_registry() {
-    command -v docker-registry >/dev/null && return
-    has_apt || return 0  # its test is then skipped
-    install docker-registry
-    # Debian has it listen on all interfaces, from now on.
-    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry
-    else quietly as_root service docker-registry stop || true; fi
+    command -v docker-registry >/dev/null || ! has_apt || { install docker-registry && {
+        quietly as_root systemctl disable --now docker-registry || quietly as_root service docker-registry stop || true; }; }
 }
 
-install_compiler() {
-    command -v cc >/dev/null || { has_apt && install gcc libc6-dev; } ||
-        fail "container/chainer_fast needs a C compiler."
-}
-
-# Java for AWS's server, wrk asks the servers, torch.compile needs g++, npm fetches fonts.
-install_benchmarks() {
-    for tool in java:default-jre-headless wrk:wrk g++:g++ npm:npm; do
-        command -v ${tool%:*} >/dev/null || { has_apt && install ${tool#*:}; } || fail "The benchmarks need ${tool%:*}."
-    done
-    quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
-        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
-}
-
+ours='--editable . ./container/chainer'
 make_venv
 case $tier in
-    '') install_notebook_packages
-        if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
-    tests) install_test_packages; start_docker; build_images "${2:-}"; install_node; install_chromium; install_registry ;;
-    fast) install_test_packages; install_node ;;
+    '') install_packages locks/project.lock "$ours" requirements.txt
+        if can_have_docker; then start_docker; build_images
+        else follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fi ;;
+    tests) install_test_packages; start_docker; build_images "${2:-}"; install_registry
+        need node nodejs input.html; need chromium chromium 'A browser test' ;;
+    fast) install_test_packages; need node nodejs input.html ;;
     arm64) install_test_packages; start_docker; emulate_arm64; image --platform linux/arm64 ;;
-    sdk3) install_packages locks/sdk3.lock '--editable . ./container/chainer' \
-            notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
+    sdk3) install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
         start_docker; build_images ;;
-    bench) install_compiler; install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
-        install_benchmarks ;;
+    bench) need cc 'gcc libc6-dev' container/chainer_fast; need g++ g++ torch.compile; need npm npm 'The fonts'
+        need java default-jre-headless "AWS's server"; need wrk wrk 'A benchmark of servers'
+        install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
+        quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
+            --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 ;;
     *) fail "unknown argument $tier" ;;
 esac
 $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
