@@ -57,7 +57,7 @@ def write(
         x = np.maximum(x, 0) @ weights.T + bias
     fits = layers and x.shape == scores.shape == (len(images), 10)
     if not fits or not np.allclose(x, scores, rtol=0.01, atol=0.01):
-        raise ValueError(f'{path} is for networks of linear layers with ReLU in between, only: not written.')
+        raise ValueError(f'{path} is not written: it supports only linear layers with ReLU in between.')
     script = re.sub('^export ', '', (BROWSER / 'network.js').read_text(), flags=re.MULTILINE)
     network = base64.b64encode(gzip.compress(pack(layers), mtime=0)).decode()
     path.write_text(PAGE.format(pad=build(), network=network, script=script), encoding='ascii')

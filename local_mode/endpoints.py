@@ -115,12 +115,20 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         return int(endpoint.port)
 
 
-def check_serving_port(session: Any) -> None:
-    """Raise EndpointError if another program answers where the endpoint is to answer."""
-    port, engine = session.serving_port, session.engine
+def is_free(host: str, port: int) -> bool:
+    """Return whether nobody answers on a port."""
     with socket.socket() as s:
-        if s.connect_ex((engine.host, port)):
-            return
+        return bool(s.connect_ex((host, port)))
+
+
+def check_serving_port(session: Any) -> None:
+    """Take the next free port if the session may choose; raise EndpointError if its own is taken."""
+    engine = session.engine
+    if session.takes_next_port:
+        session.use_port(next(port for port in range(8080, 65536) if is_free(engine.host, port)))
+    port = session.serving_port
+    if is_free(engine.host, port):
+        return
     taken = engine.find({label('port'): str(port)}, want=[LABEL])
     if not taken:
         who, remedy = 'another program', 'Stop it'

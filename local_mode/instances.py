@@ -7,10 +7,10 @@ overridden here (see docs/patches.md).
 import contextlib
 import os
 import queue
-import secrets
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlparse
@@ -89,7 +89,8 @@ class Instances(image._SageMakerContainer):
         self.sagemaker_session = session.in_own_directory()
         self.instance_type, self.instance_count, self.image = instance_type, instance_count, image
         self.container_entrypoint, self.container_arguments = entrypoint, arguments
-        self.hosts = [f'algo-{i}-{secrets.token_hex(3)}' for i in range(1, instance_count + 1)]
+        suffix = uuid.uuid4().hex[:6]
+        self.hosts = [f'algo-{i}-{suffix}' for i in range(1, instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}

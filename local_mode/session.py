@@ -26,16 +26,16 @@ __all__ = ['Session', 'open_session']
 class Session(local_session.LocalSession):
     """A LocalSession that runs on an engine of ours and leaves nothing behind.
 
-    boto_session: where S3, STS and IAM are. serving_port: the port of this machine on which
-    endpoints answer, 8080 by default. engine: Docker or processes, by default as LOCAL_MODE or this machine
-    say. All else is passed on to the SDK's class. close() stops and removes what the session started; it
-    also runs when the interpreter exits.
+    boto_session: where S3, STS and IAM are. serving_port: the port of this machine on which endpoints answer;
+    by default each takes 8080 or the next that is free. engine: Docker or processes, by default as LOCAL_MODE
+    or this machine say. Other arguments are those of the SDK's class. close() stops and removes what the
+    session started; it also runs when the interpreter exits.
     """
 
     def __init__(
         self,
         boto_session: boto3.Session | None = None,
-        serving_port: int = 8080,
+        serving_port: int | None = None,
         sagemaker_config: dict[str, Any] | None = None,
         engine: Engine | None = None,
         **kwargs: Any,
@@ -55,8 +55,12 @@ class Session(local_session.LocalSession):
         self.stop_aws: Callable[[], None] | None = None
         atexit.register(self.close)
 
-    def set_serving_port(self, serving_port: int) -> None:
-        """Let the next endpoint answer on this port of this machine."""
+    def set_serving_port(self, serving_port: int | None) -> None:
+        """Let the next endpoint answer on this port of this machine; None: on 8080 or the next free one."""
+        self.takes_next_port = serving_port is None
+        self.use_port(serving_port or 8080)
+
+    def use_port(self, serving_port: int) -> None:
         self.serving_port = serving_port
         self.config = {'local': {'serving_port': serving_port, 'container_root': self.directory}}
 
@@ -110,10 +114,11 @@ class Session(local_session.LocalSession):
             print(f'Could not remove containers of this session: {e}')
 
 
-def open_session(embedded: bool | None = None, serving_port: int = 8080) -> Session:
+def open_session(embedded: bool | None = None, serving_port: int | None = None) -> Session:
     """Return a Session on your AWS account or on an embedded one; print which.
 
-    embedded: True or False; by default, whether this machine has no AWS credentials.
+    embedded: True or False; by default, whether this machine has no AWS credentials. serving_port: of the
+    endpoints; by default each takes 8080 or the next port that is free.
     """
     if embedded is None:
         embedded = boto3.Session().get_credentials() is None

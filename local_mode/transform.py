@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 from typing import Any
 
 import urllib3
@@ -21,7 +22,8 @@ class TransformJob(entities._LocalTransformJob):
             output_data,
             transform_resources,
         )
-        environment, session = self._get_container_environment(**kwargs), self.local_session
+        environment = self._get_container_environment(**kwargs)
+        session = self.local_session = self.local_session.in_own_directory()  # of the SDK's copies of data
         self.container = ServingInstance(
             transform_resources['InstanceType'], 1, self.primary_container['Image'], session
         )
@@ -38,9 +40,10 @@ class TransformJob(entities._LocalTransformJob):
         self.state = self._COMPLETED
 
     def stop(self) -> None:
-        """Remove the container, wherever the job is."""
+        """Remove the container and all files, wherever the job is."""
         if self.container:
             self.container.stop_serving()
+            shutil.rmtree(self.local_session.directory, ignore_errors=True)
 
 
 def execution_parameters(url: str) -> dict[str, Any]:

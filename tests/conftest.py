@@ -22,6 +22,7 @@ MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'do
 
 # Sessions and `make clean` keep to this temporary directory, so that others may test at the same time.
 HERE = tempfile.mkdtemp(prefix='tests-')
+os.chmod(HERE, 0o755)  # for containers and tests that are another user
 os.environ['TMPDIR'] = tempfile.tempdir = os.path.realpath(HERE)
 
 # Tests use the embedded AWS, whatever credentials this machine has, and no job's variables.

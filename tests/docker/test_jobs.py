@@ -229,6 +229,7 @@ if __name__ == '__main__':
 
 def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_port):
     """A job that ends removes its own files, and not those of the other job and the endpoint."""
+    before = os.listdir(session.directory)
     first = make_estimator(session, script(STEADY), dict(environment={'NAME': 'first'}))
     first.fit()
     jobs = [make_estimator(session, script(STEADY), dict(environment={'NAME': n})) for n in ('one', 'two')]
@@ -245,7 +246,7 @@ def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_
                 assert tar.extractfile('name').read().decode() == name
     finally:
         predictor.delete_endpoint()
-    assert os.listdir(session.directory) == []
+    assert os.listdir(session.directory) == before
 
 
 def test_a_step_of_a_pipeline_runs_on_our_engine(session, script):

@@ -43,7 +43,7 @@ def test_credentials_reach_no_log_no_artifact_and_no_error(
     """The credentials, which the SDK passes to containers, and the hosts' secret appear in none of these."""
     account, stop = aws.start()
     monkeypatch.setattr(session_module.boto3, 'Session', lambda: account)
-    monkeypatch.setattr(clients.secrets, 'token_hex', lambda: 'what the hosts share')
+    monkeypatch.setattr(clients.secrets, 'token_hex', lambda *_: 'what the hosts share')
     caplog.set_level(logging.INFO, 'sagemaker.local')
     wrapped_docker('echo "$@" >> $here/commands')  # which every user of the machine sees
     (tmp_path / 'script.py').write_text(FAILS)

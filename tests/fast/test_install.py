@@ -1,4 +1,4 @@
-"""What other projects install, and people by hand, and setup.sh: the wheel, requirements.txt, locks."""
+"""Other projects can install the wheel, people requirements.txt, and setup.sh the locks, from nothing."""
 
 import json
 import os
@@ -19,13 +19,14 @@ CLEAN = {name: value for name, value in os.environ.items() if name not in ('PYTH
 LOOK = """
 import importlib.util, json, os
 import local_mode, local_mode.mnist, local_mode.session
-from local_mode import CONTAINER, images
+from local_mode import images
+from local_mode.images import CONTAINER
 print(json.dumps({
     'from': local_mode.__file__,
     'chainer': importlib.util.find_spec('chainer') is not None,
     'source': images.source(),
     'tests': [str(path) for path in CONTAINER.rglob('test_*')],
-    'runs': os.access(CONTAINER / 'entrypoint.sh', os.X_OK),
+    'runs': os.access(CONTAINER / 'sagemaker-chainer' / 'entrypoint.sh', os.X_OK),
 }))
 """
 
@@ -144,7 +145,7 @@ def test_the_set_up_installs_nothing_but_what_is_locked(install_packages, tmp_pa
     there = tmp_path / '.venv' / 'bin' / 'python', '-c', 'import dateutil, six'
     for lock, said in (wrong, 'Hash mismatch'), (missing, f'none were provided for: {name}'):
         done = install_packages(lock)
-        assert done.returncode and said in done.stderr and run(*there).returncode
+        assert done.returncode and said in ' '.join(done.stderr.split()) and run(*there).returncode
     done = install_packages(right)
     assert (done.returncode, run(*there).returncode) == (0, 0), done.stderr
 

@@ -13,7 +13,7 @@ from local_mode.engines import choose
 from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes
-from local_mode.errors import EngineError
+from local_mode.errors import EndpointError, EngineError
 from sagemaker.s3 import S3Downloader
 from support import IMAGE, ROLE, ROOT, answers, pack, python
 
@@ -137,6 +137,22 @@ def test_an_endpoint_is_asked_where_the_engine_is(path, monkeypatch, host, expec
     monkeypatch.delenv('DOCKER_HOST')
     path('docker', f'[ $1 = context ] && echo {host}')
     assert Docker().host == expected
+
+
+def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
+    with contextlib.closing(session_module.open_session(embedded=True)) as session, socket.socket() as other:
+        session.engine.host = '127.0.0.1'  # which else asks Docker
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # it is taken already
+            other.bind(('127.0.0.1', 8080))
+            other.listen()
+        endpoints.check_serving_port(session)
+        assert 8080 < session.serving_port < 8180 and not answers(session.serving_port)
+        assert session.config['local']['serving_port'] == session.serving_port
+        session.set_serving_port(8080)
+        session.engine.find = lambda *_, **__: []
+        with pytest.raises(EndpointError, match='Port 8080 is taken by another program'):
+            endpoints.check_serving_port(session)
 
 
 def test_secrets_and_odd_paths_pass_an_engines_command_line(path, tmp_path):
