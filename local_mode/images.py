@@ -82,7 +82,7 @@ def build(image: str, processor: str, platform: str) -> None:
     """Build the image from container/."""
     arguments = f'--build-arg BASE={get_base(platform)} --build-arg PROCESSOR={processor}'.split()
     say(f'building {image}, in some minutes')
-    options = f'--platform {platform} --label source={source()} --tag {image}'.split()
+    options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
     run('docker', 'build', *options, *arguments, str(CONTAINER))
 
 
