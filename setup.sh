@@ -1,7 +1,8 @@
 #!/bin/bash
 # Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
 # engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
-#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it
+#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it;
+#                      LOCAL_MODE=podman takes a podman that is there
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
 #   ./setup.sh tests   and others: what tests and benchmarks need, see tests/setup.sh
 set -euo pipefail
@@ -105,7 +106,7 @@ can_have_docker() {
 }
 
 start_docker() {
-    ! quietly docker info || return 0
+    if [ "${LOCAL_MODE:-}" = podman ] || quietly docker info; then return; fi
     case $(docker info 2>&1) in *'permission denied'*)
         fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again. $without" ;;
     esac
@@ -126,7 +127,7 @@ start_docker() {
 
 docker_answers() { for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done; return 1; }
 
-image() { LOCAL_MODE=docker $python -m local_mode image "$@"; }
+image() { LOCAL_MODE=${LOCAL_MODE:-docker} $python -m local_mode image "$@"; }
 
 build_images() {
     image

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 
-from local_mode.engines.docker import docker
+from local_mode.engines.docker import docker, program
 from local_mode.errors import EngineError, LocalModeError
 from local_mode.names import image_uri
 from local_mode.places import container_directory
@@ -29,7 +29,10 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     image = image_uri('local_gpu' if processor == 'gpu' else 'local')
     if platform:
         image += '-' + platform.rpartition('/')[2]
-    platform = platform or 'linux/' + docker('version', '--format', '{{.Server.Arch}}').strip()
+    machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
+    platform = platform or 'linux/' + (
+        ask('version', '--format', '{{.Server.Arch}}') or machine
+    )  # podman knows no such
     if inspect(image, LABEL) != source() and not pull(image, processor, platform):
         build(image, processor, platform)
 
@@ -83,7 +86,7 @@ def build(image: str, processor: str, platform: str) -> None:
     arguments = f'--build-arg BASE={get_base(platform)} --build-arg PROCESSOR={processor}'.split()
     say(f'building {image}, in some minutes')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
-    run('docker', 'build', *options, *arguments, str(CONTAINER))
+    run(program(), 'build', *options, *arguments, str(CONTAINER))
 
 
 def get_base(platform: str) -> str:
