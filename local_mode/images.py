@@ -100,7 +100,7 @@ def get_base(platform: str) -> str:
     if not inspect(made, '{{.Id}}'):
         say(f"cannot pull {pinned}: making the base from Debian's packages, as root")
         root = '' if os.getuid() == 0 else 'sudo' if sys.stdin.isatty() else 'sudo -n'
-        load = f'docker build --quiet --platform {platform} --tag {made} -'
+        load = f'{program()} build --quiet --platform {platform} --tag {made} -'
         run('sh', '-c', f'{root} "$0" {architecture} | {load}', str(CONTAINER / 'bootstrap-base.sh'))
     return made
 
