@@ -43,15 +43,13 @@ def say(sentence: str) -> None:
 
 
 def source() -> str:
-    """Return the checksum of container/, the image's label `source`: in a wheel what it is in a checkout."""
-    return checksum(CONTAINER)
+    """Return the image's label `source`: the SHA-256 of container/, without tests and what builds leave.
 
-
-def checksum(directory: pathlib.Path) -> str:
-    """Return the SHA-256 of all files below, with their names, but for tests and what builds leave."""
+    It is the same in a wheel and in a checkout.
+    """
     digest = hashlib.sha256()
-    for path in sorted(directory.rglob('*')):
-        name = path.relative_to(directory)
+    for path in sorted(CONTAINER.rglob('*')):
+        name = path.relative_to(CONTAINER)
         ours = not any(part in APART or part.endswith('.egg-info') for part in name.parts)
         if ours and path.is_file() and not path.match('test_*.py'):
             digest.update(f'{name.as_posix()} {path.stat().st_size}\n'.encode() + path.read_bytes())
@@ -75,8 +73,13 @@ def label(image: str) -> str:
 
 def inspect(image: str, form: str) -> str:
     """Return what Docker knows of an image, an empty string of one that is not here."""
+    return answer('image', 'inspect', '--format', form, image)
+
+
+def answer(*words: str) -> str:
+    """Return what a Docker command prints, an empty string if it fails."""
     try:
-        return docker('image', 'inspect', '--format', form, image).strip()
+        return docker(*words).strip()
     except EngineError:
         return ''
 
@@ -92,7 +95,7 @@ def pull(image: str, processor: str, platform: str) -> bool:
     if not (name := published(processor)):
         return False
     say(f'pulling {name}')
-    if not pulled(name, platform):
+    if not answer('pull', '--platform', platform, name):
         say('cannot pull it')
         return False
     right = label(name) == source()
@@ -102,14 +105,6 @@ def pull(image: str, processor: str, platform: str) -> bool:
         say('it is not of this container/')
     docker('rmi', name)  # else the engine takes no other architecture by this digest
     return right
-
-
-def pulled(name: str, platform: str) -> bool:
-    """Return whether this image could be pulled."""
-    try:
-        return bool(docker('pull', '--platform', platform, name))
-    except EngineError:
-        return False
 
 
 def build(image: str, processor: str, platform: str) -> None:
@@ -126,7 +121,7 @@ def get_base(platform: str) -> str:
     (pinned,) = re.findall('^ARG BASE=(.*)', (CONTAINER / 'Dockerfile').read_text(), re.MULTILINE)
     architecture = platform.rpartition('/')[2]
     # By one digest an engine keeps the base of one architecture.
-    if inspect(pinned, '{{.Architecture}}') == architecture or pulled(pinned, platform):
+    if inspect(pinned, '{{.Architecture}}') == architecture or answer('pull', '--platform', platform, pinned):
         return pinned
     made = f'{DEBIAN}-{architecture}'
     if not inspect(made, '{{.Id}}'):
@@ -160,7 +155,7 @@ def install_processes() -> None:
         (toolkit,) = [pin for pin in pins if pin.startswith('sagemaker-training=')]
         install('--no-deps', '--no-cache-dir', toolkit, CC='true', LDSHARED='true')
     install(*pins)
-    if not is_patched():
+    if not any('+' in found.version for found in metadata.distributions(name='chainer')):  # it is not patched
         install_source('chainer')
     if compiles:
         install_source('chainer_fast')
@@ -171,14 +166,6 @@ def process_pins() -> list[str]:
     """Return what container/requirements.txt pins and processes need."""
     pins = re.findall('^([a-z0-9-]+)(==[^ ;#]+)', (CONTAINER / 'requirements.txt').read_text(), re.MULTILINE)
     return [name + version for name, version in pins if name not in NOT_FOR_PROCESSES]
-
-
-def is_patched() -> bool:
-    """Return whether the Chainer that is installed is container/chainer's."""
-    try:
-        return '+' in metadata.version('chainer')
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def install_source(name: str) -> None:

@@ -232,10 +232,7 @@ class Predictor:
 
 
 def attempt(function, *args):
-    """Return the function's result, or a Refusal if it raises.
-
-    The exception itself is not kept, as its traceback would keep bodies in memory.
-    """
+    """Return the function's result, or a Refusal if it raises: the traceback of an exception would keep bodies."""
     try:
         return function(*args)
     except HTTPException as e:

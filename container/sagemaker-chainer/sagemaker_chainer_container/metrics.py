@@ -42,14 +42,8 @@ def answered(method, path, status, sent, seconds):
     if METRICS:
         SECONDS.labels(path, status).observe(seconds)
     if ACCESS_LOG:
-        line = {
-            'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-            'method': method,
-            'path': path,
-            'status': status,
-            'bytes': sent,
-            'ms': round(seconds * 1000, 3),
-        }
+        at = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+        line = dict(time=at, method=method, path=path, status=status, bytes=sent, ms=round(seconds * 1000, 3))
         print(json.dumps(line), flush=True)
 
 
