@@ -42,10 +42,8 @@ def train(args):
     trainer.extend(chainermn.create_multi_node_evaluator(evaluator, comm))
     if comm.rank == 0:
         report(trainer, args.epochs)
-        print(
-            f'Training on {len(train_data) * comm.size} images, testing on {len(test_data) * comm.size}, '
-            f'{args.epochs} epochs, {comm.size} processes'
-        )
+        images = f'{len(train_data) * comm.size} images, testing on {len(test_data) * comm.size}'
+        print(f'Training on {images}, {args.epochs} epochs, {comm.size} processes')
     saving.keep_checkpoints(trainer, args.checkpoint_dir, comm)
     trainer.run()
     if comm.rank == 0:

@@ -29,19 +29,16 @@ def distort(images):
     """
     xp = cuda.get_array_module(images)
     rows, columns = xp.asarray(np.mgrid[:28, :28].reshape(2, 784), np.float32) - np.float32(13.5)
-    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = xp.asarray(
-        np.random.uniform(-1, 1, (10, len(images), 1)), np.float32
-    )
+    random = xp.asarray(np.random.uniform(-1, 1, (10, len(images), 1)), np.float32)
+    bend_x, bend_y, turn, slant, width, height, right, down, wave_x, wave_y = random
     pi = np.float32(np.pi)
     x = columns + 1.5 * bend_x * xp.sin(rows * pi / 14 + wave_x * pi)
     y = rows + 1.5 * bend_y * xp.sin(columns * pi / 14 + wave_y * pi)
     x = x + 0.2 * slant * y
     cos, sin = xp.cos(turn * pi / 15), xp.sin(turn * pi / 15)  # up to 12 degrees
-    return resample(
-        images,
-        13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y),
-        13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y),
-    )
+    from_x = 13.5 + right + xp.exp(0.12 * width) * (cos * x - sin * y)
+    from_y = 13.5 + down + xp.exp(0.12 * height) * (sin * x + cos * y)
+    return resample(images, from_x, from_y)
 
 
 def converter(fraction):

@@ -28,27 +28,21 @@ class Progress(training.Extension):
         bar = '#' * round(20 * epoch / epochs)
         batches = updater.iteration / epoch
         accuracy = float(trainer.observation['main/accuracy'].array)
-        print(
-            f'\r[{bar:.<20}] epoch {int(epoch) + 1} of {epochs}, '
-            f'batch {epoch % 1 * batches:.0f} of {batches:.0f}, '
-            f'accuracy of the batch {accuracy:.2f}, {left:.0f} s left',
-            flush=True,
-        )
+        where = f'epoch {int(epoch) + 1} of {epochs}, batch {epoch % 1 * batches:.0f} of {batches:.0f}'
+        print(f'\r[{bar:.<20}] {where}, accuracy of the batch {accuracy:.2f}, {left:.0f} s left', flush=True)
 
 
 def plot(names, file_name):
     """Return a PlotReport that draws the values of these names by epoch into a file."""
     from matplotlib import rcParams
+    from matplotlib.ticker import MaxNLocator
 
     # For light and dark themes: a transparent background, large type, and a grey midway between both.
     parts = 'text.color axes.labelcolor axes.edgecolor xtick.color ytick.color'.split()
     rcParams.update(dict.fromkeys(parts, '#7a7a7a'))
     rcParams.update({'font.size': 14, 'grid.alpha': 0.5, 'legend.framealpha': 0, 'savefig.transparent': True})
-    return extensions.PlotReport(names, 'epoch', file_name=file_name, postprocess=whole_epochs)
 
+    def mark_whole_epochs(figure, axes, summary):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-def whole_epochs(figure, axes, summary):
-    """Mark only whole epochs on the x axis, as a PlotReport's postprocess."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return extensions.PlotReport(names, 'epoch', file_name=file_name, postprocess=mark_whole_epochs)

@@ -1,6 +1,7 @@
 """This module writes files atomically, so that a killed process leaves no partial one, and checkpoints."""
 
 import os
+import re
 import sys
 import tempfile
 
@@ -73,11 +74,9 @@ class Checkpoints(chainer.training.Extension):
 
     def resume(self, trainer):
         """Load the newest epoch that every process has saved, if there is one."""
-        epochs = {
-            int(name[len('epoch_') : -len(self.process)])
-            for name in os.listdir(self.directory)
-            if name.startswith('epoch_') and name.endswith(self.process)
-        }
+        pattern = 'epoch_([0-9]+)' + re.escape(self.process)
+        saved = (re.fullmatch(pattern, name) for name in os.listdir(self.directory))
+        epochs = {int(found.group(1)) for found in saved if found}
         if self.comm:
             epochs = set.intersection(*self.comm.mpi_comm.allgather(epochs))
         if epochs:

@@ -22,10 +22,8 @@ def build(folder: pathlib.Path = BROWSER) -> str:
     script = re.sub(r'^(import .*\n|export )', '', modules, flags=re.MULTILINE)
     page = read('pad.html')
     page = page.replace('<link rel="stylesheet" href="pad.css">', f'<style>\n{read("pad.css")}</style>')
-    page = page.replace(
-        '<script type="module" src="pad.js"></script>',
-        f"<script>\n(() => {{\n'use strict';\n\n{script}}})();\n</script>",
-    )
+    bundle = f"<script>\n(() => {{\n'use strict';\n\n{script}}})();\n</script>"
+    page = page.replace('<script type="module" src="pad.js"></script>', bundle)
     return f'<!-- Built by python -m digit_pad.build: change the files in digit_pad/browser/. -->\n{page}'
 
 

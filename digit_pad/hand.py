@@ -14,10 +14,7 @@ N = 24000  # drawings for the tutorial's training
 
 
 def parse(text: str) -> list[Way]:
-    """Return the ways in a text of ways.py.
-
-    A way is a list of strokes; a stroke is a list of smooth pieces, arrays of points (N, 2) from 0 to 1.
-    """
+    """Return the ways in a text of ways.py: lists of strokes, lists of smooth pieces, points (N, 2) from 0 to 1."""
     return [[parse_stroke(stroke) for stroke in line.split(' + ')] for line in text.strip().splitlines()]
 
 

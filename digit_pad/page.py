@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from digit_pad.build import BROWSER, build
 
+Path = str | os.PathLike[str]
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # weights, bias
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
@@ -37,12 +38,7 @@ PAGE = """<!doctype html>
 """
 
 
-def write(
-    model: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    images: NDArray[np.float32],
-    scores: NDArray[np.float32],
-) -> None:
+def write(model: Path, path: Path, images: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
     """Write the page.
 
     model: path of a model.npz, as training saves it. images, scores: float32 (N, 784) and the endpoint's
@@ -63,7 +59,7 @@ def write(
     path.write_text(PAGE.format(pad=build(), network=network, script=script), encoding='ascii')
 
 
-def read(model: str | os.PathLike[str]) -> list[Layer]:
+def read(model: Path) -> list[Layer]:
     """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
     with np.load(model) as file:
         arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}

@@ -17,16 +17,8 @@ if TYPE_CHECKING:
     from local_mode.names import image_uri
     from local_mode.session import Session, open_session
 
-__all__ = [
-    'EndpointError',
-    'EngineError',
-    'JobError',
-    'LocalModeError',
-    'Session',
-    'gpu_available',
-    'image_uri',
-    'open_session',
-]
+__all__ = ['EndpointError', 'EngineError', 'JobError', 'LocalModeError']
+__all__ += ['Session', 'gpu_available', 'image_uri', 'open_session']
 
 # Before anything imports the SDK, which prints these otherwise.
 os.environ.setdefault('SAGEMAKER_SUPPRESS_V2_WARNING', '1')  # v3 has no Chainer estimator

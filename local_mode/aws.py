@@ -18,8 +18,8 @@ class RedirectedSession(boto3.Session):
     would not be enough; and the user's AWS configuration stays untouched.
     """
 
-    def __init__(self, endpoint_url: str, **kwargs: Any) -> None:
-        super().__init__(region_name=REGION, **kwargs)
+    def __init__(self, endpoint_url: str, key: str, secret: str, token: str | None = None) -> None:
+        super().__init__(key, secret, token, REGION)
         self.endpoint_url = endpoint_url
 
     def client(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,16 +39,12 @@ def start() -> tuple[RedirectedSession, Callable[[], None]]:
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
     server.start()
     url = 'http://{}:{}'.format(*server.get_host_and_port())
-    root = RedirectedSession(url, aws_access_key_id='embedded', aws_secret_access_key='embedded')
+    root = RedirectedSession(url, 'embedded', 'embedded')
     iam = root.client('iam')
     try:
         role = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
     except iam.exceptions.EntityAlreadyExistsException:  # moto keeps its state for the whole process
         role = iam.get_role(RoleName=ROLE)['Role']
     credentials = root.client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
-    return RedirectedSession(
-        url,
-        aws_access_key_id=credentials['AccessKeyId'],
-        aws_secret_access_key=credentials['SecretAccessKey'],
-        aws_session_token=credentials['SessionToken'],
-    ), server.stop
+    keys = (credentials[name] for name in ('AccessKeyId', 'SecretAccessKey', 'SessionToken'))
+    return RedirectedSession(url, *keys), server.stop

@@ -40,6 +40,5 @@ def local_endpoint(local_sagemaker: Any) -> Iterator[Callable[..., Any]]:
 
 def free_port() -> int:
     """Return a port of loopback that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
+    with socket.create_server(('127.0.0.1', 0)) as s:
         return s.getsockname()[1]

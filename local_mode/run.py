@@ -16,35 +16,29 @@ import nbclient
 import nbconvert
 import nbformat
 import numpy as np
+import traitlets
 from jupyter_client.utils import ensure_async
 
 from digit_pad import hand, raster, ways
 
 PAD = 'class="digit-pad"'
 # In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
-PREDICT = (
-    '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float).ravel().tolist()'
-)
+NUMPY = '__import__("numpy")'
+PREDICT = f'{NUMPY}.asarray(predictor.predict({NUMPY}.array(data, "float32")), float).ravel().tolist()'
 NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
 
 
 class Client(nbclient.NotebookClient):
     """A NotebookClient that shows the cells' text as it comes, and times the stages."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.stage = ''
-        self.stages: dict[str, float] = {}
+    stage = ''
+    stages: Any = traitlets.Dict()  # {stage: seconds}
 
-    async def async_execute_cell(  # type: ignore[override]
-        self, cell: nbformat.NotebookNode, cell_index: int, **kwargs: Any
-    ) -> Any:
-        if cell.cell_type == 'markdown':
-            heading = re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
-            if heading:
-                self.stage = heading[1]
-        elif cell.cell_type == 'code':
+    async def async_execute_cell(self, cell: Any, cell_index: int, **kwargs: Any) -> Any:  # type: ignore[override]
+        if cell.cell_type == 'code':
             print(f'\n== {self.stage}', flush=True)
+        elif cell.cell_type == 'markdown' and (heading := re.search(r'^#+ (.*)', cell.source, re.MULTILINE)):
+            self.stage = heading[1]
         start = time.monotonic()
         try:
             executed = await super().async_execute_cell(cell, cell_index, **kwargs)
@@ -65,9 +59,8 @@ class Client(nbclient.NotebookClient):
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
         kernel: Any = self.kc
-        sent = kernel.execute(
-            f'data = [{pixels}]', silent=True, user_expressions={'answer': PREDICT}, reply=True, timeout=60
-        )
+        options: Any = dict(silent=True, user_expressions={'answer': PREDICT}, reply=True, timeout=60)
+        sent = kernel.execute(f'data = [{pixels}]', **options)
         answer = (await ensure_async(sent))['content']['user_expressions']['answer']
         try:
             scores = json.loads(answer['data']['text/plain'])

@@ -1,7 +1,4 @@
-"""Transfers between S3 and job directories: the user's code, the failure file, checkpoints.
-
-A URI may also be file://.
-"""
+"""Transfers between S3, or file://, and job directories: the user's code, the failure file, checkpoints."""
 
 import contextlib
 import os
@@ -51,13 +48,11 @@ def read_failure(session: Any, output: str, job: str) -> str:
 @contextlib.contextmanager
 def open_tar(session: Any, uri: str) -> Iterator[tarfile.TarFile]:
     """Yield a tar file at a URI, open."""
-    if uri.startswith('file://'):
-        with tarfile.open(uri[len('file://') :]) as tar:
-            yield tar
-        return
     with tempfile.TemporaryDirectory(dir=session.directory) as directory:
-        S3Downloader.download(uri, directory, sagemaker_session=session)
-        with tarfile.open(os.path.join(directory, os.path.basename(uri))) as tar:
+        if not uri.startswith('file://'):
+            S3Downloader.download(uri, directory, sagemaker_session=session)
+            uri = os.path.join(directory, os.path.basename(uri))
+        with tarfile.open(uri.removeprefix('file://')) as tar:
             yield tar
 
 
@@ -69,7 +64,7 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
     some of it could not be written.
     """
     if uri.startswith('file://'):
-        directory = os.path.abspath(uri[len('file://') :])
+        directory = os.path.abspath(uri.removeprefix('file://'))
         os.makedirs(directory, exist_ok=True)
         yield directory
         return

@@ -227,3 +227,9 @@ def test_module_runs(cache, filled):
     shutil.copytree(filled, cache, copy_function=os.link)
     assert python('-m', 'local_mode.mnist', timeout=30).returncode == 0
     assert_filled(cache, filled)
+
+
+def test_a_home_that_cannot_be_written_to_is_said_in_words():
+    done = python('-m', 'local_mode.mnist', env=os.environ | {'HOME': '/proc/none', 'CHAINER_DATASET_ROOT': ''})
+    assert done.returncode == 1 and done.stderr.startswith('MNIST cannot be written')
+    assert 'Set CHAINER_DATASET_ROOT' in done.stderr

@@ -1,5 +1,7 @@
 """A budget limits how many requests, or bytes of them, the server holds at a time."""
 
+import contextlib
+
 from werkzeug.exceptions import ServiceUnavailable
 
 
@@ -9,18 +11,12 @@ class Budget:
     def __init__(self, amount):
         self.left = amount
 
-    def reservation(self):
-        return Reservation(self)
 
-
-class Reservation:
+class Reservation(contextlib.AbstractContextManager):
     """One request's part of a budget; it is given back when the `with` block ends."""
 
     def __init__(self, budget):
         self.budget, self.taken = budget, 0
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.give_back()

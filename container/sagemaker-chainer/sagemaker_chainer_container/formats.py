@@ -59,10 +59,7 @@ def decode_json(body):
 
 
 def decode_csv(body):
-    """Return the float32 array in a CSV body without a header. Raises ValueError.
-
-    Its shape is (rows, columns), or (rows,) for a single column.
-    """
+    """Return the float32 array, (rows, columns) or (rows,), in a CSV body without a header. Raises ValueError."""
     text = body if isinstance(body, str) else body.decode()
     try:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]

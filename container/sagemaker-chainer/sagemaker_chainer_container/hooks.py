@@ -58,9 +58,7 @@ class Input(NamedTuple):
 
 def default_model_fn(model_dir):
     """Raise NotImplementedError: only the script knows how its model is built."""
-    raise NotImplementedError(
-        f'The script must define model_fn(model_dir), which loads the model from {model_dir} and returns it.'
-    )
+    raise NotImplementedError(f'The script must define model_fn(model_dir), which returns the model in {model_dir}.')
 
 
 def default_input_fn(input_data, content_type):
@@ -94,10 +92,8 @@ def default_predict_fn(data, model):
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             prediction = model(getattr(model, 'xp', np).asarray(data))
     except (chainer.utils.type_check.InvalidType, ValueError, TypeError, IndexError) as e:
-        reason = ' '.join(str(e).split()).rstrip('.')
-        raise BadRequest(
-            f'The model cannot take an array of shape {data.shape} and dtype {data.dtype}: {reason}.'
-        ) from e
+        reason, kind = ' '.join(str(e).split()).rstrip('.'), f'shape {data.shape} and dtype {data.dtype}'
+        raise BadRequest(f'The model cannot take an array of {kind}: {reason}.') from e
     return chainer.backends.cuda.to_cpu(getattr(prediction, 'array', prediction))
 
 
@@ -232,10 +228,7 @@ class Predictor:
 
 
 def attempt(function, *args):
-    """Return the function's result, or a Refusal if it raises.
-
-    The exception itself is not kept, as its traceback would keep bodies in memory.
-    """
+    """Return the function's result, or a Refusal if it raises: the traceback of an exception would keep bodies."""
     try:
         return function(*args)
     except HTTPException as e:

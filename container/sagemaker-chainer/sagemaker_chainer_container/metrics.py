@@ -12,16 +12,12 @@ if METRICS:  # all workers write into one directory, which gunicorn.conf.py crea
     from prometheus_client.multiprocess import MultiProcessCollector
 
     CONTENT_TYPE = CONTENT_TYPE_LATEST
-    SECONDS = Histogram(
-        'sagemaker_request_seconds',
-        'Time from the head of a request to its answer',
-        ['path', 'status'],
-        buckets=[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60],
-    )
+    help_text, labels = 'Time from the head of a request to its answer', ['path', 'status']
+    limits = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60]
+    SECONDS = Histogram('sagemaker_request_seconds', help_text, labels, buckets=limits)
     BATCH = Histogram('sagemaker_batch_requests', 'Requests predicted together', buckets=[1, 2, 4, 8, 16, 32])
-    IN_FLIGHT = Gauge(
-        'sagemaker_requests_in_flight', 'Requests that are or will be predicted', multiprocess_mode='livesum'
-    )
+    help_text = 'Requests that are or will be predicted'
+    IN_FLIGHT = Gauge('sagemaker_requests_in_flight', help_text, multiprocess_mode='livesum')
 
 
 def in_flight(requests):
@@ -42,14 +38,8 @@ def answered(method, path, status, sent, seconds):
     if METRICS:
         SECONDS.labels(path, status).observe(seconds)
     if ACCESS_LOG:
-        line = {
-            'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-            'method': method,
-            'path': path,
-            'status': status,
-            'bytes': sent,
-            'ms': round(seconds * 1000, 3),
-        }
+        at = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+        line = dict(time=at, method=method, path=path, status=status, bytes=sent, ms=round(seconds * 1000, 3))
         print(json.dumps(line), flush=True)
 
 

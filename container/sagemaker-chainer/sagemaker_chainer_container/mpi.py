@@ -1,7 +1,4 @@
-"""This module prepares a training job for MPI: the estimator's options, ssh, fixes for the toolkit.
-
-The toolkit is the package sagemaker-training.
-"""
+"""This module prepares a job for MPI: the estimator's options, ssh, fixes for the toolkit (sagemaker-training)."""
 
 import hashlib
 import os
@@ -64,20 +61,15 @@ def prepare_ssh():
     if not secret:
         raise errors.ClientError('MPI needs a secret that the hosts share: set SAGEMAKER_MPI_SECRET.')
     key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(secret.encode()).digest())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    ).decode()
+    formats = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    private = key.private_bytes(*formats).decode()
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     # Processes that mpirun starts here over ssh get this container's environment.
     environment = ''.join(f'{name}={value}\n' for name, value in os.environ.items() if '\n' not in value)
     ssh = pathlib.Path.home() / '.ssh'
     ssh.mkdir(mode=0o700, exist_ok=True)
-    for name, text in {
-        'id_ed25519': private,
-        'authorized_keys': public + '\n',
-        'known_hosts': f'* {public}\n',
-        'environment': environment,
-    }.items():
+    files = {'id_ed25519': private, 'authorized_keys': f'{public}\n', 'known_hosts': f'* {public}\n'}
+    for name, text in {**files, 'environment': environment}.items():
         (ssh / name).write_text(text)
         (ssh / name).chmod(0o600)
 

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
-from sagemaker_chainer_container.budget import Budget
+from sagemaker_chainer_container.budget import Budget, Reservation
 from sagemaker_chainer_container.hooks import Predictor, Request, Response
 
 # The most that a worker holds at a time; beyond it the worker answers 503.
@@ -49,10 +49,8 @@ class App:
     def __init__(self, predict):
         self.predict = predict
         # chainer.config is per thread: give the predicting thread the settings that model_fn made here.
-        config = dict(chainer.config._local.__dict__)
-        self.thread = concurrent.futures.ThreadPoolExecutor(
-            1, initializer=lambda: chainer.config._local.__dict__.update(config)
-        )
+        settings, config = chainer.config._local, dict(vars(chainer.config._local))
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: vars(settings).update(config))
         self.thread.submit(bool).result()  # start the thread now: later it might fail to start
         self.waiting = collections.deque()  # of Waiting
         self.busy = False  # whether a batch is being predicted: only one is, at a time
@@ -65,11 +63,8 @@ class App:
             status, content, headers = await self.respond(scope, path, body)
         except HTTPException as e:
             status, content, headers = Response.text(e.code, e.description)
-        headers = [
-            (name.lower().encode('latin-1'), value.encode('latin-1'))
-            for name, value in headers
-            if name.lower() != 'content-length'
-        ]
+        headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in headers]
+        headers = [header for header in headers if header[0] != b'content-length']
         headers.append((b'content-length', str(len(content)).encode()))
         if not body.ended:  # a kept connection would have to read the rest of the body
             headers.append((b'connection', b'close'))
@@ -81,18 +76,17 @@ class App:
     async def respond(self, scope, path, body):
         """Return the Response to a request. Raises HTTPException for 4xx and 503."""
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
-        with self.bytes.reservation() as reservation:
+        with Reservation(self.bytes) as reservation:
             content = await body.read(int(headers.get('content-length', 0)), reservation)
-            methods = METHODS.get(path)
-            if methods is None:
+            if path not in METHODS:
                 raise NotFound('There are GET /ping and POST /invocations.')
-            if scope['method'] not in methods:
-                raise MethodNotAllowed(methods)
+            if scope['method'] not in METHODS[path]:
+                raise MethodNotAllowed(METHODS[path])
             if path == '/ping':
                 return Response(200, b'', [])
             if path == '/metrics':
                 return Response(200, metrics.exposition(), [('Content-Type', metrics.CONTENT_TYPE)])
-            with self.requests.reservation() as place:
+            with Reservation(self.requests) as place:
                 place.take(1)
                 future = asyncio.get_running_loop().create_future()
                 self.waiting.append(Waiting(Request(content, headers), future))
@@ -108,12 +102,9 @@ class App:
     def next_batch(self):
         """Predict the next batch: in this thread if one of its size was quick, otherwise in the other."""
         batch, size = [], 0
-        while self.waiting and (
-            not batch
-            or self.predict.batches
-            and len(batch) < BATCH
-            and size + len(self.waiting[0].request.body) <= BATCH_BYTES
-        ):
+        while self.waiting and (not batch or self.predict.batches and len(batch) < BATCH):
+            if batch and size + len(self.waiting[0].request.body) > BATCH_BYTES:
+                break
             batch.append(self.waiting.popleft())
             size += len(batch[-1].request.body)
         requests = [waiting.request for waiting in batch]

@@ -79,16 +79,11 @@ def main():
             raise errors.ClientError('Stopped by SIGTERM.')
 
     signal.signal(signal.SIGTERM, stop)
+    script = env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars()
+    way = runner.MPIRunnerType if options else runner.ProcessRunnerType
     with copied_stderr() as read:
         try:
-            entry_point.run(
-                env.module_dir,
-                env.user_entry_point,
-                env.to_cmd_args(),
-                env.to_env_vars(),
-                runner_type=runner.MPIRunnerType if options else runner.ProcessRunnerType,
-                extra_opts=options,
-            )
+            entry_point.run(*script, runner_type=way, extra_opts=options)
         except errors.ExecuteUserScriptError as e:
             e.output = read()
             if stopped:
