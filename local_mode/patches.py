@@ -35,7 +35,6 @@ def quiet(embedded: bool) -> None:
         logging.getLogger('sagemaker').setLevel(logging.WARNING)
         for name in ['telemetry', 'local'] * embedded:
             logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
-
     else:
         import_module('sagemaker.experiments._metrics')  # which configures it, when fit() imports it
 
