@@ -1,9 +1,10 @@
 #!/bin/bash
 # Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
 # engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
-#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it
+#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it;
+#                      LOCAL_MODE=podman takes a podman that is there
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
-# What tests and benchmarks need besides, `./setup.sh tests` and others, is in tests/setup.sh.
+#   ./setup.sh tests   and others: what tests and benchmarks need, see tests/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -31,7 +32,7 @@ case $tier in
     bench) venv=.venv-bench ;;
     sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
 esac
-python=$venv/bin/python
+python=$venv/bin/python without='Or do without: LOCAL_MODE=process'
 export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
@@ -62,7 +63,7 @@ follow_pip() {
     # The build in container/chainer knows pip's index from this variable only.
     export PIP_INDEX_URL=${PIP_INDEX_URL:-$(setting index-url)}
     PIP_INDEX_URL=${PIP_INDEX_URL:-https://pypi.org/simple}
-    export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
+    export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true} UV_NATIVE_TLS=true
     local proxy=${PIP_PROXY:-$(setting proxy)} certificates=${PIP_CERT:-$(setting cert)}
     if [ "$proxy" ]; then export ALL_PROXY=${ALL_PROXY:-$proxy}; fi
     if [ "$certificates" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$certificates}; fi
@@ -98,31 +99,20 @@ install_packages() {
     echo "$state" > "$installed"
 }
 
-# What `train` and `serve` need as processes, where there is no Docker.
-install_processes() {
-    follow_pip
-    bring_uv
-    LOCAL_MODE=process $python -m local_mode image
-}
-
-# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, LOCAL_MODE=docker not to.
+# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, another value not to.
 can_have_docker() {
-    case ${LOCAL_MODE:-} in
-        docker) ;;
-        process) return 1 ;;
-        *) command -v docker >/dev/null || (has_apt && install docker.io) ;;
-    esac
+    [ "${LOCAL_MODE:-}" != process ] || return 1
+    [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null || (has_apt && install docker.io)
 }
 
 start_docker() {
-    local otherwise='Or do without: LOCAL_MODE=process'
-    if quietly docker info; then return; fi
+    if [ "${LOCAL_MODE:-}" = podman ] || quietly docker info; then return; fi
     case $(docker info 2>&1) in *'permission denied'*)
-        fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again. $otherwise" ;;
+        fail "You may not use Docker: sudo usermod -aG docker $(id -un), log in again, and run this again. $without" ;;
     esac
     # An ordinary user's PATH may lack /usr/sbin.
     if ! command -v docker >/dev/null || { [ "$(uname)" = Linux ] && ! PATH=$PATH:/usr/sbin command -v dockerd >/dev/null; }; then
-        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/."
+        has_apt || fail "Docker is not installed: see https://docs.docker.com/get-docker/. $without"
         install docker.io
     fi
     say "starting the Docker engine"
@@ -132,27 +122,25 @@ start_docker() {
         # Without an init system, or where it may not do what its script wants, by hand.
         docker_answers 10 || as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
     fi
-    docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop). $otherwise"
+    docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop). $without"
 }
 
-docker_answers() {
-    for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done
-    return 1
-}
+docker_answers() { for _ in $(seq "$1"); do quietly docker info && return; sleep 1; done; return 1; }
 
-image() { LOCAL_MODE=docker $python -m local_mode image "$@"; }
+image() { LOCAL_MODE=${LOCAL_MODE:-docker} $python -m local_mode image "$@"; }
 
 build_images() {
     image
-    if quietly nvidia-smi; then image gpu || say "there is no image for the GPU: the CPU's will do"; fi
+    ! quietly nvidia-smi || image gpu || say "there is no image for the GPU: the CPU's will do"
 }
 
+ours='--editable . ./container/chainer'
 make_venv
 case $tier in
-    '') install_packages locks/project.lock '--editable . ./container/chainer' requirements.txt
-        if can_have_docker; then start_docker; build_images; else install_processes; fi ;;
-    sdk3) install_packages locks/sdk3.lock '--editable . ./container/chainer' \
-            notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
+    '') install_packages locks/project.lock "$ours" requirements.txt
+        if can_have_docker; then start_docker; build_images
+        else follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fi ;;
+    sdk3) install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
         start_docker; build_images ;;
     *) . tests/setup.sh ;;
 esac

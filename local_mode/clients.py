@@ -21,49 +21,25 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     sagemaker_session: Any
 
-    def create_training_job(
-        self,
-        TrainingJobName: str,
-        AlgorithmSpecification: dict[str, Any],
-        OutputDataConfig: dict[str, Any],
-        ResourceConfig: dict[str, Any],
-        InputDataConfig: list[dict[str, Any]] | None = None,
-        Environment: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> None:
+    def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
-        session = self.sagemaker_session
-        session.engine.check(AlgorithmSpecification['TrainingImage'])
-        request = dict(
-            TrainingJobName=TrainingJobName, AlgorithmSpecification=AlgorithmSpecification,
-            OutputDataConfig=OutputDataConfig, ResourceConfig=ResourceConfig,
-            InputDataConfig=InputDataConfig or [], Environment=Environment or {}, **more,
-        )  # fmt: skip
-        instances = Instances(
-            ResourceConfig['InstanceType'],
-            ResourceConfig['InstanceCount'],
-            AlgorithmSpecification['TrainingImage'],
-            session,
-            AlgorithmSpecification.get('ContainerEntrypoint'),
-            AlgorithmSpecification.get('ContainerArguments'),
-        )
+        session, output = self.sagemaker_session, request['OutputDataConfig']['S3OutputPath']
+        request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
+        algorithm = request['AlgorithmSpecification']
+        instances = Instances.of(request['ResourceConfig'], algorithm['TrainingImage'], session, algorithm)
         instances.label(job=TrainingJobName)
         job: Any = entities._LocalTrainingJob(instances)
-        self._training_jobs[TrainingJobName] = job
-        job.request = request
+        job.request, self._training_jobs[TrainingJobName] = request, job
         try:
             self.train(job, instances, request)
         except Exception as e:
-            failure = read_failure(session, OutputDataConfig['S3OutputPath'], TrainingJobName) or str(e)
+            failure = read_failure(session, output, TrainingJobName) or str(e)
             job.state, request['FailureReason'] = 'Failed', failure
             if isinstance(e, RuntimeError):
                 raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
             raise
         finally:
-            if OutputDataConfig['S3OutputPath']:  # else its artifacts stay where they are
-                instances.discard()
-            else:
-                session.remove_containers(instances.labels)
+            instances.discard(keep_files=not output)  # then its artifacts stay where they are
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
         """Run a job's containers to their end, or to that of MaxRuntimeInSeconds."""
@@ -73,13 +49,13 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             code = json.loads(hyperparameters[SUBMIT_DIRECTORY])
             hyperparameters[SUBMIT_DIRECTORY] = json.dumps(local_copy(instances.sagemaker_session, code))
         # What the hosts of a job log in to each other with, see sagemaker_chainer_container/mpi.py.
-        environment = {**request['Environment'], 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
+        environment = {**(request['Environment'] or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
         with (
             kept_checkpoints(instances, request.get('CheckpointConfig'), environment),
             stopped_after(limit, instances) as stopped,
         ):
-            job.start(request['InputDataConfig'], output, hyperparameters, environment, name)
+            job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
         if stopped:  # as on SageMaker, with what there is so far
             job.state = 'Stopped'
             job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
@@ -95,32 +71,15 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         # Environment: without what create_training_job has added.
         return {**described, **request, 'OutputDataConfig': output}
 
-    def create_processing_job(
-        self,
-        ProcessingJobName: str,
-        AppSpecification: dict[str, Any],
-        ProcessingResources: dict[str, Any],
-        Environment: dict[str, Any] | None = None,
-        ProcessingInputs: list[dict[str, Any]] | None = None,
-        ProcessingOutputConfig: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""
-        session, cluster = self.sagemaker_session, ProcessingResources['ClusterConfig']
-        session.engine.check(AppSpecification['ImageUri'])
-        instances = Instances(
-            cluster['InstanceType'],
-            cluster['InstanceCount'],
-            AppSpecification['ImageUri'],
-            session,
-            AppSpecification.get('ContainerEntrypoint'),
-            AppSpecification.get('ContainerArguments'),
-        )
+        program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
+        instances = Instances.of(cluster, program['ImageUri'], self.sagemaker_session, program)
         instances.label(processing=ProcessingJobName)
         job = self._processing_jobs[ProcessingJobName] = entities._LocalProcessingJob(instances)
-        inputs, outputs = ProcessingInputs or [], ProcessingOutputConfig or {}
+        inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
         try:
-            job.start(inputs, outputs, Environment or {}, ProcessingJobName)
+            job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
         except RuntimeError as e:
             job.state = 'Failed'
             raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
@@ -183,24 +142,17 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         else:
             self.sagemaker_session.engine.remove({label('endpoint'): EndpointName})
 
-    def create_transform_job(
-        self,
-        TransformJobName: str,
-        ModelName: str,
-        TransformInput: dict[str, Any],
-        TransformOutput: dict[str, Any],
-        TransformResources: dict[str, Any],
-        **more: Any,
-    ) -> None:
+    def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
-        session = self.sagemaker_session
+        session, source = self.sagemaker_session, {'ContentType': None, **request.pop('TransformInput')}
         session.engine.check(self.describe_model(ModelName)['PrimaryContainer']['Image'])
         endpoints.check_serving_port(session)
-        if TransformInput.get('SplitType') in (None, 'None'):  # whole files; to join them the SDK takes them for text
-            more['BatchStrategy'] = 'SingleRecord'
+        if source.get('SplitType') in (None, 'None'):  # to join whole files the SDK takes them for text
+            request['BatchStrategy'] = 'SingleRecord'
+        output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
         job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:
-            job.start({'ContentType': None, **TransformInput}, TransformOutput, TransformResources, **more)
+            job.start(source, output, resources, **request)
         except (endpoints.ClientError, RuntimeError) as e:
             raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
         finally:

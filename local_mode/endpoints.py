@@ -1,6 +1,7 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
 import dataclasses
+import re
 import socket
 from typing import Any
 
@@ -53,34 +54,30 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         self.session = session
         self.http = urllib3.PoolManager(timeout=self.timeout)
 
-    def invoke_endpoint(
+    def invoke_endpoint(  # type: ignore[override]
         self,
         Body: Any,
         EndpointName: str,
         ContentType: str | None = None,
         Accept: str | None = None,
-        CustomAttributes: str | None = None,
-        TargetModel: str | None = None,
-        TargetVariant: str | None = None,
-        InferenceId: str | None = None,
+        **more: str | None,
     ) -> dict[str, Any]:
         """Send a request; ClientError ValidationError for an unknown name, ModelError for a 4xx, a 5xx or
         no answer in time.
         """
-        port = self.port(EndpointName)
-        headers = {
-            'Content-Type': ContentType,
-            'Accept': Accept,
-            'X-Amzn-SageMaker-Custom-Attributes': CustomAttributes,
-            'X-Amzn-SageMaker-Target-Model': TargetModel,
-            'X-Amzn-SageMaker-Target-Variant': TargetVariant,
-            'X-Amzn-SageMaker-Inference-Id': InferenceId,
-        }
-        given = {name: value for name, value in headers.items() if value is not None}
-        body = self.request(EndpointName, port, Body.encode() if isinstance(Body, str) else Body, given)
+        parts = {re.sub('(?<=[a-z])(?=[A-Z])', '-', name): value for name, value in more.items()}
+        named = {f'X-Amzn-SageMaker-{part}': value for part, value in parts.items()}  # Custom-Attributes, ...
+        headers = {'Content-Type': ContentType, 'Accept': Accept, **named}
+        body = self.request(
+            EndpointName,
+            self.port(EndpointName),
+            Body.encode() if isinstance(Body, str) else Body,
+            {name: value for name, value in headers.items() if value is not None},
+        )
         if body.status >= 400:
             text = body.read().decode('utf-8', 'replace').strip()
-            raise error('InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}')
+            message = f'Received error {body.status} from the container: {text}'
+            raise error('InvokeEndpoint', 'ModelError', message)
         return {'Body': body, 'ContentType': Accept}
 
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:

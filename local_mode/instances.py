@@ -6,8 +6,10 @@ overridden here (see docs/patches.md).
 
 import contextlib
 import os
+import pathlib
 import queue
 import shutil
+import tarfile
 import threading
 import time
 import uuid
@@ -21,7 +23,7 @@ from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.names import LABEL, is_our_image
 from local_mode.output import Output
 from local_mode.s3 import local_copy
-from local_mode.versions import SUBMIT_DIRECTORY, image
+from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
@@ -99,14 +101,22 @@ class Instances(image._SageMakerContainer):
         if instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / instance_count
 
+    @classmethod
+    def of(cls, resources: Any, image: str, session: Any, program: Any) -> 'Instances':
+        """Return the instances that a request asks for; EngineError where the engine cannot run the image."""
+        session.engine.check(image)
+        entrypoint, arguments = program.get('ContainerEntrypoint'), program.get('ContainerArguments')
+        return cls(resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments)
+
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
         self.labels.update({f'{LABEL}.{name}': str(value) for name, value in names.items()})
 
-    def discard(self) -> None:
-        """Remove the containers, their network and all files: what is to stay is elsewhere by now."""
+    def discard(self, keep_files: bool = False) -> None:
+        """Remove the containers, their network and all files: results are elsewhere by now."""
         self.sagemaker_session.remove_containers(self.labels)
-        shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
+        if not keep_files:
+            shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
         self, command: str, volumes: Iterable[Any], variables: dict[str, Any], directories: Iterable[str] = ()
@@ -131,19 +141,19 @@ class Instances(image._SageMakerContainer):
             for host in self.hosts
         ]
 
-    def train(
-        self, input_data_config: Any, output_data_config: Any, hyperparameters: Any, environment: Any, job_name: str
+    def train(  # type: ignore[override]
+        self, inputs: Any, output: Any, hyperparameters: Any, environment: Any, job_name: str
     ) -> str:
         """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         for directory in 'output/data', 'shared':
             os.makedirs(os.path.join(self.container_root, directory))
         data = self._create_tmp_folder()
-        volumes = self._prepare_training_volumes(data, input_data_config, output_data_config, hyperparameters)
+        volumes = self._prepare_training_volumes(data, inputs, output, hyperparameters)
         hyperparameters = self._update_local_src_path(hyperparameters, key=SUBMIT_DIRECTORY)
         for host in self.hosts:
             image._create_config_file_directories(self.container_root, host)
-            self.write_config_files(host, hyperparameters, input_data_config)
+            self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         session = self.sagemaker_session
         variables = {image.REGION_ENV_NAME: session.boto_region_name, image.TRAINING_JOB_NAME_ENV_NAME: job_name}
@@ -152,33 +162,45 @@ class Instances(image._SageMakerContainer):
         try:
             run_to_end(self.engine, containers)
         finally:
-            artifacts = self.retrieve_artifacts(compose_data(containers), output_data_config, job_name)
+            artifacts = self.collect(containers, output['S3OutputPath'], job_name)
         return artifacts
 
-    def process(self, processing_inputs: Any, processing_output_config: Any, environment: Any, job_name: str) -> None:
+    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> str:
+        """Pack what all hosts wrote, and move it to the output path; return where model.tar.gz is then."""
+        packed = os.path.join(self.container_root, 'packed')
+        os.mkdir(packed)
+        for kind in 'model', 'output':
+            directories = dict.fromkeys(container.mounts[f'/opt/ml/{kind}'] for container in containers)
+            pack(f'{packed}/{kind}.tar.gz', directories)
+        if not output:
+            return f'file://{packed}/model.tar.gz'
+        uri = entities.move_to_destination(packed, output, job_name, self.sagemaker_session, prefix='output')
+        return f'{uri}/model.tar.gz'
+
+    def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         os.mkdir(os.path.join(self.container_root, 'shared'))
         data = self._create_tmp_folder()
-        volumes = self._prepare_processing_volumes(data, processing_inputs, processing_output_config)
+        volumes = self._prepare_processing_volumes(data, inputs, outputs)
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
-            self.write_processing_config_files(host, environment, processing_inputs, processing_output_config, job_name)
+            self.write_processing_config_files(host, environment, inputs, outputs, job_name)
         try:
             run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
         finally:
-            self._upload_processing_outputs(data, processing_output_config)
+            self._upload_processing_outputs(data, outputs)
 
 
-def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
-    """Return what the SDK's retrieve_artifacts() reads of its Compose file."""
-    kept = '/opt/ml/model', '/opt/ml/output'
-    return {
-        'services': {
-            container.host: {'volumes': [f'{container.mounts[inside]}:{inside}' for inside in kept]}
-            for container in containers
-        }
-    }
+def pack(archive: str, directories: Iterable[str]) -> None:
+    """Write a .tar.gz of the files below directories, of which later ones go first; links stay links."""
+    found = {}
+    for directory in map(pathlib.Path, directories):
+        found.update({str(path.relative_to(directory)): path for path in sorted(directory.rglob('*'))})
+    with tarfile.open(archive, 'w:gz') as tar:
+        for name, path in found.items():
+            if path.is_symlink() or path.is_file() or path.is_dir():  # and no socket or FIFO
+                tar.add(path, name, recursive=False)
 
 
 class Hosting(threading.Thread):

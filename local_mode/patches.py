@@ -28,24 +28,21 @@ def apply() -> None:
 def quiet(embedded: bool) -> None:
     """Keep from the terminal the log lines in which the SDK repeats what the output shows.
 
-    Version 2 configures the root logger at INFO: its handler gets a filter, and all other handlers see
-    every line. embedded: also keep from it warnings of credentials and telemetry, which the stand-in has not.
+    Version 2 gives the root logger a handler, at INFO: it then shows warnings only; all other handlers
+    see every line. embedded: it shows no warnings of credentials and telemetry, which the stand-in lacks.
     """
-    if PACKAGE != 'sagemaker':
-        logging.getLogger('sagemaker').setLevel(logging.WARNING)
-        for name in ['telemetry', 'local'] * embedded:
-            logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
+    if PACKAGE == 'sagemaker':
+        import_module('sagemaker.experiments._metrics')  # which else adds the handler later, in fit()
     else:
-        import_module('sagemaker.experiments._metrics')  # which configures it, when fit() imports it
+        logging.getLogger('sagemaker').setLevel(logging.WARNING)
 
-    def wanted(record: logging.LogRecord) -> bool:
-        about_aws = embedded and record.name.startswith(('sagemaker.telemetry', 'sagemaker.local'))
-        least = logging.ERROR if about_aws else logging.WARNING
-        return record.levelno >= least or not record.name.startswith('sagemaker')
+    def of_aws(record: logging.LogRecord) -> bool:
+        return record.name.startswith((f'{PACKAGE}.telemetry', f'{PACKAGE}.local'))
 
     for handler in logging.root.handlers:
         if handler.formatter and handler.formatter._fmt == logging.BASIC_FORMAT:
-            handler.filters[:] = [wanted]
+            handler.setLevel(logging.WARNING)
+            handler.filters[:] = [lambda record: record.levelno > logging.WARNING or not of_aws(record)] * embedded
 
 
 def replace_for_estimators() -> None:

@@ -3,13 +3,14 @@
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 from local_mode.endpoints import label
 from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.errors import EngineError, JobError
-from local_mode.instances import compose_data, run_to_end
+from local_mode.instances import run_to_end
 from local_mode.versions import SUBMIT_DIRECTORY
 from sagemaker.train.local import local_container
 
@@ -95,3 +96,14 @@ class LocalContainer(local_container._LocalContainer):
             )  # fmt: skip
         except EngineError as e:  # which must not hide why a job failed
             print(f'Files in {self.container_root} belong to root: {e}')
+
+
+def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
+    """Return what the SDK's retrieve_artifacts() reads of its Compose file."""
+    kept = '/opt/ml/model', '/opt/ml/output'
+    return {
+        'services': {
+            container.host: {'volumes': [f'{container.mounts[inside]}:{inside}' for inside in kept]}
+            for container in containers
+        }
+    }

@@ -3,14 +3,16 @@
 #   ./setup.sh fast    what the fast tests need: no Docker, no browser
 #   ./setup.sh arm64   what `make test-arm64` needs: the image for arm64, emulated on other machines
 #   ./setup.sh bench   what the benchmarks need, PyTorch and others' servers among it, in .venv-bench
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2086,SC2154
 
-need_compiler() { need cc "container/chainer_fast needs" gcc libc6-dev; }
+# A program, the packages that have it, who needs it.
+need() { command -v "$1" >/dev/null || { has_apt && install $2; } || fail "$3 needs '$1' on the PATH."; }
 
 install_test_packages() {
-    need_compiler
-    install_packages locks/project.lock '--editable . ./container/chainer ./container/chainer_fast' \
+    need cc 'gcc libc6-dev' container/chainer_fast
+    tier=tests install_packages locks/project.lock "$ours ./container/chainer_fast" \
         requirements.txt pyproject.toml --all-extras container/chainer_fast/pyproject.toml
+    cp $venv/installed-tests $venv/installed-notebook  # whose packages are among these
 }
 
 # Lets the kernel run arm64's programs, those in containers too.
@@ -24,39 +26,22 @@ emulate_arm64() {
         cat /usr/lib/binfmt.d/qemu-aarch64.conf > $kernel/register"
 }
 
-# Installs a program's packages if it is missing. $1: the program; $2: who needs it; the others: the packages.
-need() {
-    command -v "$1" >/dev/null || { has_apt && install "${@:3}"; } || fail "$2 a '$1' on the PATH."
-}
-
-# The test of pull_image pushes to a registry of its own.
+# The tests' own registry, which Debian has listen on all interfaces, from now on.
 install_registry() {
-    command -v docker-registry >/dev/null && return
-    has_apt || return 0  # its test is then skipped
-    install docker-registry
-    # Debian has it listen on all interfaces, from now on.
-    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now docker-registry
-    else quietly as_root service docker-registry stop || true; fi
-}
-
-# Java for AWS's server, wrk asks the servers, torch.compile needs g++, npm fetches fonts.
-install_benchmarks() {
-    for tool in java:default-jre-headless wrk:wrk g++:g++ npm:npm; do
-        need ${tool%:*} "The benchmarks need" ${tool#*:}
-    done
-    quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
-        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+    command -v docker-registry >/dev/null || ! has_apt || { install docker-registry && {
+        quietly as_root systemctl disable --now docker-registry || quietly as_root service docker-registry stop || true; }; }
 }
 
 case $tier in
-    tests) install_test_packages; start_docker; build_images
-        if [ "${2:-}" = gpu ]; then image gpu; fi
-        need node "The tests of input.html need" nodejs
-        need chromium "The browser tests need" chromium
-        install_registry ;;
-    fast) install_test_packages; need node "The tests of input.html need" nodejs ;;
+    tests) install_test_packages; start_docker; build_images; install_registry
+        [ "${2:-}" != gpu ] || image gpu
+        need node nodejs input.html; need chromium chromium 'A browser test' ;;
+    fast) install_test_packages; need node nodejs input.html ;;
     arm64) install_test_packages; start_docker; emulate_arm64; image --platform linux/arm64 ;;
-    bench) need_compiler; install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
-        install_benchmarks ;;
+    bench) need cc 'gcc libc6-dev' container/chainer_fast; need g++ g++ torch.compile; need npm npm 'The fonts'
+        need java default-jre-headless "AWS's server"; need wrk wrk 'A benchmark of servers'
+        install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
+        quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
+            --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 ;;
     *) fail "unknown argument $tier" ;;
 esac

@@ -19,6 +19,7 @@ import pytest
 import urllib3
 from local_mode.docker import LABEL, image_uri
 from local_mode.engines.docker import Docker
+from local_mode.engines.docker import filters as filters_of
 from local_mode.names import of_this_user
 from local_mode.pytest_plugin import free_port
 from local_mode.s3 import open_tar
@@ -155,13 +156,13 @@ def containers(session, *states):
     return docker(f'ps --all --quiet --filter label={LABEL}={session.name} {states}').split()
 
 
-def ours():
+def ours(user=None):
     """Return the project's containers by name, its networks by id, and its temporary directories."""
-    mine = of_this_user()
-    label = ' '.join(shlex.quote(f'--filter=label={name}={value}') for name, value in mine.items())
+    labels = of_this_user() | {f'{LABEL}.user': str(user)} if user else of_this_user()
+    filters = filters_of(labels)
     return (
-        docker(f'ps --all --format {{{{.Names}}}} {label}').split(),
-        docker(f'network ls --quiet {label}').split(),
+        Docker()('ps', '--all', '--format={{.Names}}', *filters).split(),
+        Docker()('network', 'ls', '--quiet', *filters).split(),
         sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')),
     )
 

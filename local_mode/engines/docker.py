@@ -131,8 +131,13 @@ class Docker(Engine):
 
 
 def docker(*args: str) -> str:
-    """Run a command of Docker; return its stdout. EngineError with its stderr where it fails."""
-    return Docker()(*args)
+    """Run a command of Docker, or of podman where LOCAL_MODE says so; return its stdout. EngineError if it fails."""
+    return Docker(program())(*args)
+
+
+def program() -> str:
+    """Return the command line's name."""
+    return 'podman' if os.environ.get('LOCAL_MODE') == 'podman' else 'docker'
 
 
 def filters(labels: Labels) -> list[str]:

@@ -97,6 +97,7 @@ class Processes(Engine):
         if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
+        base.mkdir()
         mount(container.mounts, base)
         program, environment = prepare(container, base)
         with base.with_suffix('.log').open('wb') as log:

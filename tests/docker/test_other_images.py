@@ -38,8 +38,9 @@ while (my $client = $server->accept) {
 @pytest.fixture(scope='module')
 def image(tmp_path_factory):
     (base,) = re.findall('^ARG BASE=(.*)', (ROOT / 'container' / 'Dockerfile').read_text(), re.MULTILINE)
-    if has_image('sagemaker-chainer-base:trixie'):
-        base = 'sagemaker-chainer-base:trixie'  # where there is no registry
+    made = 'sagemaker-chainer-base:trixie-' + docker('version --format {{.Server.Arch}}').strip()
+    if has_image(made):  # where there is no registry
+        base = made
     directory = tmp_path_factory.mktemp('image')
     (directory / 'Dockerfile').write_text(DOCKERFILE.format(base=base))
     (directory / 'serve.pl').write_text(SERVE)

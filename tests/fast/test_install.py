@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 PYTHONS = [found for minor in range(11, 15) if (found := find_python(f'3.{minor}'))]
 # Without this checkout, and what it brings the tests.
 CLEAN = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+WITH_UV = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
 LOOK = """
 import importlib.util, json, os
 import local_mode, local_mode.mnist, local_mode.session
@@ -73,6 +74,16 @@ def test_the_wheel_works_by_itself(environment, tmp_path, base, versions):
     assert seen == {'chainer': False, 'source': images.source(), 'tests': [], 'runs': True}
 
 
+def test_the_wheel_brings_what_processes_need_and_leaves_others_pins(environment, tmp_path):
+    there = environment(PYTHONS[-1], 'numpy==2.4.6')
+    env = CLEAN | {'LOCAL_MODE': 'process', 'PATH': WITH_UV}
+    done = run(there, '-m', 'local_mode', 'image', cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    code = 'import chainer, numpy, sagemaker_training, uvicorn; print(chainer.__version__, numpy.__version__)'
+    assert run(there, '-c', code, cwd=tmp_path, env=CLEAN).stdout == '7.8.1 2.4.6\n'
+    assert run(there, '-m', 'local_mode', 'source', cwd=tmp_path).stdout.strip() == images.source()
+
+
 @pytest.mark.docker
 def test_the_wheels_fixtures_and_image(environment, readmes_project):
     there = environment(PYTHONS[-1], 'pytest', f'--constraint={ROOT}/locks/project.lock')
@@ -125,11 +136,10 @@ def install_packages(tmp_path):
     (tmp_path / 'requirements.txt').write_text('python-dateutil>=2\n')
     (tmp_path / 'locks').mkdir()
     uv('venv', '--quiet', '--seed', '--python', sys.executable, tmp_path / '.venv')
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
 
     def install_packages(lock):
         (tmp_path / 'locks' / 'project.lock').write_text(lock)
-        return run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': path})
+        return run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': WITH_UV})
 
     return install_packages
 

@@ -45,7 +45,7 @@ CALLED = {
     CONTAINER + '.write_config_files': 'self host hyperparameters input_data_config',
     CONTAINER + '.write_processing_config_files': 'self host environment processing_inputs '
     'processing_output_config processing_job_name',
-    CONTAINER + '.retrieve_artifacts': 'self compose_data output_data_config job_name',
+    'local.entities:move_to_destination': 'source destination job_name sagemaker_session prefix',
     CONTAINER + '._create_tmp_folder': 'self',
     'local.image:_create_config_file_directories': 'root host',
     'local.image:_create_processing_config_file_directories': 'root host',

@@ -171,7 +171,7 @@ def test_the_engine_stops_and_starts(island, deploy, tmp_path, monkeypatch):
         assert 'Docker does not answer: start it' in done.stdout
         go_on()
         read_until(process, 'predict ConnectionError Nothing answers on port 8080')
-        read_until(process, 'deploy RuntimeError Docker does not answer: start it')
+        read_until(process, 'deploy EngineError Docker does not answer: start it')
         island.start()
         go_on()
         read_until(process, 'predict ConnectionError Nothing answers on port 8080')
@@ -180,13 +180,14 @@ def test_the_engine_stops_and_starts(island, deploy, tmp_path, monkeypatch):
         read_until(process, 'the script runs')
         start = time.monotonic()
         island.stop()
-        read_until(process, 'fit RuntimeError Training job')
+        read_until(process, 'fit JobError Training job')
         assert time.monotonic() - start < 30
         go_on()  # to its end, without an engine
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0 and 'Could not remove containers' in out, out
     assert not list((tmp_path / 'tmp').iterdir())
     island.start()
-    island.run('make', 'clean')
+    island.run('make', 'clean', env=environment)
     monkeypatch.setenv('DOCKER_HOST', island.environment['DOCKER_HOST'])
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
     assert ours()[:2] == ([], [])

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -67,6 +68,7 @@ def test_a_kernel_killed_in_each_cell(tutorial, tmp_path, monkeypatch, rng, seed
     for name in 'tmp', 'elsewhere':
         (tmp_path / name).mkdir()
     monkeypatch.setenv('TMPDIR', str(tmp_path / 'tmp'))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
     monkeypatch.setenv('KILLED_BY_A_TEST', str(tmp_path))
     notebook, _ = tutorial(tmp_path)
 
@@ -133,7 +135,7 @@ time.sleep(300)
 """
 
 
-def test_nothing_of_roots_is_left_to_another_user(deploy, tmp_path):
+def test_nothing_of_roots_is_left_to_another_user(deploy, tmp_path, monkeypatch):
     """After a kill during a job all files belong to the user, and `make clean` removes them."""
     user, as_user = os.getuid(), []
     if user == 0:  # be somebody else, who may use Docker and read our Python
@@ -153,8 +155,10 @@ def test_nothing_of_roots_is_left_to_another_user(deploy, tmp_path):
             if 'both are written' in line:
                 break
         process.kill()
+    monkeypatch.setattr(tempfile, 'tempdir', str(home))
+    assert len(ours(user)[0]) == 2, ''.join(log)
     paths = list(home.rglob('*'))
     assert {path.stat().st_uid for path in paths} == {user}, ''.join(log)
     assert len([path for path in paths if path.name == 'written']) == 2, ''.join(log)
     run(*as_user, 'make', 'clean', env=environment, check=True)
-    assert ours()[:2] == ([], []) and not list(home.glob(LABEL + '-*'))
+    assert ours(user)[:2] == ([], []) and not list(home.glob(LABEL + '-*'))

@@ -47,15 +47,15 @@ print(predictor.predict(np.zeros((1, 784), np.float32)).shape)
 ENVIRONMENT = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
 
 
-def script(code, *args):
+def script(code, *args, **environment):
     """Start a Python process of START and some code, with its session on a free port."""
     command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
-    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **streams)
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, **streams)
 
 
-def result(code, *args):
-    process = script(code, *args)
+def result(code, *args, **environment):
+    process = script(code, *args, **environment)
     out, _ = process.communicate('', timeout=300)
     return process.returncode, out
 
@@ -82,7 +82,64 @@ def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
 def test_a_failing_script_is_reported_with_its_traceback(tmp_path):
     (tmp_path / 'fails.py').write_text('raise ArithmeticError("as it should")')
     status, out = result(f'estimator({str(tmp_path / "fails.py")!r}).fit()')
-    assert status == 1 and 'ArithmeticError: as it should' in out.partition('RuntimeError')[2]
+    assert status == 1 and 'ArithmeticError: as it should' in out.partition('JobError')[2]
+    assert left() == ([], [])
+
+
+COUNTS = """
+import os
+path = os.path.join(os.environ['SM_CHECKPOINT_DIR'], 'count')
+count = int(open(path).read()) + 1 if os.path.exists(path) else 0
+open(path, 'w').write(str(count))
+print('count', count, 'PIP', os.environ['PIP_INDEX_URL'], 'stdin', os.read(0, 1))
+"""
+TWICE = """
+job = estimator(sys.argv[2] + '/counts.py', checkpoint_s3_uri=f's3://{session.default_bucket()}/checkpoints')
+for _ in range(2):
+    start = time.monotonic()
+    job.fit()
+    print('it took', time.monotonic() - start)
+"""
+
+
+def test_a_job_in_an_odd_place_resumes_from_its_checkpoints(tmp_path):
+    """LC_ALL=C, no home, a temporary directory with a space, a colon and an é; a private index; no stdin."""
+    odd = tmp_path / 'my é : tmp'
+    odd.mkdir()
+    (tmp_path / 'counts.py').write_text(COUNTS)
+    environment = dict(LC_ALL='C', HOME='/proc/none', TMPDIR=str(odd), PIP_INDEX_URL='http://127.0.0.1:9/simple')
+    status, out = result(TWICE, tmp_path, **environment)
+    for count in 0, 1:
+        assert f"count {count} PIP http://127.0.0.1:9/simple stdin b''" in out, out
+    assert status == 0 and min(map(float, re.findall(r'it took ([\d.]+)', out))) < 10
+    assert not list(odd.iterdir())
+
+
+TAKEN = """
+from local_mode import endpoints
+from local_mode.engines.interface import Container
+from local_mode.session import Session
+
+own = session.in_own_directory()
+labels = own.labels() | {endpoints.label('port'): str(session.serving_port)}
+container = Container('a-process', image_uri('local'), ['serve'], labels=labels, port=session.serving_port)
+container.environment = {'SAGEMAKER_PROGRAM': 'any.py', 'SAGEMAKER_SUBMIT_DIRECTORY': sys.argv[2]}
+session.engine.run([container])
+while endpoints.is_free('127.0.0.1', session.serving_port):
+    time.sleep(0.1)
+other = Session(session.boto_session, session.serving_port)
+try:
+    endpoints.check_serving_port(other)
+except RuntimeError as e:
+    print(e)
+other.close()
+"""
+
+
+def test_a_port_that_a_process_has_taken_is_freed_by_kill(tmp_path):
+    (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass')
+    _, out = result(TAKEN, tmp_path)
+    assert re.search(r'another notebook, container a-process; .* remove it with `kill \d+`', out), out
     assert left() == ([], [])
 
 
