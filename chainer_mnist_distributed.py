@@ -17,10 +17,7 @@ __all__ = ['model_fn']  # for hosting, which needs no MPI
 
 
 def train(args):
-    """Train as one of several processes, like chainer_mnist_single_machine.train.
-
-    Exits with a sentence if the processes cannot divide the batch size, or a channel is invalid.
-    """
+    """Train as one of several processes, like chainer_mnist_single_machine.train; they must divide the batch size."""
     import chainermn  # starts MPI, which hosting does not need
 
     comm = chainermn.create_communicator('pure_nccl' if args.num_gpus > 0 else 'naive')

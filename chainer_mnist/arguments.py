@@ -28,11 +28,8 @@ fraction.__name__ = 'fraction (from 0 to 1)'
 def parse(parser, argv=None):
     """Return the parsed arguments. Exits if one is unknown, except those that SageMaker adds."""
     args, rest = parser.parse_known_args(argv)
-    unknown = [
-        word
-        for word in rest  # a word without a dash is the value of an unknown argument
-        if word.startswith('-') and word.lstrip('-')[:1].isalpha() and not word.startswith('--sagemaker_')
-    ]
+    names = (word for word in rest if word.startswith('-') and word.lstrip('-')[:1].isalpha())  # others are values
+    unknown = [name for name in names if not name.startswith('--sagemaker_')]
     if unknown:
         parser.error(f'unknown hyperparameter {" ".join(unknown)}')
     return args

@@ -8,16 +8,19 @@ trap 'rm -rf "$directory"' EXIT
 mkdir "$directory/base"
 debootstrap ${1:+--arch="$1"} --variant=minbase trixie "$directory/base" http://deb.debian.org/debian >&2
 cd "$directory/base"
-cat > etc/apt/sources.list <<EOF
-deb http://deb.debian.org/debian trixie main
-deb http://deb.debian.org/debian trixie-updates main
-deb http://deb.debian.org/debian-security trixie-security main
-EOF
+printf 'deb http://deb.debian.org/%s main\n' 'debian trixie' 'debian trixie-updates' 'debian-security trixie-security' \
+    > etc/apt/sources.list
 rm -rf usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* \
     var/cache/apt/*.bin var/cache/apt/archives/*.deb var/lib/apt/lists/*
 # A network without a registry often has its own certificates, which pip must trust.
 if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
     mkdir -p etc/ssl/certs usr/local/share/ca-certificates
+    cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
+    cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
+ficates.crt usr/local/share/ca-certificates/host.crt; do
+        install -D -m 644 /etc/ssl/certs/ca-certificates.crt $there
+    done
+ficates
     cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
     cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
 fi

@@ -39,12 +39,11 @@ PAGE = """<!doctype html>
 
 
 def write(model: Path, path: Path, images: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-    """Write the page.
+    """Write the page, with the network of a model.npz, as training saves it.
 
-    model: path of a model.npz, as training saves it. images, scores: float32 (N, 784) and the endpoint's
-    (N, 10) for them, to check the network. Raises ValueError, and writes no page, if the network is not one
-    of linear layers with ReLU in between. Weights get seven bits each, which changes probabilities by up to
-    0.02.
+    scores: the endpoint's, float32 (N, 10), for images, float32 (N, 784), to check the network. Raises ValueError, and
+    writes no page, if it is not one of linear layers with ReLU in between. Weights get seven bits each, which changes
+    probabilities by up to 0.02.
     """
     path = pathlib.Path(path)
     path.unlink(missing_ok=True)  # it may be an earlier network's

@@ -1,4 +1,4 @@
-"""The pad's rasteriser, browser/raster.js, in NumPy and for many drawings at once, to train on."""
+"""The pad's rasteriser, browser/raster.js, in NumPy (within 0.0001) and for many drawings at once, to train on."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,13 @@ from numpy.typing import NDArray
 Stroke = NDArray[np.float64] | Sequence[Sequence[float]]  # points (x, y)
 
 SIZE = 280  # the pad's coordinates
-GRID, BOX, INK, SOFT = 28, 20, 2.79, 1.5  # as in pad/raster.js
+GRID, BOX, INK, SOFT = 28, 20, 2.79, 1.5  # as in browser/raster.js
 REACH = (INK + SOFT) / 2
 CHUNK = 512  # drawings at a time, which fit the processor's cache
 
 
 def rasterise(drawings: Sequence[Sequence[Stroke]]) -> NDArray[np.float32]:
-    """Return the images, float32 (N, 784), of drawings, lists of strokes, lists of points (x, y).
-
-    A drawing is a list of strokes, a stroke a list of points (x, y) in SIZE x SIZE. The pixels are within
-    0.0001 of the pad's.
-    """
+    """Return the images, float32 (N, 784), of drawings: lists of strokes, lists of points (x, y) in SIZE x SIZE."""
     images = np.zeros((len(drawings), GRID, GRID), np.float32)
     # Drawings of similar length go together, as each step of draw() draws one segment of each.
     order = sorted((i for i, strokes in enumerate(drawings) if any(map(len, strokes))),

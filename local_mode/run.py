@@ -18,6 +18,7 @@ import nbformat
 import numpy as np
 import traitlets
 from jupyter_client.utils import ensure_async
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 from digit_pad import hand, raster, ways
 
@@ -51,10 +52,7 @@ class Client(nbclient.NotebookClient):
             self.stages[self.stage] = self.stages.get(self.stage, 0) + time.monotonic() - start
 
     async def draw(self) -> dict[str, Any]:
-        """Do what a reader and the pad do: draw a digit, put it into the notebook's data, ask the endpoint.
-
-        Returns what the pad in the saved page shows: strokes, and ten scores or None.
-        """
+        """Draw a digit into data, and ask the endpoint, as the pad does; return the strokes, and ten scores or None."""
         (way, *_) = hand.parse(ways.WAYS[3])
         strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
@@ -72,20 +70,6 @@ class Client(nbclient.NotebookClient):
         if msg['msg_type'] == 'stream':
             print(msg['content']['text'], end='', flush=True)
         return super().output(outs, msg, display_id, cell_index)
-
-
-def join(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Return outputs, adjacent ones of a stream as one, without what a progress bar has written over."""
-    joined: list[nbformat.NotebookNode] = []
-    for output in outputs:
-        if joined and output.output_type == 'stream' and joined[-1].get('name') == output.name:
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    for output in joined:
-        if output.output_type == 'stream':
-            output.text = re.sub(r'[^\n]*\r(?!\n)', '', output.text)
-    return joined
 
 
 def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('output')) -> int:
@@ -111,9 +95,8 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
 
 def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
     """Write a notebook to this path, and as a page beside it; return the path, absolute."""
-    for cell in notebook.cells:
-        if cell.cell_type == 'code':
-            cell.outputs = join(cell.outputs)
+    # Adjacent outputs of a stream become one, without what a progress bar has written over.
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)
     # A page that asks no other server. No cell has formulas or needs RequireJS.

@@ -24,8 +24,7 @@ pin locks/sdk3.lock 3.11 notebooks/requirements-sdk3.txt container/chainer/pypro
 base=$(sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' container/Dockerfile)
 digest=$(docker pull "$base" | sed -n 's/^Digest: //p') || true
 if [ -n "$digest" ]; then
-    sed "s|^ARG BASE=.*|ARG BASE=$base@$digest|" container/Dockerfile > locks/Dockerfile
-    cat locks/Dockerfile > container/Dockerfile && rm locks/Dockerfile
+    sed -i.old "s|^ARG BASE=.*|ARG BASE=$base@$digest|" container/Dockerfile && rm container/Dockerfile.old
 else
     echo "The base of the image stays as it is."
 fi

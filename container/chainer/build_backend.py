@@ -23,10 +23,7 @@ LINK = rf"""(?i)href=["']?([^"'\s>]*\b{re.escape(SDIST)}(?:[#?][^"'\s>]*)?)["'\s
 
 
 def fetch():
-    """Return the bytes of Chainer's sdist: of the file beside this one, or else from the package index.
-
-    Raises FileNotFoundError if the index does not list it, and urllib's errors.
-    """
+    """Return Chainer's sdist, bytes: the file beside this one, or else the index's; raise OSError if it has none."""
     if (HERE / SDIST).exists():
         return (HERE / SDIST).read_bytes()
     truststore.inject_into_ssl()

@@ -99,19 +99,16 @@ void set_up(sgemm *gemm_, int threads_) {
     pthread_atfork(0, 0, disband);
 }
 
-static void assemble(void) {
-    pthread_t id;
-    for (team.size = 1; team.size < threads; team.size++)
-        if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
-}
-
 // Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
 static void together(task *work, const void *arguments, long operations) {
     if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
         flushing(work, arguments, 0, 1);
         return;
     }
-    if (!team.size) assemble();
+    pthread_t id;
+    if (!team.size)
+        for (team.size = 1; team.size < threads; team.size++)
+            if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
     team.work = work, team.arguments = arguments;
     atomic_store(&team.working, team.size - 1);
     pthread_mutex_lock(&team.lock);
@@ -172,8 +169,7 @@ FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
         for (long j = from; j < to; j++) y[j] += b[j];
 }
 
-// Computes products of rows of x and of W, from i and j on. The order of summation, and so a row's result, does
-// not depend on the other rows.
+// Computes products of rows of x and of W, from i and j on. A row's sums have one order, whatever the other rows.
 static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
@@ -311,21 +307,17 @@ FOR_EACH_CPU long softmax_cross_entropy(struct array *y_, struct array *x_, stru
     return count;
 }
 
-// Writes scale * (y - one-hot label) to gx; rows whose label is `ignore` get 0. Returns 0, or -1 if a
-// label is not a column.
+// Writes scale * (y - one-hot label) to gx, 0 where the label is `ignore`. Returns 0, or -1 if a label is not a column.
 FOR_EACH_CPU long softmax_cross_entropy_grad(struct array *gx_, struct array *y_, struct array *t_,
                                              long rows, long columns, int ignore, float scale) {
     float *restrict gx = gx_->data;
     const float *restrict y = y_->data;
     const int *t = t_->data;
     for (long i = 0; i < rows; i++, gx += columns, y += columns) {
-        if (t[i] == ignore) {
-            for (long j = 0; j < columns; j++) gx[j] = 0;
-            continue;
-        }
-        if (t[i] < 0 || t[i] >= columns) return -1;
-        for (long j = 0; j < columns; j++) gx[j] = y[j] * scale;
-        gx[t[i]] -= scale;
+        const int counts = t[i] != ignore;
+        if (counts && (t[i] < 0 || t[i] >= columns)) return -1;
+        for (long j = 0; j < columns; j++) gx[j] = counts ? y[j] * scale : 0;
+        if (counts) gx[t[i]] -= scale;
     }
     return 0;
 }

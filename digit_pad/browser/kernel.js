@@ -2,8 +2,8 @@
 
 // The code that the kernel runs; decimal points make the pixels floats.
 const assign = pixels => `data = [[${pixels.map(value => value.toFixed(4)).join(', ')}]]`;
-const PREDICT = '__import__("numpy").asarray(predictor.predict(__import__("numpy").array(data, "float32")), float)' +
-  '.ravel().tolist()';
+const NUMPY = '__import__("numpy")';
+const PREDICT = `${NUMPY}.asarray(predictor.predict(${NUMPY}.array(data, "float32")), float).ravel().tolist()`;
 
 // Return the endpoint's numbers from the kernel's reply, or null if the endpoint was not asked.
 function readReply({status, ename, user_expressions}) {
@@ -70,8 +70,7 @@ async function runOnServer({token, wsUrl}, base, path, content) {
   const response = await get('api/sessions');
   if (!response.ok) throw Error(`the Jupyter server refused to list its kernels (${response.status}).`);
   const sessions = await response.json().catch(() => { throw Error('the Jupyter server asks you to log in again.'); });
-  const session = sessions.find(
-    session => session.path === path && session.type === 'notebook' && session.kernel);
+  const session = sessions.find(session => session.path === path && session.type === 'notebook' && session.kernel);
   if (!session) throw Error(`no kernel runs for ${path} (start one, then draw on).`);
 
   // crypto.randomUUID() works on https pages only.
@@ -79,8 +78,8 @@ async function runOnServer({token, wsUrl}, base, path, content) {
   const kernel = `api/kernels/${session.kernel.id}`;
   const url = new URL(`${kernel}/channels`, wsUrl ? new URL(wsUrl, base) : base);
   url.protocol = url.protocol.replace('http', 'ws');
-  const header = {msg_id: id(), msg_type: 'execute_request', session: id(), username: '', version: '5.3',
-                  date: new Date().toISOString()};
+  const date = new Date().toISOString();
+  const header = {msg_id: id(), msg_type: 'execute_request', session: id(), username: '', version: '5.3', date};
   url.searchParams.set('session_id', header.session);
   if (token) url.searchParams.set('token', token);
   const socket = new WebSocket(url);
@@ -91,11 +90,8 @@ async function runOnServer({token, wsUrl}, base, path, content) {
       socket.onclose = socket.onerror = () => reject(Error('the connection to the kernel broke.'));
       socket.onopen = () => {
         clearTimeout(timer);  // a running cell may take any time
-        socket.send(JSON.stringify({
-          header, parent_header: {}, metadata: {}, buffers: [], channel: 'shell', content,
-        }));
-        // A kernel that stops or starts at this moment may never answer, and about one connection in a
-        // hundred to an idle kernel gets no replies.
+        socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, buffers: [], channel: 'shell', content}));
+        // A kernel that stops or starts now may never answer, and one idle connection in a hundred gets no replies.
         watch = setInterval(async () => {
           try {
             const response = await get(kernel);

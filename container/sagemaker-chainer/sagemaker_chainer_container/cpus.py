@@ -18,10 +18,7 @@ def cpus():
 
 
 def blas_settings(processes=1):
-    """Return OpenBLAS's environment variables for this many processes on the CPUs, except those already set.
-
-    OpenBLAS reads them when it is loaded, so set them before importing NumPy.
-    """
+    """Return OpenBLAS's variables for this many processes, except those already set; NumPy's import reads them."""
     settings = {
         'OPENBLAS_NUM_THREADS': str(max(1, cpus() // processes)),
         'OPENBLAS_THREAD_TIMEOUT': '20',  # idle threads spin for 0.5 ms instead of 120 ms

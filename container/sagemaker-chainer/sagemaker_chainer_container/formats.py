@@ -27,8 +27,6 @@ def read_npy_header(header):
         raise ValueError('npy format version {}.{} is not supported'.format(*version))
     try:
         shape, fortran_order, dtype = read_header[version](stream)
-    except ValueError:
-        raise
     except Exception as e:  # NumPy parses the header as Python source: SyntaxError, KeyError, ...
         raise ValueError(f'broken npy header: {e}') from e
     if dtype.kind not in NUMBERS:  # objects would be unpickled, which runs code

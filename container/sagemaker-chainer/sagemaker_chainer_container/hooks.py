@@ -84,10 +84,7 @@ def default_input_fn(input_data, content_type):
 
 
 def default_predict_fn(data, model):
-    """Call the model on data, a NumPy array, in test mode without a graph; return a NumPy array.
-
-    Raises BadRequest (400) if the model refuses the array's shape or dtype.
-    """
+    """Return the model's prediction, a NumPy array, in test mode; BadRequest (400) if it refuses the shape or dtype."""
     try:
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             prediction = model(getattr(model, 'xp', np).asarray(data))

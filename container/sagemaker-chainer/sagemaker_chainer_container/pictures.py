@@ -66,10 +66,7 @@ def read(body):
 
 
 def ink_of(grey):
-    """Return the ink in each pixel of a Pillow image of mode L, float32 (height, width), 0 to 1.
-
-    Raises ValueError if nothing stands out from the paper.
-    """
+    """Return the ink in a Pillow image of mode L, float32 (height, width), 0 to 1; ValueError if nothing stands out."""
     rough = reduced(grey, SIDE // 2)
     around = rough.filter(ImageFilter.BoxBlur(max(rough.size) // 6 + 1))
     # Ink covers few pixels and differs much, so the sign of the third moment tells light ink from dark.

@@ -21,10 +21,7 @@ TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 
 @contextlib.contextmanager
 def copied_stderr():
-    """Copy the stderr of this process and its children; yield a function that returns its last TAIL bytes.
-
-    Everything still appears on the real stderr at once.
-    """
+    """Copy to memory what this process and its children write to stderr; yield a function that returns its end."""
     tail, done = b'', threading.Event()
     stderr, (source, sink) = os.dup(2), os.pipe()
 
