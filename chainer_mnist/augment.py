@@ -6,7 +6,10 @@ from chainer.backends import cuda
 
 
 def resample(images, x, y):
-    """Return images, float32 (N, 784), interpolated bilinearly at columns x and rows y, float32 (N, 784), 0 to 27."""
+    """Return images, float32 (N, 784), whose pixels are interpolated bilinearly at (x, y) in the given ones.
+
+    x, y: float32 (N, 784), columns and rows from 0 to 27; positions outside are moved to the edge.
+    """
     xp = cuda.get_array_module(images)
     x, y = xp.clip(x, 0, 26.999), xp.clip(y, 0, 26.999)
     column, row = x.astype(np.int32), y.astype(np.int32)

@@ -17,12 +17,6 @@ if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
     mkdir -p etc/ssl/certs usr/local/share/ca-certificates
     cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
     cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
-ficates.crt usr/local/share/ca-certificates/host.crt; do
-        install -D -m 644 /etc/ssl/certs/ca-certificates.crt $there
-    done
-ficates
-    cp /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/
-    cp /etc/ssl/certs/ca-certificates.crt usr/local/share/ca-certificates/host.crt
 fi
 tar -cf ../base.tar .
 cd ..

@@ -225,7 +225,7 @@ class Predictor:
 
 
 def attempt(function, *args):
-    """Return the function's result, or a Refusal if it raises: the traceback of an exception would keep bodies."""
+    """Return the function's result, or a Refusal if it raises: an exception's traceback would keep bodies in memory."""
     try:
         return function(*args)
     except HTTPException as e:
