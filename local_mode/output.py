@@ -2,7 +2,10 @@
 
 import collections
 import logging
+import re
 import sys
+
+ESCAPE = re.compile(r'\x1b\[[\d;]*[A-Za-z]')  # of a terminal: PrintReport clears lines with one
 
 log = logging.getLogger('local_mode')  # at INFO all is printed as it comes
 log.setLevel(logging.WARNING)
@@ -26,7 +29,7 @@ class Output:
         if log.isEnabledFor(logging.INFO):
             sys.stdout.write(line)
         elif not self.begin:
-            self.show(line.rstrip())
+            self.show(ESCAPE.sub('', line).rstrip())
         elif self.begin in line:
             self.begin = ''
             self.end.clear()

@@ -20,6 +20,9 @@ pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package 
 # {folder: marker for the Docker engine or browser that its tests need}
 MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'docker', 'browser': 'browser'}
 
+# Files that take minutes, to be begun first where several processes test.
+LONG = 'test_make_run.py', 'test_install.py', 'test_notebook.py', 'test_training.py', 'test_jobs.py', 'test_hosts.py'
+
 # Sessions and `make clean` keep to this temporary directory, so that others may test at the same time.
 HERE = tempfile.mkdtemp(prefix='tests-')
 os.chmod(HERE, 0o755)  # for containers and tests that are another user
@@ -39,7 +42,7 @@ os.environ.update(
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by markers
 def pytest_collection_modifyitems(items):
-    """Run fast tests first; skip those that need a GPU if there is none."""
+    """Run fast tests first, or last on several processes; skip those that need a GPU if there is none."""
     for item in items:
         if marker := MARKERS.get(item.path.parent.name):
             item.add_marker(marker)
@@ -47,6 +50,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason='there is no NVIDIA GPU'))
     weights = {'slow': 1, 'browser': 2, 'docker': 4}
     items.sort(key=lambda item: sum(w for m, w in weights.items() if item.get_closest_marker(m)))
+    if os.environ.get('PYTEST_XDIST_WORKER'):  # the long ones side by side, and the short ones fill the rest
+        items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def write_mnist(root, train, test):

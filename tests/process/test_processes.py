@@ -1,9 +1,7 @@
 """Local mode without Docker runs `train` and `serve` as processes, through the same estimator."""
 
 import os
-import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -160,32 +158,3 @@ def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
     assert left()[0]
     run('make', 'clean', env=ENVIRONMENT, check=True)
     wait_for(lambda: left() == ([], []))
-
-
-@pytest.mark.parametrize('compiler', [True, False], ids=['compiler', 'no compiler'])
-def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path, compiler):
-    """The whole tutorial runs without Docker, root or package manager, from a clone with an odd name."""
-    hidden = r'docker|sudo|su$|apt|dpkg|uv' + ('' if compiler else r'|.*(gcc|g\+\+|clang)|cc$|c[89]9')
-    tools = tmp_path / 'bin'
-    tools.mkdir()
-    for path in pathlib.Path('/usr/bin').iterdir():
-        if not re.match(hidden, path.name):
-            (tools / path.name).symlink_to(path)
-    clone, home = tmp_path / 'my clône', tmp_path / 'home'
-    run('git', 'clone', '--quiet', ROOT, clone, check=True)
-    home.mkdir()
-    user = []
-    if os.getuid() == 0:
-        run('chown', '-R', '65534:65534', clone, home, check=True)
-        for directory in (tmp_path, *tmp_path.parents[:4]):  # to that of all tests
-            directory.chmod(0o755)
-        user = 'setpriv --reuid=65534 --regid=65534 --clear-groups'.split()
-    kept = {k: v for k, v in os.environ.items() if k.startswith(('PIP_', 'SSL_', 'REQUESTS_', 'CHAINER_'))}
-    env = kept | {'PATH': str(tools), 'HOME': str(home), 'TMPDIR': str(home), 'LANG': 'C.UTF-8'}
-    done = run(*[shutil.which(word) or word for word in user], tools / 'make', 'run', cwd=clone, env=env)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    assert ('no C compiler' in done.stdout) != compiler
-    assert 'without Docker' in done.stdout and 'nothing isolates' in done.stdout
-    assert (clone / 'output' / 'chainer_mnist_local_mode.html').exists()
-    assert not processes_with(f'TMPDIR={home}')
-    assert not [name for name in os.listdir(home) if name.startswith('chainer-mnist-local-mode')]
