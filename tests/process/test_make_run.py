@@ -24,8 +24,9 @@ def test_make_run_with_nothing_but_python_as_an_ordinary_user(tmp_path, compiler
     user = []
     if os.getuid() == 0:
         run('chown', '-R', '65534:65534', clone, home, check=True)
-        for directory in (tmp_path, *tmp_path.parents[:4]):  # to that of all tests
-            directory.chmod(0o755)
+        for directory in (tmp_path, *tmp_path.parents):
+            if directory.stat().st_mode & 0o777 == 0o700:  # of pytest's
+                directory.chmod(0o755)
         user = 'setpriv --reuid=65534 --regid=65534 --clear-groups'.split()
     kept = {k: v for k, v in os.environ.items() if k.startswith(('PIP_', 'SSL_', 'REQUESTS_', 'CHAINER_'))}
     env = kept | {'PATH': str(tools), 'HOME': str(home), 'TMPDIR': str(home), 'LANG': 'C.UTF-8'}
