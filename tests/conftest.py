@@ -1,5 +1,6 @@
 """These fixtures serve all tiers of tests; each has a folder: fast, docker, browser, faults, gpu, arm64."""
 
+import atexit
 import json
 import os
 import re
@@ -25,6 +26,7 @@ LONG = 'test_make_run.py', 'test_install.py', 'test_notebook.py', 'test_training
 
 # Sessions and `make clean` keep to this temporary directory, so that others may test at the same time.
 HERE = tempfile.mkdtemp(prefix='tests-')
+atexit.register(shutil.rmtree, HERE, ignore_errors=True)
 os.chmod(HERE, 0o755)  # for containers and tests that are another user
 os.environ['TMPDIR'] = tempfile.tempdir = os.path.realpath(HERE)
 
