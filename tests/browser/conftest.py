@@ -36,7 +36,7 @@ def chromium():
 def page(chromium):
     """Return a page whose list `digits` holds the data of all digit events."""
     context = chromium.new_context(viewport={'width': 1300, 'height': 950}, has_touch=True)
-    context.set_default_timeout(30000)
+    context.set_default_timeout(90000)
     context.add_init_script(LISTEN)
     yield context.new_page()
     context.close()

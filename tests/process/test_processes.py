@@ -42,14 +42,22 @@ from sagemaker.chainer.model import ChainerPredictor
 predictor = ChainerPredictor(sys.argv[2], session)
 print(predictor.predict(np.zeros((1, 784), np.float32)).shape)
 """
-ENVIRONMENT = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path_factory, monkeypatch):
+    """Let sessions write below a directory of this test: another's killed kernel leaves its session's in TMPDIR."""
+    directory = tmp_path_factory.mktemp('tmp')
+    monkeypatch.setenv('TMPDIR', str(directory))
+    monkeypatch.setattr(tempfile, 'tempdir', str(directory))
 
 
 def script(code, *args, **environment):
     """Start a Python process of START and some code, with its session on a free port."""
     command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, **streams)
+    environment = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)} | environment
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
 
 
 def result(code, *args, **environment):
@@ -156,5 +164,5 @@ def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
         read_until(process, 'it runs')
         process.send_signal(signal.SIGKILL)
     assert left()[0]
-    run('make', 'clean', env=ENVIRONMENT, check=True)
+    run('make', 'clean', env=os.environ | {'LOCAL_MODE': 'process'}, check=True)
     wait_for(lambda: left() == ([], []))
