@@ -1,8 +1,8 @@
 """This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
-Methods of Chainer that map arrays to arrays (forward passes, gradients, Adam) run in C for contiguous float32 arrays.
-They handle only cases in which their results equal Chainer's within rounding, and leave all others to Chainer. On a
-GPU, read-only data stay there, and reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
+Linear layers, their gradients and Adam run in C for contiguous float32 arrays. They handle only cases in which their
+results equal Chainer's within rounding, and leave all others to Chainer. On a GPU, read-only data stay there, and
+reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
 """
 
 import ctypes
@@ -17,10 +17,7 @@ import numpy as np
 from chainer.backends import cuda
 from chainer.dataset import convert
 from chainer.datasets import TupleDataset
-from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
-from chainer.functions.evaluation.accuracy import Accuracy
-from chainer.functions.loss.softmax_cross_entropy import SoftmaxCrossEntropy, _SoftmaxCrossEntropyGrad_NoDoubleBackprop
 from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
 from chainer.reporter import Summary
@@ -43,15 +40,8 @@ def load():
         (loops.linear_grad_data, array, array, array, size, size, size),
         (loops.linear_grad_weight, array, array, array, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
-        (loops.relu, array, array, size),
-        (loops.relu_grad, array, array, array, size),
-        (loops.softmax_cross_entropy, array, array, array, size, size, integer, ctypes.POINTER(real)),
-        (loops.softmax_cross_entropy_grad, array, array, array, size, size, integer, real),
-        (loops.correct, array, array, size, size),
     ):
         function.argtypes, function.restype = types, None
-    for function in loops.softmax_cross_entropy, loops.softmax_cross_entropy_grad, loops.correct:
-        function.restype = size
     # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
     blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
     loops.set_up(blas.scipy_cblas_sgemm64_, blas.scipy_openblas_get_num_threads64_())
@@ -93,12 +83,6 @@ def plain(*arrays):
     return all(contiguous(a, np.float32) and a.size for a in arrays)
 
 
-def scores_and_labels(x, t, ignore_label=-1):
-    """Return whether x are scores, float32 (N, columns), t labels, int32 (N,); ignore_label fits an int."""
-    fits = type(ignore_label) is int and abs(ignore_label) < 2**31
-    return fits and plain(x) and x.ndim == 2 and contiguous(t, np.int32) and t.shape == x.shape[:1]
-
-
 @replaces(LinearFunction, 'forward')
 def linear(self, inputs):
     if len(inputs) != 3 or not plain(*inputs) or chainer.config.schedule_func is not None:
@@ -135,65 +119,6 @@ def linear_grad_weight(self, inputs):
     gW = np.empty((gy.shape[1], x.shape[1]), np.float32)
     loops.linear_grad_weight(gW, x, gy, *x.shape, len(gW))
     return (gW,)
-
-
-@replaces(ReLU, 'forward_cpu')
-def relu(self, inputs):
-    (x,) = inputs
-    if not plain(x):
-        return None
-    self.retain_outputs((0,))
-    y = np.empty_like(x)
-    loops.relu(y, x, x.size)
-    return (y,)
-
-
-@replaces(ReLUGrad2, 'forward_cpu')
-def relu_grad(self, inputs):
-    (gy,) = inputs
-    if not plain(self.b, gy) or gy.shape != self.b.shape:
-        return None
-    gx = np.empty_like(gy)
-    loops.relu_grad(gx, self.b, gy, gy.size)
-    return (gx,)
-
-
-@replaces(SoftmaxCrossEntropy, 'forward_cpu')
-def softmax_cross_entropy(self, inputs):
-    x, t = inputs
-    usual = self.class_weight is None and self.reduce == 'mean' and self.cache_score and self.normalize
-    if not usual or chainer.config.debug or not scores_and_labels(x, t, self.ignore_label):
-        return None
-    y, loss = np.empty_like(x), ctypes.c_float()
-    count = loops.softmax_cross_entropy(y, x, t, *x.shape, self.ignore_label, loss)
-    if count < 0:  # a label has no score: Chainer raises the error
-        return None
-    self.retain_inputs((0, 1))
-    self.y, self._coeff = y, 1.0 / max(count, 1)
-    return (np.array(loss.value, np.float32),)
-
-
-@replaces(_SoftmaxCrossEntropyGrad_NoDoubleBackprop, 'forward_cpu')
-def softmax_cross_entropy_grad(self, inputs):
-    x, t, gloss = inputs
-    usual = not self.soft_target and self.class_weight is None and self.coeff is not None
-    if not usual or not scores_and_labels(x, t, self.ignore_label) or not plain(self.y, gloss):
-        return None
-    if self.y.shape != x.shape or gloss.shape:
-        return None
-    gx = np.empty_like(x)
-    if loops.softmax_cross_entropy_grad(gx, self.y, t, *x.shape, self.ignore_label, float(gloss) * self.coeff) < 0:
-        return None
-    return (gx,)
-
-
-@replaces(Accuracy, 'forward_cpu')
-def accuracy(self, inputs):
-    y, t = inputs
-    if not scores_and_labels(y, t) or self.ignore_label is not None:
-        return None
-    count = loops.correct(y, t, *y.shape)
-    return None if count < 0 else (np.array(count / len(y), np.float32),)
 
 
 @replaces(AdamRule, 'update_core_cpu')
