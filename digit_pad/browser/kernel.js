@@ -20,9 +20,11 @@ function readReply({status, ename, user_expressions}) {
   throw Error(`Sent to \`data\`, but the endpoint gave no answer: ${reason.slice(0, 200)}`);
 }
 
-// Return the path of the notebook in this page's address, as in the server's list of sessions. JupyterLab's
-// address follows the active panel, so the path is right for a pad that has the focus.
-function notebookPath(base) {
+// Return the path of a panel's notebook, as in the server's list of sessions. JupyterLab says "Path: a/b.ipynb", in the
+// reader's language, in the second line of its tab's title, while its address may name a folder. Notebook 7 has no tabs.
+function notebookPath(panel, base) {
+  const tab = document.querySelector(`.lm-TabBar-tab[data-id="${panel.id}"]`);
+  if (tab?.title) return tab.title.split('\n')[1]?.replace(/^.*?[:\uff1a]\s*/, '');
   const path = location.pathname.startsWith(base) ? location.pathname.slice(base.length) : '';
   const match = path.match(/^(?:(?:lab|doc)(?:\/workspaces\/[^/]+)?\/tree|notebooks)\/(.+)$/);
   return match && decodeURIComponent(match[1]);
@@ -38,7 +40,7 @@ function findKernel(pad) {
       'or use DigitPad of digit_pad).');
   }
   const config = JSON.parse(element.textContent), base = new URL(config.baseUrl || '/', location.href);
-  const path = pad.closest('.jp-NotebookPanel') && notebookPath(base.pathname);
+  const panel = pad.closest('.jp-NotebookPanel'), path = panel && notebookPath(panel, base.pathname);
   if (!path) throw Error('this pad is not inside its notebook (draw in the notebook itself).');
   return async content => {
     for (let tries = 3; ; tries--) {
