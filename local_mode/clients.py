@@ -189,7 +189,7 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
             while not over.wait(1):  # until there is a container, if need be
                 if running := engine.find(instances.labels):
                     # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    engine.stop([container.name for container in running], 120)
+                    engine.stop([*running], 120)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
