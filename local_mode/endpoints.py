@@ -111,11 +111,15 @@ def is_free(host: str, port: int) -> bool:
         return bool(s.connect_ex((host, port)))
 
 
+def use_next_port(session: Any, first: int = 8080) -> None:
+    session.use_port(next(port for port in range(first, 65536) if is_free(session.engine.host, port)))
+
+
 def check_serving_port(session: Any) -> None:
     """Take the next free port if the session may choose; raise EndpointError if its own is taken."""
     engine = session.engine
     if session.takes_next_port:
-        session.use_port(next(port for port in range(8080, 65536) if is_free(engine.host, port)))
+        use_next_port(session)
     port = session.serving_port
     if is_free(engine.host, port):
         return

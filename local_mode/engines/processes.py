@@ -145,9 +145,9 @@ class Processes(Engine):
         return code & 255 if code >= 0 else 128 - code
 
     def find_started(self, name: str) -> tuple[subprocess.Popen, pathlib.Path]:
-        if name not in self.started:
+        if not (started := self.started.get(name)):
             raise EngineError(f'{name} has been removed.')
-        return self.started[name]
+        return started
 
     def stop(self, names: Sequence[str], seconds: int) -> None:
         for record in records():

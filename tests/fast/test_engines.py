@@ -16,8 +16,9 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes, Record
 from local_mode.errors import EngineError, LocalModeError
-from local_mode.names import LABEL, image_uri, of_this_user
+from local_mode.names import LABEL, image_uri, label, of_this_user
 from moto.server import ThreadedMotoServer
+from support import answers, free_port
 
 
 @pytest.fixture
@@ -138,6 +139,28 @@ def test_a_stopped_process_keeps_its_exit_code(tmp_path):
         Record(tmp_path, 'any', {}, process.pid, psutil.Process(process.pid).create_time()).end(5)
         engine.started['any'] = process, tmp_path
         assert engine.wait('any') == 128 + signal.SIGTERM
+
+
+def test_a_process_may_be_removed_while_others_follow_it(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    directory = tmp_path / f'{LABEL}-a' / 'job'
+    directory.mkdir(parents=True)
+    (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass')
+    environment = {'SAGEMAKER_PROGRAM': 'any.py', 'SAGEMAKER_SUBMIT_DIRECTORY': str(tmp_path)}
+    labels = {label('directory'): str(directory)}
+    port = free_port()
+    engine = Processes()
+    engine.run([Container('a', image_uri('local'), ['serve'], environment=environment, labels=labels, port=port)])
+    lines = engine.logs('a')
+    assert 'gunicorn' in next(lines)
+    with pytest.raises(EngineError, match=f'Port {port}: Address already in use'):
+        engine.run([Container('b', image_uri('local'), ['serve'], labels=labels, port=port)])
+    engine.remove(labels)
+    assert all(lines)
+    for call in lambda: next(engine.logs('a')), lambda: engine.wait('a'):
+        with pytest.raises(EngineError, match='a has been removed'):
+            call()
+    assert not answers(port)
 
 
 PLANT = """

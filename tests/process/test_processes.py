@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import pytest
-from support import ROOT, free_port, processes_with, read_until, run, wait_for
+from support import ROOT, STOPPED_JOB, free_port, processes_with, read_until, run, stop_a_job, wait_for
 
 # What a script does before it is asked to: `session`, and `estimator(script, **options)`.
 START = """
@@ -148,6 +148,44 @@ def test_what_needs_docker_says_so(options, tmp_path):
     assert status == 1 and 'Without Docker only `train` and `serve` of our image run, on one host' in ' '.join(
         out.split()
     )
+
+
+def test_stop_during_fit_stops_the_job(tmp_path):
+    """The process ends before its directory is packed; nobody deploys the model of the job before."""
+    assert re.search(STOPPED_JOB, out := stop_a_job(tmp_path, 'process')), out
+    assert left() == ([], [])
+
+
+TAKES = """
+import socket
+
+class Late(type(session.engine)):
+    def fetch(self, *_):  # between the choice of a port and the start
+        stranger.bind(('127.0.0.1', session.serving_port))
+        stranger.listen()
+
+model = estimator(sys.argv[2] + '/any.py')
+model.fit()
+session.engine.__class__ = Late
+for port in None, int(sys.argv[1]):
+    session.set_serving_port(port)
+    with socket.socket() as stranger:
+        try:
+            predictor = model.deploy(1, 'local')
+            endpoint = session.sagemaker_client._endpoints[predictor.endpoint_name]
+            print('after', endpoint.port - stranger.getsockname()[1], predictor.predict(np.zeros((1, 2), np.float32)))
+        except RuntimeError as e:
+            print('deploy', e)
+"""
+
+
+def test_a_port_that_is_taken_meanwhile(tmp_path):
+    """Then the next one is taken, if the session may choose; else `deploy` raises. No stranger's answer counts."""
+    (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass\ndef predict_fn(data, model): return data')
+    _, out = result(TAKES, tmp_path)
+    assert re.search(r'after [1-9]\d? \[\[0. 0.\]\]', out), out
+    assert re.search(r'could not be started. Port \d+: Address already in use', out), out
+    assert left() == ([], [])
 
 
 def test_make_clean_ends_what_a_killed_process_has_left(tmp_path):
