@@ -211,9 +211,8 @@ def stop_a_job(directory, engine):
     (directory / 'long.py').write_text(LONG)
     command = [sys.executable, '-c', STOPPED, directory / 'long.py']
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with subprocess.Popen(
-        command, env=os.environ | {'LOCAL_MODE': engine}, start_new_session=True, **streams
-    ) as process:
+    options = dict(env=os.environ | {'LOCAL_MODE': engine}, start_new_session=True)
+    with subprocess.Popen(command, **options, **streams) as process:
         read_until(process, 'it runs')
         os.killpg(process.pid, signal.SIGINT)
         return process.communicate(timeout=60)[0]
