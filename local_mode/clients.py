@@ -32,9 +32,6 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job.request, self._training_jobs[TrainingJobName] = request, job
         try:
             self.train(job, instances, request)
-        except (KeyboardInterrupt, SystemExit):
-            job.state = 'Stopped'
-            raise
         except Exception as e:
             failure = read_failure(session, output, TrainingJobName) or str(e)
             job.state, request['FailureReason'] = 'Failed', failure
@@ -42,6 +39,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
             raise
         finally:
+            if job.state == job._TRAINING:  # KeyboardInterrupt
+                job.state = 'Stopped'
             instances.discard(keep_files=not output)  # then its artifacts stay where they are
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
@@ -83,13 +82,12 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
         try:
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        except (KeyboardInterrupt, SystemExit):
-            job.state = 'Stopped'
-            raise
         except RuntimeError as e:
             job.state = 'Failed'
             raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
         finally:
+            if job.state == job._PROCESSING:  # KeyboardInterrupt
+                job.state = 'Stopped'
             instances.discard()
 
     def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:

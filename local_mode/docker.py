@@ -1,10 +1,15 @@
 """Names that other projects import from here: image_uri, gpu_available, docker, has_image, LABEL."""
 
 from local_mode.engines.choose import choose, gpu_available
-from local_mode.engines.docker import docker
+from local_mode.engines.docker import Docker
 from local_mode.names import LABEL, image_uri, is_our_image
 
 __all__ = ['LABEL', 'docker', 'gpu_available', 'has_image', 'image_uri', 'is_our_image']
+
+
+def docker(*args: str) -> str:
+    """Run a command of Docker, or of podman where LOCAL_MODE says so; return its stdout. EngineError if it fails."""
+    return Docker()(*args)
 
 
 def has_image(name: str) -> bool:

@@ -1,8 +1,8 @@
-"""Docker as the engine, by its command line; podman's, which is the same, where LOCAL_MODE=podman."""
+"""Docker as the engine, by its command line, or podman's, which is the same."""
 
 import base64
+import contextlib
 import functools
-import ipaddress
 import os
 import re
 import subprocess
@@ -19,28 +19,26 @@ TAKEN = re.compile('port is already allocated|address already in use')  # Docker
 
 
 class Docker(Engine):
-    """Containers of Docker, or of podman."""
+    """Containers of Docker, or of podman where LOCAL_MODE=podman."""
 
     limit = 60.0  # seconds for a command, or an engine that hangs would keep a notebook from ending
     unlimited = 'run', 'wait', 'stop', 'pull', 'rmi'
 
-    def __init__(self, program: str = 'docker') -> None:
-        self.program, self.name = program, program.capitalize()
+    def __init__(self, program: str = '') -> None:
+        self.program = program or ('podman' if os.environ.get('LOCAL_MODE') == 'podman' else 'docker')
 
     def __call__(self, *args: str, input: str = '', environment: Mapping[str, str] | None = None) -> str:
         """Run a command of Docker; return its stdout. EngineError with its stderr where it fails."""
         limit = None if args[0] in self.unlimited else self.limit
         try:
             # In a group of its own: Jupyter's Stop interrupts the kernel's whole group.
-            done = subprocess.run(
-                [self.program, *args], input=input, env={**os.environ, **(environment or {})}, timeout=limit,
-                capture_output=True, text=True, start_new_session=True,
-            )  # fmt: skip
+            apart: dict[str, Any] = dict(start_new_session=True, env={**os.environ, **(environment or {})})
+            command = [self.program, *args]
+            done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=limit, **apart)
         except FileNotFoundError:
-            raise EngineError(
-                f'{self.name} is not installed: install it (https://docs.docker.com/get-docker/; in a clone of '
-                'the tutorial ./setup.sh does), or do without: LOCAL_MODE=process.'
-            ) from None
+            remedy = 'install it (https://docs.docker.com/get-docker/; in a clone ./setup.sh does)'
+            message = f'{self.program.capitalize()} is not installed: {remedy}, or do without: LOCAL_MODE=process.'
+            raise EngineError(message) from None
         except subprocess.TimeoutExpired:
             raise EngineError(f'{self.program} {args[0]} did not answer within {limit:g} s.') from None
         if done.returncode:
@@ -54,9 +52,8 @@ class Docker(Engine):
         except EngineError as e:
             if 'is not installed' in str(e):
                 raise
-            raise EngineError(
-                f'{self.name} does not answer: start it, or join the group "docker" and log in again. ({e})'
-            ) from None
+            remedy = 'start it, or join the group "docker" and log in again'
+            raise EngineError(f'{self.program.capitalize()} does not answer: {remedy}. ({e})') from None
 
     def check(self, image: str) -> None:
         self.reach()
@@ -82,28 +79,27 @@ class Docker(Engine):
 
     def run(self, containers: Sequence[Container]) -> None:
         network = containers[0].name
-        self('network', 'create', *label_options(containers[0].labels), network)
+        self('network', 'create', *options('label', containers[0].labels), network)
         for container in containers:
             for directory in container.mounts.values():
                 os.makedirs(directory, exist_ok=True)
-            # Other users of this machine see a command, but not its input and environment.
-            lines, broken = split_environment(container.environment)
-            options = ['--env-file=/dev/stdin', *(f'--env={name}' for name in broken), *self.options(container)]
-            command = [container.image, *container.entrypoint[1:], *container.command]
-            self('run', '--detach', f'--network={network}', *options, *command, input=lines, environment=broken)
+            # Other users of this machine see a command, but not its input and environment. No line holds a line break.
+            broken = {name: value for name, value in container.environment.items() if re.search('[\r\n]', value)}
+            lines = [f'{name}={value}\n' for name, value in container.environment.items() if name not in broken]
+            given = [*self.options(container), '--env-file=/dev/stdin', *(f'--env={name}' for name in broken)]
+            command = [*given, container.image, *container.entrypoint[1:], *container.command]
+            self('run', '--detach', f'--network={network}', *command, input=''.join(lines), environment=broken)
 
     def options(self, container: Container) -> list[str]:
         # json-file: whatever the daemon's default is, its logs can be read.
-        options = [f'--name={container.name}', '--init', '--log-driver=json-file']
-        options += [f'--hostname={container.host}', f'--network-alias={container.host}'] * bool(container.host)
-        options += label_options(container.labels)
-        options += [mount_option(here, there) for there, here in container.mounts.items()]
-        options += [f'--entrypoint={word}' for word in container.entrypoint[:1]]
-        if container.port:
-            address = '127.0.0.1:' if self.host == '127.0.0.1' else ''
-            options.append(f'--publish={address}{container.port}:8080')
-        options += [f'--cpus={container.cpus or 0:.2f}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
-        return options + ['--read-only', '--tmpfs=/tmp'] * container.read_only
+        given = [f'--name={container.name}', '--init', '--log-driver=json-file', *options('label', container.labels)]
+        given += [f'--hostname={container.host}', f'--network-alias={container.host}'] * bool(container.host)
+        given += [mount_option(here, there) for there, here in container.mounts.items()]
+        given += [f'--entrypoint={word}' for word in container.entrypoint[:1]]
+        address = '127.0.0.1:' if self.host == '127.0.0.1' else ''
+        given += [f'--publish={address}{container.port}:8080'] * bool(container.port)
+        given += [f'--cpus={container.cpus or 0:.2f}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
+        return given + ['--read-only', '--tmpfs=/tmp'] * container.read_only
 
     @functools.cached_property
     def host(self) -> str:  # type: ignore[override]
@@ -111,7 +107,7 @@ class Docker(Engine):
         if not url and self.program == 'docker':
             url = self('context', 'inspect', '--format={{.Endpoints.docker.Host}}').strip()
         host = urlsplit(url).hostname if url.startswith('tcp:') else None
-        return host if host and not is_loopback(host) else '127.0.0.1'
+        return '127.0.0.1' if not host or re.fullmatch(r'localhost|127\..*|::1', host) else host
 
     def logs(self, name: str) -> Iterator[str]:
         streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -137,18 +133,12 @@ class Docker(Engine):
 
     def remove(self, labels: Labels) -> None:
         containers = self('ps', '--all', '--quiet', *filters(labels)).split()
-        networks = self('network', 'ls', '--quiet', *filters(labels)).split()
-        commands = [['rm', '--force', '--volumes', *containers]] * bool(containers)
-        # One by one, as `docker network prune` fails while another prunes.
-        commands += [['network', 'rm', network] for network in networks]
-        failures = []
-        for command in commands:
-            try:
-                self(*command)
-            except EngineError as e:  # the rest is to go
-                failures.append(str(e))
-        if failures:
-            raise EngineError('\n'.join(failures))
+        with contextlib.ExitStack() as stack:  # from the last to the first, whichever of them fails
+            # One by one, as `docker network prune` fails while another prunes.
+            for network in self('network', 'ls', '--quiet', *filters(labels)).split():
+                stack.callback(self, 'network', 'rm', network)
+            if containers:
+                stack.callback(self, 'rm', '--force', '--volumes', *containers)
 
     def cpus(self) -> int:
         column = '{{.NCPU}}' if self.program == 'docker' else '{{.Host.CPUs}}'
@@ -158,22 +148,12 @@ class Docker(Engine):
         return f'{self.program} rm -f {name}'
 
 
-def docker(*args: str) -> str:
-    """Run a command of Docker, or of podman where LOCAL_MODE says so; return its stdout. EngineError if it fails."""
-    return Docker(program())(*args)
-
-
-def program() -> str:
-    """Return the command line's name."""
-    return 'podman' if os.environ.get('LOCAL_MODE') == 'podman' else 'docker'
+def options(option: str, labels: Labels) -> list[str]:
+    return [f'--{option}={name}={value}' for name, value in labels.items()]
 
 
 def filters(labels: Labels) -> list[str]:
-    return [f'--filter=label={name}={value}'.removesuffix('=') for name, value in labels.items()]
-
-
-def label_options(labels: Labels) -> list[str]:
-    return [f'--label={name}={value}' for name, value in labels.items()]
+    return [option.removesuffix('=') for option in options('filter=label', labels)]
 
 
 def mount_option(here: str, there: str) -> str:
@@ -184,17 +164,3 @@ def mount_option(here: str, there: str) -> str:
         return f'--volume={here}:{there}:z'
     quoted = (field.replace('"', '""') for field in (f'source={here}', f'target={there}'))
     return '--mount=type=bind,' + ','.join(f'"{field}"' for field in quoted)
-
-
-def split_environment(environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return lines for --env-file, and the variables that have line breaks, which no such line can hold."""
-    broken = {name: value for name, value in environment.items() if re.search('[\r\n]', value)}
-    return ''.join(f'{name}={value}\n' for name, value in environment.items() if name not in broken), broken
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'

@@ -8,7 +8,6 @@ and can end it, also after a kernel was killed.
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -63,6 +62,9 @@ class Record:
             if seconds:
                 process.terminate()
             self.wait(seconds)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()  # or it could start one more meanwhile
+                children += process.children(recursive=True)
             for left in [process, *children]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
@@ -91,12 +93,7 @@ class Processes(Engine):
         if not is_our_image(image):
             raise refusal(image)
         if not find_spec('sagemaker_training'):
-            raise EngineError(
-                'What processes need in place of Docker is not installed here: `python -m local_mode image`.'
-            )
-
-    def fetch(self, image: str, boto_session: object) -> None:
-        pass
+            raise EngineError('Processes need packages that are not installed here: `python -m local_mode image`.')
 
     def has_image(self, image: str) -> bool:
         return is_our_image(image)
@@ -106,21 +103,22 @@ class Processes(Engine):
         if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
-        with listening(container.port) as sockets:
+        new, log = base.with_suffix('.new'), base.with_suffix('.log')
+        with listen(container.port or 0) as listener:
             base.mkdir()
             mount(container.mounts, base)
-            program, environment = prepare(container, base, sockets)
-            with base.with_suffix('.log').open('wb') as log:
+            program, environment = prepare(container, base, listener.fileno())
+            with log.open('wb') as out:
                 process = subprocess.Popen(
-                    program, cwd=base, env=environment, start_new_session=True, pass_fds=sockets,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    program, cwd=base, env=environment, start_new_session=True,
+                    pass_fds=[listener.fileno()] * bool(container.port),
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )  # fmt: skip
-        self.started[container.name] = process, base.with_suffix('.log')
+        self.started[container.name] = process, log
         created = psutil.Process(process.pid).create_time()
         record = dict(name=container.name, labels=container.labels, pid=process.pid, created=created)
-        file = base.with_suffix('.json')
-        file.with_suffix('.new').write_text(json.dumps(record))
-        file.with_suffix('.new').rename(file)
+        new.write_text(json.dumps(record))
+        new.rename(base.with_suffix('.json'))
 
     def logs(self, name: str) -> Iterator[str]:
         process, path = self.find_started(name)
@@ -207,22 +205,15 @@ def mount(mounts: Mapping[str, str], base: pathlib.Path) -> None:
             there.symlink_to(os.path.abspath(here))
 
 
-@contextlib.contextmanager
-def listening(port: int | None) -> Iterator[list[int]]:
-    """Yield the descriptors of a socket that listens on a port of loopback, or none: from now on nobody else can."""
-    if not port:
-        yield []
-        return
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on loopback, so that nobody else can; PortTaken if somebody does."""
     try:
-        listener = socket.create_server(('127.0.0.1', port))
+        return socket.create_server(('127.0.0.1', port))
     except OSError as e:
-        kind = PortTaken if e.errno == errno.EADDRINUSE else EngineError
-        raise kind(f'Port {port}: {e.strerror}') from None
-    with listener:
-        yield [listener.fileno()]
+        raise PortTaken(f'Port {port}: {e.strerror}') from None
 
 
-def prepare(container: Container, base: pathlib.Path, sockets: list[int]) -> tuple[list[str], dict[str, str]]:
+def prepare(container: Container, base: pathlib.Path, listener: int) -> tuple[list[str], dict[str, str]]:
     """Return the program of a container, and its environment, with base for /opt/ml, and a listening socket."""
     given = dict(container.environment)
     for name in given:
@@ -239,7 +230,7 @@ def prepare(container: Container, base: pathlib.Path, sockets: list[int]) -> tup
             file.write_text(file.read_text().replace(old, new))
         # Not bin/train, whose first line cannot hold a path with a space.
         return [sys.executable, '-m', 'sagemaker_training.cli.train'], environment
-    environment |= {'SAGEMAKER_BIND_TO_FD': str(sockets[0]), 'SM_MODEL_DIR': str(base / 'model')}
+    environment |= {'SAGEMAKER_BIND_TO_FD': str(listener), 'SM_MODEL_DIR': str(base / 'model')}
     settings = container_directory() / 'sagemaker-chainer' / 'gunicorn.conf.py'
     return [sys.executable, '-m', 'gunicorn', '-c', str(settings)], environment
 

@@ -69,7 +69,7 @@ esac
 def test_what_cannot_be_removed_keeps_nothing_else(program, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
     calls = program(FAILS)
-    with pytest.raises(EngineError, match='(?s)cannot remove it.*first has endpoints'):
+    with pytest.raises(EngineError, match='first has endpoints'):
         Docker().remove({LABEL: 'any'})
     assert 'network rm second' in calls()
     clean.clean()

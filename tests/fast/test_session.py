@@ -169,7 +169,7 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
     path('nvidia-smi', 'exit 0')
     path('docker', 'case $1 in images) exit 0;; esac')
     assert not choose.gpu_available()
-    assert 'there is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
+    assert 'There is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
     path('docker', 'case $1 in images) echo id;; run) echo "no such driver" >&2; exit 1;; esac')
     assert not choose.gpu_available()
     assert 'NVIDIA Container Toolkit' in capsys.readouterr().out
