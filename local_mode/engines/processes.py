@@ -2,8 +2,8 @@
 
 A container is then a process of this user, in a directory of its own, which runs our image's `train` or
 `serve`. Nothing isolates it: it sees this machine's files and network, and a script's requirements are
-installed for the notebook, too. Its record lies in its job's directory, where other processes find it
-and can end it, also after a kernel was killed.
+installed for the notebook, too. Its environment names it, by which other processes find it and can end it,
+also after a kernel was killed.
 """
 
 import contextlib
@@ -12,12 +12,10 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -25,57 +23,14 @@ from importlib.util import find_spec
 import psutil
 from local_mode.engines.interface import Container, Engine, Labels
 from local_mode.errors import EngineError, PortTaken
-from local_mode.names import LABEL, is_our_image, label
+from local_mode.names import is_our_image, label
 from local_mode.places import container_directory
 
 KEPT = re.compile(
     'PATH|HOME|LANG|LC_.*|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_.*|REQUESTS_CA_BUNDLE|PIP_.*|UV_.*|.*_proxy', re.IGNORECASE
 )
+MARK = 'CHAINER_MNIST_LOCAL_MODE'  # the variable with a container's name and labels, which its processes inherit
 NOTICE = 'Without Docker: training and hosting run as processes, which nothing isolates from this machine.'
-
-
-@dataclasses.dataclass
-class Record:
-    """A process and how to find it: the file `path` holds the rest of this."""
-
-    path: pathlib.Path
-    name: str
-    labels: dict[str, str]
-    pid: int
-    created: float
-
-    def process(self) -> psutil.Process | None:
-        """Return the running process, or None."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        return None
-
-    def has(self, labels: Labels) -> bool:
-        return all(name in self.labels and value in ('', self.labels[name]) for name, value in labels.items())
-
-    def end(self, seconds: float) -> None:
-        """Send SIGTERM, and after so many seconds SIGKILL to it and all that it has started."""
-        if process := self.process():
-            children = process.children(recursive=True)
-            if seconds:
-                process.terminate()
-            self.wait(seconds)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()  # or it could start one more meanwhile
-                children += process.children(recursive=True)
-            for left in [process, *children]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    left.kill()
-            self.wait(5)
-            psutil.wait_procs(children, 5)
-
-    def wait(self, seconds: float) -> None:
-        """Wait for its end; psutil's wait() would take the exit code of a child from its Popen."""
-        deadline = time.monotonic() + seconds
-        while self.process() and time.monotonic() < deadline:
-            time.sleep(0.05)
 
 
 class Processes(Engine):
@@ -84,7 +39,7 @@ class Processes(Engine):
     noticed = False
 
     def __init__(self) -> None:
-        self.started: dict[str, tuple[subprocess.Popen, pathlib.Path]] = {}  # with their logs
+        self.started: dict[str, tuple[subprocess.Popen, Container]] = {}
         if not Processes.noticed:
             Processes.noticed = True
             print(NOTICE)
@@ -103,26 +58,21 @@ class Processes(Engine):
         if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
-        new, log = base.with_suffix('.new'), base.with_suffix('.log')
         with listen(container.port or 0) as listener:
             base.mkdir()
             mount(container.mounts, base)
             program, environment = prepare(container, base, listener.fileno())
-            with log.open('wb') as out:
+            with base.with_suffix('.log').open('wb') as out:
                 process = subprocess.Popen(
                     program, cwd=base, env=environment, start_new_session=True,
                     pass_fds=[listener.fileno()] * bool(container.port),
                     stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )  # fmt: skip
-        self.started[container.name] = process, log
-        created = psutil.Process(process.pid).create_time()
-        record = dict(name=container.name, labels=container.labels, pid=process.pid, created=created)
-        new.write_text(json.dumps(record))
-        new.rename(base.with_suffix('.json'))
+        self.started[container.name] = process, container
 
     def logs(self, name: str) -> Iterator[str]:
-        process, path = self.find_started(name)
-        with path.open('rb') as log:
+        process, container = self.find_started(name)
+        with base_directory(container).with_suffix('.log').open('rb') as log:
             ended, line = False, b''
             while not ended:
                 ended = process.poll() is not None  # and once more after the end
@@ -142,35 +92,29 @@ class Processes(Engine):
             os.killpg(process.pid, signal.SIGKILL)
         return code & 255 if code >= 0 else 128 - code
 
-    def find_started(self, name: str) -> tuple[subprocess.Popen, pathlib.Path]:
+    def find_started(self, name: str) -> tuple[subprocess.Popen, Container]:
         if not (started := self.started.get(name)):
             raise EngineError(f'{name} has been removed.')
         return started
 
     def stop(self, names: Sequence[str], seconds: int) -> None:
-        for record in records():
-            if record.name in names:
-                record.end(seconds)
+        end({}, names, seconds)
 
     def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-        found = [record for record in records() if record.has(labels) and record.process()]
-        return {record.name: {name: record.labels.get(name, '') for name in want} for record in found}
+        return {m.name: {name: m.labels.get(name, '') for name in want} for m in members(labels)}
 
     def remove(self, labels: Labels) -> None:
-        for record in records():
-            if record.has(labels):
-                record.end(0)
-                record.path.unlink(missing_ok=True)
-                record.path.with_suffix('.log').unlink(missing_ok=True)
-                shutil.rmtree(record.path.with_suffix(''), ignore_errors=True)  # links, not what they lead to
-                if started := self.started.pop(record.name, None):
-                    started[0].wait()
+        end(labels)
+        for name, (process, container) in list(self.started.items()):
+            if has(container.labels, labels):
+                process.wait()
+                self.started.pop(name, None)
 
     def cpus(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
     def removal(self, name: str) -> str:
-        return ' '.join(['kill', *(str(record.pid) for record in records() if record.name == name)])
+        return ' '.join(['kill', *(str(member.process.pid) for member in members({}, [name]) if member.first)])
 
 
 def refusal(image: str) -> EngineError:
@@ -182,15 +126,47 @@ def base_directory(container: Container) -> pathlib.Path:
     return pathlib.Path(container.labels[label('directory')], f'process-{container.name}')
 
 
-def records() -> list[Record]:
-    """Return the records of this user's processes, running or not."""
+@dataclasses.dataclass
+class Member:
+    """A process of a container, which ends with its first one."""
+
+    name: str
+    labels: Labels
+    process: psutil.Process
+    first: bool
+
+
+def members(labels: Labels, names: Sequence[str] = ()) -> list[Member]:
+    """Return this user's processes of the containers that have these labels and, if given, one of these names."""
     found = []
-    for path in sorted(pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*/*/process-*.json')):
-        with contextlib.suppress(OSError, ValueError):  # it goes at this moment
-            # Nobody else may name a process to be killed: below what is ours and no link, others cannot write.
-            if path.parents[1].lstat().st_uid == os.getuid():
-                found.append(Record(path, **json.loads(path.read_text())))
-    return found
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, ValueError):  # it ends at this moment
+            # Nobody else may name a process to be killed.
+            if process.uids().real == os.getuid() and (mark := process.environ().get(MARK)):
+                name, own = json.loads(mark)
+                found.append(Member(name, own, process, os.getsid(process.pid) == process.pid))
+    return [m for m in found if has(m.labels, labels) and (not names or m.name in names)]
+
+
+def has(own: Labels, labels: Labels) -> bool:
+    return all(name in own and value in ('', own[name]) for name, value in labels.items())
+
+
+def end(labels: Labels, names: Sequence[str] = (), seconds: float = 0) -> None:
+    """Send SIGTERM, and after so many seconds SIGKILL, to containers and all that they have started.
+
+    None is waited for, which would take its exit code from its Popen.
+    """
+    for member in members(labels, names) if seconds else []:
+        if member.first:
+            member.process.terminate()
+    deadline = time.monotonic() + seconds
+    while (found := members(labels, names)) and time.monotonic() < deadline + 10:
+        if time.monotonic() > deadline or not any(member.first for member in found):
+            for member in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.process.kill()
+        time.sleep(0.05)
 
 
 def mount(mounts: Mapping[str, str], base: pathlib.Path) -> None:
@@ -220,7 +196,7 @@ def prepare(container: Container, base: pathlib.Path, listener: int) -> tuple[li
         if name.startswith(('SAGEMAKER_', 'SM_')):
             given[name] = given[name].replace('/opt/ml', str(base))
     environment = {k: v for k, v in os.environ.items() if KEPT.fullmatch(k)} | image_variables() | given
-    environment['SAGEMAKER_BASE_DIR'] = str(base)
+    environment |= {'SAGEMAKER_BASE_DIR': str(base), MARK: json.dumps([container.name, dict(container.labels)])}
     if list(container.command) == ['train']:
         config = base / 'input' / 'config'
         # The toolkit waits until a host's name is known.
