@@ -39,8 +39,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
             raise
         finally:
-            if job.state == job._TRAINING:  # KeyboardInterrupt
-                job.state = 'Stopped'
+            job.state = job.state.replace(job._TRAINING, 'Stopped')  # by KeyboardInterrupt
             instances.discard(keep_files=not output)  # then its artifacts stay where they are
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
@@ -82,12 +81,12 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
         try:
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        except RuntimeError as e:
-            job.state = 'Failed'
-            raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+        except BaseException as e:
+            job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
+            if isinstance(e, RuntimeError):
+                raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+            raise
         finally:
-            if job.state == job._PROCESSING:  # KeyboardInterrupt
-                job.state = 'Stopped'
             instances.discard()
 
     def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:

@@ -5,11 +5,7 @@ from local_mode.engines.docker import Docker
 from local_mode.names import LABEL, image_uri, is_our_image
 
 __all__ = ['LABEL', 'docker', 'gpu_available', 'has_image', 'image_uri', 'is_our_image']
-
-
-def docker(*args: str) -> str:
-    """Run a command of Docker, or of podman where LOCAL_MODE says so; return its stdout. EngineError if it fails."""
-    return Docker()(*args)
+docker = Docker()  # docker('ps') runs a command; returns its stdout, or raises EngineError
 
 
 def has_image(name: str) -> bool:

@@ -17,17 +17,14 @@ from local_mode.versions import local_session
 class Endpoint:
     """An endpoint of this machine, whichever process deployed it."""
 
-    container: str
-    session: str
     port: int
     config: str
 
 
 def find(engine: Engine, name: str) -> Endpoint | None:
     """Return the endpoint of this name, or None."""
-    port, config = label('port'), label('config')
-    for container, found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]).items():
-        return Endpoint(container, found[LABEL], int(found[port]), found[config])
+    for found in engine.find({label('endpoint'): name}, want=[label('port'), label('config')]).values():
+        return Endpoint(int(found[label('port')]), found[label('config')])
     return None
 
 
@@ -111,15 +108,11 @@ def is_free(host: str, port: int) -> bool:
         return bool(s.connect_ex((host, port)))
 
 
-def use_next_port(session: Any, first: int = 8080) -> None:
-    session.use_port(next(port for port in range(first, 65536) if is_free(session.engine.host, port)))
-
-
-def check_serving_port(session: Any) -> None:
+def check_serving_port(session: Any, first: int = 8080) -> None:
     """Take the next free port if the session may choose; raise EndpointError if its own is taken."""
     engine = session.engine
     if session.takes_next_port:
-        use_next_port(session)
+        session.use_port(next(port for port in range(first, 65536) if is_free(engine.host, port)))
     port = session.serving_port
     if is_free(engine.host, port):
         return

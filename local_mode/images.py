@@ -11,8 +11,7 @@ from importlib.util import find_spec
 
 from local_mode.engines.docker import Docker
 from local_mode.errors import EngineError, LocalModeError
-from local_mode.names import image_uri
-from local_mode.places import container_directory
+from local_mode.names import container_directory, image_uri
 
 CONTAINER = container_directory()
 LOCKS = CONTAINER.parent / 'locks'
@@ -131,8 +130,6 @@ def install(*what: str, **environment: str) -> None:
 
 def run(*command: str, **environment: str) -> None:
     """Run a command. LocalModeError with the last lines of its output if it fails."""
-    if not shutil.which(command[0]):
-        raise LocalModeError(f'{command[0]} is not installed.')
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
     if done.returncode:
         last = b'\n'.join(done.stdout.splitlines()[-30:]).decode(errors='replace')

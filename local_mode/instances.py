@@ -270,7 +270,7 @@ class ServingInstance(Instances):
                 session.remove_containers(self.labels)
                 if not session.takes_next_port:
                     raise
-                endpoints.use_next_port(session, container.port + 1)
+                endpoints.check_serving_port(session, container.port + 1)
 
     def wait(self, hosting: Hosting, url: str) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)

@@ -71,10 +71,9 @@ def replace_for_estimators() -> None:
 
         The job before is forgotten: if this one fails, nobody is to deploy that one's model for it.
         """
-        refused = estimator.use_spot_instances or not is_ours(estimator.sagemaker_session)
-        if is_ours(estimator.sagemaker_session):
+        if ours := is_ours(estimator.sagemaker_session):
             estimator.latest_training_job = None
-        add(local_mode and refused, estimator, train_args)
+        add(local_mode and (estimator.use_spot_instances or not ours), estimator, train_args)
 
     @functools.wraps(given)
     def hyperparameters(self: Any) -> dict[str, Any]:

@@ -39,8 +39,6 @@ def gpu_available() -> bool:
         engine.check(image)
         engine('run', '--rm', '--gpus', 'all', '--entrypoint', 'nvidia-smi', image)
     except EngineError as e:
-        print(
-            f'This machine has a GPU that cannot be used, so the CPU is: {e} Is the NVIDIA Container Toolkit installed?'
-        )
+        print(f'Using the CPU, as the GPU cannot be used: {e} Is the NVIDIA Container Toolkit installed?')
         return False
     return True

@@ -59,7 +59,7 @@ class Docker(Engine):
         self.reach()
         # A name without a registry would otherwise be looked up on Docker Hub, among strangers.
         if '/' not in image and not self.has_image(image):
-            ours = 'build it with `python -m local_mode image`'
+            ours = f'build it with `python -m local_mode image{" gpu" * ("-gpu-" in image)}`'
             others = f'build it, or name its registry, as in docker.io/library/{image}'
             raise EngineError(f'There is no image {image}: {ours if is_our_image(image) else others}.')
 

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -23,13 +22,12 @@ from importlib.util import find_spec
 import psutil
 from local_mode.engines.interface import Container, Engine, Labels
 from local_mode.errors import EngineError, PortTaken
-from local_mode.names import is_our_image, label
-from local_mode.places import container_directory
+from local_mode.names import container_directory, is_our_image, label
 
 KEPT = re.compile(
     'PATH|HOME|LANG|LC_.*|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_.*|REQUESTS_CA_BUNDLE|PIP_.*|UV_.*|.*_proxy', re.IGNORECASE
 )
-MARK = 'CHAINER_MNIST_LOCAL_MODE'  # the variable with a container's name and labels, which its processes inherit
+MARK, NAME = 'CHAINER_MNIST_LOCAL_MODE', label('name')  # a container's labels and name: its processes inherit both
 NOTICE = 'Without Docker: training and hosting run as processes, which nothing isolates from this machine.'
 
 
@@ -88,8 +86,7 @@ class Processes(Engine):
     def wait(self, name: str) -> int:
         process, _ = self.find_started(name)
         code = process.wait()
-        with contextlib.suppress(ProcessLookupError):  # nothing outlives it, as in a container
-            os.killpg(process.pid, signal.SIGKILL)
+        end({NAME: name})  # nothing outlives it, as in a container
         return code & 255 if code >= 0 else 128 - code
 
     def find_started(self, name: str) -> tuple[subprocess.Popen, Container]:
@@ -98,15 +95,18 @@ class Processes(Engine):
         return started
 
     def stop(self, names: Sequence[str], seconds: int) -> None:
-        end({}, names, seconds)
+        for name in names:
+            end({NAME: name}, seconds)
 
     def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-        return {m.name: {name: m.labels.get(name, '') for name in want} for m in members(labels)}
+        found = [member.labels for member in members(labels)]
+        return {own[NAME]: {name: own.get(name, '') for name in want} for own in found}
 
     def remove(self, labels: Labels) -> None:
         end(labels)
         for name, (process, container) in list(self.started.items()):
             if has(container.labels, labels):
+                process.kill()
                 process.wait()
                 self.started.pop(name, None)
 
@@ -114,7 +114,7 @@ class Processes(Engine):
         return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
     def removal(self, name: str) -> str:
-        return ' '.join(['kill', *(str(member.process.pid) for member in members({}, [name]) if member.first)])
+        return ' '.join(['kill', *(str(member.process.pid) for member in members({NAME: name}) if member.first)])
 
 
 def refusal(image: str) -> EngineError:
@@ -130,38 +130,36 @@ def base_directory(container: Container) -> pathlib.Path:
 class Member:
     """A process of a container, which ends with its first one."""
 
-    name: str
-    labels: Labels
+    labels: dict[str, str]
     process: psutil.Process
     first: bool
 
 
-def members(labels: Labels, names: Sequence[str] = ()) -> list[Member]:
-    """Return this user's processes of the containers that have these labels and, if given, one of these names."""
+def members(labels: Labels) -> list[Member]:
+    """Return this user's processes of the containers that have all these labels ('' is any value)."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError, ValueError):  # it ends at this moment
             # Nobody else may name a process to be killed.
             if process.uids().real == os.getuid() and (mark := process.environ().get(MARK)):
-                name, own = json.loads(mark)
-                found.append(Member(name, own, process, os.getsid(process.pid) == process.pid))
-    return [m for m in found if has(m.labels, labels) and (not names or m.name in names)]
+                found.append(Member(json.loads(mark), process, os.getsid(process.pid) == process.pid))
+    return [member for member in found if has(member.labels, labels)]
 
 
 def has(own: Labels, labels: Labels) -> bool:
     return all(name in own and value in ('', own[name]) for name, value in labels.items())
 
 
-def end(labels: Labels, names: Sequence[str] = (), seconds: float = 0) -> None:
+def end(labels: Labels, seconds: float = 0) -> None:
     """Send SIGTERM, and after so many seconds SIGKILL, to containers and all that they have started.
 
     None is waited for, which would take its exit code from its Popen.
     """
-    for member in members(labels, names) if seconds else []:
-        if member.first:
+    for member in members(labels):
+        if member.first and seconds:
             member.process.terminate()
     deadline = time.monotonic() + seconds
-    while (found := members(labels, names)) and time.monotonic() < deadline + 10:
+    while (found := members(labels)) and time.monotonic() < deadline + 10:
         if time.monotonic() > deadline or not any(member.first for member in found):
             for member in found:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -196,7 +194,7 @@ def prepare(container: Container, base: pathlib.Path, listener: int) -> tuple[li
         if name.startswith(('SAGEMAKER_', 'SM_')):
             given[name] = given[name].replace('/opt/ml', str(base))
     environment = {k: v for k, v in os.environ.items() if KEPT.fullmatch(k)} | image_variables() | given
-    environment |= {'SAGEMAKER_BASE_DIR': str(base), MARK: json.dumps([container.name, dict(container.labels)])}
+    environment |= {'SAGEMAKER_BASE_DIR': str(base), MARK: json.dumps({**container.labels, NAME: container.name})}
     if list(container.command) == ['train']:
         config = base / 'input' / 'config'
         # The toolkit waits until a host's name is known.
@@ -220,5 +218,6 @@ def image_variables() -> dict[str, str]:
         'PYTHONDONTWRITEBYTECODE': '1',
         'PYTHONUTF8': '1',  # LC_ALL=C and a path with an é
         'MPLBACKEND': 'Agg',
+        'SPT_NOENV': '1',  # or setproctitle, where gunicorn finds it, would write over the environment
         'SAGEMAKER_TRAINING_MODULE': 'sagemaker_chainer_container.training:main',
     }
