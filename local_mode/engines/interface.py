@@ -56,10 +56,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(self, containers: Sequence[Container]) -> None:
-        """Start containers, which reach each other by their hosts' names and no other container.
-
-        PortTaken, an EngineError, where something else has the port.
-        """
+        """Start containers, which reach each other by hosts' names and no other; PortTaken if a port is taken."""
 
     @abc.abstractmethod
     def logs(self, name: str) -> Iterator[str]:
