@@ -39,6 +39,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
             raise
         finally:
+            job.state = job.state.replace(job._TRAINING, 'Stopped')  # by KeyboardInterrupt
             instances.discard(keep_files=not output)  # then its artifacts stay where they are
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
@@ -80,9 +81,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
         try:
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        except RuntimeError as e:
-            job.state = 'Failed'
-            raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+        except BaseException as e:
+            job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
+            if isinstance(e, RuntimeError):
+                raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+            raise
         finally:
             instances.discard()
 
@@ -115,7 +118,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         except BaseException:
             self.delete_endpoint(EndpointName)
             raise
-        endpoint.state = endpoint._IN_SERVICE
+        endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
     def running(self, name: str) -> Any:
@@ -189,7 +192,7 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
             while not over.wait(1):  # until there is a container, if need be
                 if running := engine.find(instances.labels):
                     # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    engine.stop([container.name for container in running], 120)
+                    engine.stop([*running], 120)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
