@@ -32,6 +32,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job.request, self._training_jobs[TrainingJobName] = request, job
         try:
             self.train(job, instances, request)
+        except (KeyboardInterrupt, SystemExit):
+            job.state = 'Stopped'
+            raise
         except Exception as e:
             failure = read_failure(session, output, TrainingJobName) or str(e)
             job.state, request['FailureReason'] = 'Failed', failure
@@ -80,6 +83,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
         try:
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
+        except (KeyboardInterrupt, SystemExit):
+            job.state = 'Stopped'
+            raise
         except RuntimeError as e:
             job.state = 'Failed'
             raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
@@ -115,7 +121,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         except BaseException:
             self.delete_endpoint(EndpointName)
             raise
-        endpoint.state = endpoint._IN_SERVICE
+        endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
     def running(self, name: str) -> Any:
@@ -189,7 +195,7 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
             while not over.wait(1):  # until there is a container, if need be
                 if running := engine.find(instances.labels):
                     # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    engine.stop([container.name for container in running], 120)
+                    engine.stop([*running], 120)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

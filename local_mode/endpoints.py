@@ -9,7 +9,7 @@ import urllib3
 from botocore.exceptions import ClientError
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError
-from local_mode.names import LABEL
+from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
 
@@ -23,16 +23,11 @@ class Endpoint:
     config: str
 
 
-def label(name: str) -> str:
-    """Return the label of a container that says what it is for: LABEL.name."""
-    return f'{LABEL}.{name}'
-
-
 def find(engine: Engine, name: str) -> Endpoint | None:
     """Return the endpoint of this name, or None."""
     port, config = label('port'), label('config')
-    for found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]):
-        return Endpoint(found.name, found.labels[LABEL], int(found.labels[port]), found.labels[config])
+    for container, found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]).items():
+        return Endpoint(container, found[LABEL], int(found[port]), found[config])
     return None
 
 
@@ -116,23 +111,28 @@ def is_free(host: str, port: int) -> bool:
         return bool(s.connect_ex((host, port)))
 
 
+def use_next_port(session: Any, first: int = 8080) -> None:
+    session.use_port(next(port for port in range(first, 65536) if is_free(session.engine.host, port)))
+
+
 def check_serving_port(session: Any) -> None:
     """Take the next free port if the session may choose; raise EndpointError if its own is taken."""
     engine = session.engine
     if session.takes_next_port:
-        session.use_port(next(port for port in range(8080, 65536) if is_free(engine.host, port)))
+        use_next_port(session)
     port = session.serving_port
     if is_free(engine.host, port):
         return
     taken = engine.find({label('port'): str(port)}, want=[LABEL])
     if not taken:
         who, remedy = 'another program', 'Stop it'
-    elif taken[0].labels[LABEL] == session.name:
+    elif {LABEL: session.name} in taken.values():
         who = 'an earlier endpoint of this notebook'
         remedy = 'Delete that one with predictor.delete_endpoint()'
     else:
-        who = f'an endpoint of another notebook, container {taken[0].name}'
-        remedy = f'If that notebook is gone, remove it with `{engine.removal(taken[0].name)}`'
+        container = next(iter(taken))
+        who = f'an endpoint of another notebook, container {container}'
+        remedy = f'If that notebook is gone, remove it with `{engine.removal(container)}`'
     raise EndpointError(
         f'Port {port} is taken by {who}; its answers would pass for those of your new model. '
         f'{remedy}, or use another port: open_session(serving_port={port + 1}).'

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 
-from local_mode.engines.docker import docker, program
+from local_mode.engines.docker import Docker, docker, program
 from local_mode.errors import EngineError, LocalModeError
 from local_mode.names import image_uri
 from local_mode.places import container_directory
@@ -26,13 +26,13 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     wanted = os.environ.get('LOCAL_MODE')
     if wanted == 'process' or not wanted and not shutil.which('docker'):
         return install_processes()
+    Docker(program()).reach()
     image = image_uri('local_gpu' if processor == 'gpu' else 'local')
     if platform:
         image += '-' + platform.rpartition('/')[2]
     machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
-    platform = platform or 'linux/' + (
-        ask('version', '--format', '{{.Server.Arch}}') or machine
-    )  # podman knows no such
+    # podman knows no such format.
+    platform = platform or 'linux/' + (ask('version', '--format', '{{.Server.Arch}}') or machine)
     if inspect(image, LABEL) != source() and not pull(image, processor, platform):
         build(image, processor, platform)
 
@@ -131,6 +131,8 @@ def install(*what: str, **environment: str) -> None:
 
 def run(*command: str, **environment: str) -> None:
     """Run a command. LocalModeError with the last lines of its output if it fails."""
+    if not shutil.which(command[0]):
+        raise LocalModeError(f'{command[0]} is not installed.')
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
     if done.returncode:
         last = b'\n'.join(done.stdout.splitlines()[-30:]).decode(errors='replace')

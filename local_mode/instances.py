@@ -18,9 +18,10 @@ from typing import Any
 from urllib.parse import urlparse
 
 import urllib3
+from local_mode import endpoints
 from local_mode.engines.interface import Container, Engine
-from local_mode.errors import EndpointError, EngineError, JobError
-from local_mode.names import LABEL, is_our_image
+from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
+from local_mode.names import is_our_image, label
 from local_mode.output import Output
 from local_mode.s3 import local_copy
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
@@ -32,10 +33,21 @@ CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIG
 def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '') -> None:
     """Run containers, print what they print; JobError with the end of it unless all exit with 0.
 
-    Where one fails the others are stopped. All are removed by whoever started them.
+    Where one fails, or a person stops this, the others are stopped. All are removed by whoever started them.
     """
     output = Output(begin, len(containers))
-    engine.run(containers)
+    try:
+        engine.run(containers)
+        failure = wait_for_end(engine, containers, output)
+    except BaseException:  # before the files of a container that runs are packed
+        stop(engine, [container.name for container in containers], 2)
+        raise
+    if failure:
+        raise JobError(f'{failure}. {output.tail()}')
+
+
+def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
+    """Print what containers print until all have ended; return how the first failed, or an empty string."""
     lines: queue.SimpleQueue[tuple[Container, str | int | Exception]] = queue.SimpleQueue()
     for container in containers:
         threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
@@ -49,10 +61,13 @@ def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '')
         if event and not failure:
             failure = f'{container.host if len(containers) > 1 else "It"} {describe(event)}'
             if running:
-                with contextlib.suppress(EngineError):  # they may have ended by themselves
-                    engine.stop(sorted(running), 10)
-    if failure:
-        raise JobError(f'{failure}. {output.tail()}')
+                stop(engine, sorted(running), 10)
+    return failure
+
+
+def stop(engine: Engine, names: Sequence[str], seconds: int) -> None:
+    with contextlib.suppress(EngineError):  # they may have ended by themselves
+        engine.stop(names, seconds)
 
 
 def describe(end: int | Exception) -> str:
@@ -110,7 +125,7 @@ class Instances(image._SageMakerContainer):
 
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
-        self.labels.update({f'{LABEL}.{name}': str(value) for name, value in names.items()})
+        self.labels.update({label(name): str(value) for name, value in names.items()})
 
     def discard(self, keep_files: bool = False) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
@@ -235,16 +250,27 @@ class ServingInstance(Instances):
             here = os.path.abspath(directory.netloc + directory.path)
             volumes.append(image._Volume(here, '/opt/ml/code'))
             code = '/opt/ml/code'
-        port = self.sagemaker_session.serving_port
-        self.label(port=port)
         (container,) = self.containers('serve', volumes, {**environment, key: code} if code else environment)
-        container.port = port
         if directory.scheme == 'file' and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
-        self.engine.run([container])
+        self.start(container)
         self.container = Hosting(self.engine, container.name)
         self.container.start()
-        self.wait(self.container, f'http://{self.engine.host}:{port}/ping')
+        self.wait(self.container, f'http://{self.engine.host}:{container.port}/ping')
+
+    def start(self, container: Container) -> None:
+        """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
+        session = self.sagemaker_session
+        while True:
+            self.label(port=session.serving_port)
+            container.port, container.labels = session.serving_port, session.labels() | self.labels
+            try:
+                return self.engine.run([container])
+            except PortTaken:
+                session.remove_containers(self.labels)
+                if not session.takes_next_port:
+                    raise
+                endpoints.use_next_port(session, container.port + 1)
 
     def wait(self, hosting: Hosting, url: str) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)

@@ -7,9 +7,14 @@ LABEL = 'chainer-mnist-local-mode'  # on every container and network of ours; it
 VERSION = '7.8.1'  # of Chainer
 
 
+def label(name: str) -> str:
+    """Return the label of a container that says what it is for: LABEL.name."""
+    return f'{LABEL}.{name}'
+
+
 def of_this_user() -> dict[str, str]:
     """Return the labels of all containers that this user has started with this temporary directory."""
-    return {f'{LABEL}.user': str(os.getuid()), f'{LABEL}.tmp': os.path.realpath(tempfile.gettempdir())}
+    return {label('user'): str(os.getuid()), label('tmp'): os.path.realpath(tempfile.gettempdir())}
 
 
 def image_uri(instance_type: str) -> str:

@@ -45,18 +45,35 @@ def quiet(embedded: bool) -> None:
             handler.filters[:] = [lambda record: record.levelno > logging.WARNING or not of_aws(record)] * embedded
 
 
+def without_telemetry(owner: Any, name: str) -> None:
+    """Call a method without the SDK's telemetry for sessions of ours: it swallows KeyboardInterrupt."""
+    theirs = getattr(owner, name)
+
+    @functools.wraps(theirs)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (theirs.__wrapped__ if is_ours(self.sagemaker_session) else theirs)(self, *args, **kwargs)
+
+    setattr(owner, name, method)
+
+
 def replace_for_estimators() -> None:
-    """Estimators of version 2: allow checkpoint_s3_uri and use_mpi=False in local mode."""
+    """Estimators of version 2: allow checkpoint_s3_uri and use_mpi=False in local mode, and stop at Ctrl-C."""
     from sagemaker import estimator as estimators
     from sagemaker.chainer import estimator as chainer
 
     Chainer: Any = chainer.Chainer
     _TrainingJob: Any = estimators._TrainingJob
     add, given = _TrainingJob._add_spot_checkpoint_args, Chainer.hyperparameters
+    without_telemetry(estimators.EstimatorBase, 'fit')
 
     def add_checkpoint_args(local_mode: bool, estimator: Any, train_args: Any) -> None:
-        """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it."""
+        """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it.
+
+        The job before is forgotten: if this one fails, nobody is to deploy that one's model for it.
+        """
         refused = estimator.use_spot_instances or not is_ours(estimator.sagemaker_session)
+        if is_ours(estimator.sagemaker_session):
+            estimator.latest_training_job = None
         add(local_mode and refused, estimator, train_args)
 
     @functools.wraps(given)
@@ -70,11 +87,12 @@ def replace_for_estimators() -> None:
 
 
 def replace_for_trainers() -> None:
-    """ModelTrainer of version 3: run local containers of our sessions on their engine."""
+    """ModelTrainer of version 3: run local containers of our sessions on their engine, and stop at Ctrl-C."""
     import sagemaker.train.model_trainer as module
     from local_mode.trainer import LocalContainer
 
     theirs = module._LocalContainer
+    without_telemetry(module.ModelTrainer, 'train')
 
     def make(**fields: Any) -> Any:
         return (LocalContainer if is_ours(fields.get('sagemaker_session')) else theirs)(**fields)

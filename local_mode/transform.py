@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import urllib3
+from local_mode.endpoints import RuntimeClient
 from local_mode.instances import ServingInstance
 from local_mode.versions import entities
 
@@ -25,6 +26,8 @@ class TransformJob(entities._LocalTransformJob):
         )
         self.container.label(transform=self.name)
         self.container.serve(self.primary_container['ModelDataUrl'], environment)
+        session.use_port(self.container.sagemaker_session.serving_port)
+        session.sagemaker_runtime_client = RuntimeClient(session)
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
         kwargs = {**execution_parameters(url), **kwargs}
         kwargs.update(self._get_required_defaults(**kwargs))

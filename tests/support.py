@@ -7,6 +7,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -165,6 +166,59 @@ def ours(user=None):
         Docker()('network', 'ls', '--quiet', *filters).split(),
         sorted(pathlib.Path(tempfile.gettempdir()).glob(LABEL + '-*')),
     )
+
+
+# A job that ends at once, and the second time not before it is stopped; it then writes `ended`.
+LONG = """
+import os, signal, sys, time
+if __name__ == '__main__':
+    def end(*_):
+        time.sleep(0.5)
+        sys.exit(open(os.environ['SM_MODEL_DIR'] + '/ended', 'w').close())
+    signal.signal(signal.SIGTERM, end)
+    if '--long' in sys.argv:
+        print('it runs', flush=True)
+        time.sleep(1000)
+"""
+STOPPED = f"""
+import pathlib, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+from local_mode import open_session
+from support import LABEL, make_estimator, open_tar
+
+session = open_session(embedded=True)
+job = make_estimator(session, sys.argv[1])
+job.fit()
+job.set_hyperparameters(long=1)
+try:
+    print('fit returned', job.fit())
+except KeyboardInterrupt:
+    print('KeyboardInterrupt')
+name = job._current_job_name
+print(session.sagemaker_client.describe_training_job(name)['TrainingJobStatus'])
+print(session.engine.find({{LABEL: session.name}}))
+with open_tar(session, f'{{job.output_path}}/{{name}}/output/model.tar.gz') as tar:
+    print(tar.getnames())
+try:
+    print('deployed', job.deploy(1, 'local'))
+except ValueError as e:
+    print(e)
+"""
+
+
+def stop_a_job(directory, engine):
+    """Stop a job as Ctrl-C does; return what its script then prints."""
+    (directory / 'long.py').write_text(LONG)
+    command = [sys.executable, '-c', STOPPED, directory / 'long.py']
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    options = dict(env=os.environ | {'LOCAL_MODE': engine}, start_new_session=True)
+    with subprocess.Popen(command, **options, **streams) as process:
+        read_until(process, 'it runs')
+        os.killpg(process.pid, signal.SIGINT)
+        return process.communicate(timeout=60)[0]
+
+
+STOPPED_JOB = r"KeyboardInterrupt\nStopped\n{}\n\['ended'\]\n.*not associated with a training job"
 
 
 @contextlib.contextmanager

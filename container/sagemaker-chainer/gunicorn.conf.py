@@ -9,14 +9,14 @@ import tempfile
 
 from sagemaker_chainer_container.cpus import blas_settings, cpus
 
-host = os.environ.get('SAGEMAKER_BIND_TO_HOST', '0.0.0.0')  # local mode without Docker sets it
-bind = f'{host}:{os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")}'
+listener = os.environ.get('SAGEMAKER_BIND_TO_FD')  # a listening socket, which local mode without Docker passes on
+bind = f'fd://{listener}' if listener else f'0.0.0.0:{os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")}'
 workers = int(os.environ.get('SAGEMAKER_MODEL_SERVER_WORKERS') or cpus())
 worker_class = 'sagemaker_chainer_container.worker.Worker'
 wsgi_app = 'sagemaker_chainer_container.serving:create_app()'
 loglevel = logging.getLevelName(int(os.environ.get('SAGEMAKER_CONTAINER_LOG_LEVEL', logging.INFO)))
 keepalive = 75
-reuse_port = True  # on one shared socket the same worker would take most connections
+reuse_port = not listener  # on one shared socket the same worker would take most connections
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 5
 control_socket_disable = True  # nothing in the container uses it
@@ -29,9 +29,10 @@ os.environ.update(blas_settings(workers))
 
 def on_starting(server):
     """Download the user's code and install its requirements, once, before the workers import it."""
-    host, port = server.cfg.address[0]
-    # Fail if another server has the port: with reuse_port both would get connections.
-    socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET).close()
+    if not listener:
+        host, port = server.cfg.address[0]
+        # Fail if another server has the port: with reuse_port both would get connections.
+        socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET).close()
     directory = os.environ.get('SAGEMAKER_SUBMIT_DIRECTORY', '/opt/ml/code')
     if not os.path.isdir(directory):  # s3://.../sourcedir.tar.gz
         from sagemaker_training import files
@@ -52,6 +53,8 @@ def on_starting(server):
 
 def post_fork(server, worker):
     """Give the worker sockets of its own, which listen only after it has loaded the model."""
+    if listener:
+        return
     family, address = worker.sockets[0].family, worker.sockets[0].getsockname()
     worker.sockets[0].close()
     # Four sockets, as uvloop accepts one connection from each per iteration.

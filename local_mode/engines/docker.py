@@ -1,48 +1,65 @@
 """Docker as the engine, by its command line; podman's, which is the same, where LOCAL_MODE=podman."""
 
+import base64
 import functools
+import ipaddress
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from local_mode.engines.interface import Container, Engine, Found, Labels
-from local_mode.errors import EngineError
+from local_mode.engines.interface import Container, Engine, Labels
+from local_mode.errors import EngineError, PortTaken
 from local_mode.names import is_our_image
+
+ECR = re.compile(r'(\d+)\.dkr\.ecr\.([^.]+)\.amazonaws\.com[^/]*/.*')
+TAKEN = re.compile('port is already allocated|address already in use')  # Docker's and podman's words
 
 
 class Docker(Engine):
     """Containers of Docker, or of podman."""
 
-    def __init__(self, program: str = 'docker') -> None:
-        self.program = program
+    limit = 60.0  # seconds for a command, or an engine that hangs would keep a notebook from ending
+    unlimited = 'run', 'wait', 'stop', 'pull', 'rmi'
 
-    def __call__(self, *args: str, input: str = '') -> str:
+    def __init__(self, program: str = 'docker') -> None:
+        self.program, self.name = program, program.capitalize()
+
+    def __call__(self, *args: str, input: str = '', environment: Mapping[str, str] | None = None) -> str:
         """Run a command of Docker; return its stdout. EngineError with its stderr where it fails."""
-        command = [self.program, *args]
+        limit = None if args[0] in self.unlimited else self.limit
         try:
             # In a group of its own: Jupyter's Stop interrupts the kernel's whole group.
-            done = subprocess.run(command, input=input, capture_output=True, text=True, start_new_session=True)
+            done = subprocess.run(
+                [self.program, *args], input=input, env={**os.environ, **(environment or {})}, timeout=limit,
+                capture_output=True, text=True, start_new_session=True,
+            )  # fmt: skip
         except FileNotFoundError:
             raise EngineError(
-                f'{self.program.capitalize()} is not installed: run ./setup.sh, or see '
-                'https://docs.docker.com/get-docker/.'
+                f'{self.name} is not installed: install it (https://docs.docker.com/get-docker/; in a clone of '
+                'the tutorial ./setup.sh does), or do without: LOCAL_MODE=process.'
             ) from None
+        except subprocess.TimeoutExpired:
+            raise EngineError(f'{self.program} {args[0]} did not answer within {limit:g} s.') from None
         if done.returncode:
-            raise EngineError(f'{self.program} {args[0]}: {done.stderr.strip()}')
+            kind = PortTaken if TAKEN.search(done.stderr) else EngineError
+            raise kind(f'{self.program} {args[0]}: {done.stderr.strip()}')
         return done.stdout
 
-    def check(self, image: str) -> None:
+    def reach(self) -> None:
         try:
             self('info')
         except EngineError as e:
             if 'is not installed' in str(e):
                 raise
             raise EngineError(
-                'Docker does not answer: start it (Docker Desktop, or ./setup.sh), or '
-                f'join the group "docker" and log in again. ({e})'
+                f'{self.name} does not answer: start it, or join the group "docker" and log in again. ({e})'
             ) from None
+
+    def check(self, image: str) -> None:
+        self.reach()
         # A name without a registry would otherwise be looked up on Docker Hub, among strangers.
         if '/' not in image and not self.has_image(image):
             ours = 'build it with `python -m local_mode image`'
@@ -52,11 +69,16 @@ class Docker(Engine):
     def has_image(self, image: str) -> bool:
         return bool(self('images', '--quiet', image).strip())
 
-    def fetch(self, image: str, boto_session: object) -> None:
-        from local_mode.versions import image as sdk  # takes seconds, and is known by then
-
-        if sdk._ecr_login_if_needed(boto_session, image):
-            sdk._pull_image(image)
+    def fetch(self, image: str, boto_session: Any) -> None:
+        found = ECR.fullmatch(image)
+        if not found or self.has_image(image):
+            return
+        client = boto_session.client('ecr', region_name=found[2])
+        (given,) = client.get_authorization_token(registryIds=[found[1]])['authorizationData']
+        user, _, password = base64.b64decode(given['authorizationToken']).decode().partition(':')
+        self('login', '--username', user, '--password-stdin', given['proxyEndpoint'], input=password)
+        print(f'Pulling {image}.')
+        self('pull', image)
 
     def run(self, containers: Sequence[Container]) -> None:
         network = containers[0].name
@@ -64,12 +86,11 @@ class Docker(Engine):
         for container in containers:
             for directory in container.mounts.values():
                 os.makedirs(directory, exist_ok=True)
-            options, variables = environment_options(container.environment)
-            self(
-                'run', '--detach', f'--network={network}', '--env-file=/dev/stdin', *options,
-                *self.options(container), container.image, *container.entrypoint[1:], *container.command,
-                input=variables,
-            )  # fmt: skip
+            # Other users of this machine see a command, but not its input and environment.
+            lines, broken = split_environment(container.environment)
+            options = ['--env-file=/dev/stdin', *(f'--env={name}' for name in broken), *self.options(container)]
+            command = [container.image, *container.entrypoint[1:], *container.command]
+            self('run', '--detach', f'--network={network}', *options, *command, input=lines, environment=broken)
 
     def options(self, container: Container) -> list[str]:
         # json-file: whatever the daemon's default is, its logs can be read.
@@ -81,7 +102,7 @@ class Docker(Engine):
         if container.port:
             address = '127.0.0.1:' if self.host == '127.0.0.1' else ''
             options.append(f'--publish={address}{container.port}:8080')
-        options += [f'--cpus={container.cpus}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
+        options += [f'--cpus={container.cpus or 0:.2f}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
         return options + ['--read-only', '--tmpfs=/tmp'] * container.read_only
 
     @functools.cached_property
@@ -89,7 +110,8 @@ class Docker(Engine):
         url = os.environ.get('DOCKER_HOST') or ''
         if not url and self.program == 'docker':
             url = self('context', 'inspect', '--format={{.Endpoints.docker.Host}}').strip()
-        return urlsplit(url).hostname or '127.0.0.1' if url.startswith('tcp:') else '127.0.0.1'
+        host = urlsplit(url).hostname if url.startswith('tcp:') else None
+        return host if host and not is_loopback(host) else '127.0.0.1'
 
     def logs(self, name: str) -> Iterator[str]:
         streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -108,19 +130,25 @@ class Docker(Engine):
     def stop(self, names: Sequence[str], seconds: int) -> None:
         self('stop', '-t', str(seconds), *names)
 
-    def find(self, labels: Labels, want: Sequence[str] = (), stopped: bool = False) -> list[Found]:
-        columns = ['{{.Names}}', '{{.Status}}', *(f'{{{{.Label "{name}"}}}}' for name in want)]
-        every = ['--all'] if stopped else []
-        listed = self('ps', *every, *filters(labels), '--format', '\t'.join(columns))
-        rows = (line.split('\t') for line in listed.splitlines())
-        return [Found(name, state[:2] == 'Up', dict(zip(want, values))) for name, state, *values in rows]
+    def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        columns = ['{{.Names}}', *(f'{{{{.Label "{name}"}}}}' for name in want)]
+        rows = self('ps', *filters(labels), '--format', '\t'.join(columns)).splitlines()
+        return {name: dict(zip(want, values)) for name, *values in (row.split('\t') for row in rows)}
 
     def remove(self, labels: Labels) -> None:
-        if containers := self('ps', '--all', '--quiet', *filters(labels)).split():
-            self('rm', '--force', '--volumes', *containers)
+        containers = self('ps', '--all', '--quiet', *filters(labels)).split()
+        networks = self('network', 'ls', '--quiet', *filters(labels)).split()
+        commands = [['rm', '--force', '--volumes', *containers]] * bool(containers)
         # One by one, as `docker network prune` fails while another prunes.
-        for network in self('network', 'ls', '--quiet', *filters(labels)).split():
-            self('network', 'rm', network)
+        commands += [['network', 'rm', network] for network in networks]
+        failures = []
+        for command in commands:
+            try:
+                self(*command)
+            except EngineError as e:  # the rest is to go
+                failures.append(str(e))
+        if failures:
+            raise EngineError('\n'.join(failures))
 
     def cpus(self) -> int:
         column = '{{.NCPU}}' if self.program == 'docker' else '{{.Host.CPUs}}'
@@ -158,11 +186,15 @@ def mount_option(here: str, there: str) -> str:
     return '--mount=type=bind,' + ','.join(f'"{field}"' for field in quoted)
 
 
-def environment_options(environment: Mapping[str, str]) -> tuple[list[str], str]:
-    """Return options, and lines for --env-file: other users of this machine see a command, not its input.
+def split_environment(environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return lines for --env-file, and the variables that have line breaks, which no such line can hold."""
+    broken = {name: value for name, value in environment.items() if re.search('[\r\n]', value)}
+    return ''.join(f'{name}={value}\n' for name, value in environment.items() if name not in broken), broken
 
-    A line holds no value with a line break, so such values are options.
-    """
-    pairs = [f'{name}={value}' for name, value in environment.items()]
-    broken = [pair for pair in pairs if '\n' in pair or '\r' in pair]
-    return [f'--env={pair}' for pair in broken], ''.join(f'{p}\n' for p in pairs if p not in broken)
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'

@@ -34,19 +34,13 @@ class Container:
     read_only: bool = False  # but for its mounts and /tmp
 
 
-@dataclasses.dataclass
-class Found:
-    """A container that the engine has, with those labels that were asked for."""
-
-    name: str
-    running: bool
-    labels: dict[str, str]
-
-
 class Engine(abc.ABC):
     """What local mode asks of whatever runs containers. All methods raise EngineError where it fails."""
 
     host = '127.0.0.1'  # where published ports answer
+
+    def reach(self) -> None:  # noqa: B027
+        """Raise EngineError, with the remedy, unless the engine answers."""
 
     @abc.abstractmethod
     def check(self, image: str) -> None:
@@ -62,7 +56,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(self, containers: Sequence[Container]) -> None:
-        """Start containers, which reach each other by their hosts' names and no other container."""
+        """Start containers, which reach each other by their hosts' names and no other container.
+
+        PortTaken, an EngineError, where something else has the port.
+        """
 
     @abc.abstractmethod
     def logs(self, name: str) -> Iterator[str]:
@@ -77,15 +74,15 @@ class Engine(abc.ABC):
         """Send SIGTERM to these containers and, after so many seconds, SIGKILL."""
 
     @abc.abstractmethod
-    def find(self, labels: Labels, want: Sequence[str] = (), stopped: bool = False) -> list[Found]:
-        """Return the running containers that have all these labels ('' is any value), or also stopped ones.
+    def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        """Return the running containers that have all these labels ('' is any value): {name: {label: value}}.
 
         want: the labels of which the values are returned.
         """
 
     @abc.abstractmethod
     def remove(self, labels: Labels) -> None:
-        """End and remove the containers that have all these labels, and their networks."""
+        """End and remove the containers that have all these labels, and their networks; all that can be removed."""
 
     @abc.abstractmethod
     def cpus(self) -> int:

@@ -8,12 +8,14 @@ and can end it, also after a kernel was killed.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import psutil
-from local_mode.engines.interface import Container, Engine, Found, Labels
-from local_mode.errors import EngineError
-from local_mode.names import LABEL, is_our_image
+from local_mode.engines.interface import Container, Engine, Labels
+from local_mode.errors import EngineError, PortTaken
+from local_mode.names import LABEL, is_our_image, label
 from local_mode.places import container_directory
 
 KEPT = re.compile(
@@ -60,11 +62,18 @@ class Record:
             children = process.children(recursive=True)
             if seconds:
                 process.terminate()
-            _, alive = psutil.wait_procs([process], seconds)
-            for left in [*alive, *children]:
+            self.wait(seconds)
+            for left in [process, *children]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
-            psutil.wait_procs([*alive, *children], 5)
+            self.wait(5)
+            psutil.wait_procs(children, 5)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end; psutil's wait() would take the exit code of a child from its Popen."""
+        deadline = time.monotonic() + seconds
+        while self.process() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 class Processes(Engine):
@@ -73,7 +82,7 @@ class Processes(Engine):
     noticed = False
 
     def __init__(self) -> None:
-        self.started: dict[str, subprocess.Popen] = {}
+        self.started: dict[str, tuple[subprocess.Popen, pathlib.Path]] = {}  # with their logs
         if not Processes.noticed:
             Processes.noticed = True
             print(NOTICE)
@@ -97,15 +106,16 @@ class Processes(Engine):
         if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
-        base.mkdir()
-        mount(container.mounts, base)
-        program, environment = prepare(container, base)
-        with base.with_suffix('.log').open('wb') as log:
-            process = subprocess.Popen(
-                program, cwd=base, env=environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.started[container.name] = process
+        with listening(container.port) as sockets:
+            base.mkdir()
+            mount(container.mounts, base)
+            program, environment = prepare(container, base, sockets)
+            with base.with_suffix('.log').open('wb') as log:
+                process = subprocess.Popen(
+                    program, cwd=base, env=environment, start_new_session=True, pass_fds=sockets,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+        self.started[container.name] = process, base.with_suffix('.log')
         created = psutil.Process(process.pid).create_time()
         record = dict(name=container.name, labels=container.labels, pid=process.pid, created=created)
         file = base.with_suffix('.json')
@@ -113,11 +123,11 @@ class Processes(Engine):
         file.with_suffix('.new').rename(file)
 
     def logs(self, name: str) -> Iterator[str]:
-        (record,) = (record for record in records() if record.name == name)
-        with record.path.with_suffix('.log').open('rb') as log:
+        process, path = self.find_started(name)
+        with path.open('rb') as log:
             ended, line = False, b''
             while not ended:
-                ended = self.started[name].poll() is not None  # and once more after the end
+                ended = process.poll() is not None  # and once more after the end
                 for part in log:
                     line += part
                     if line.endswith(b'\n'):
@@ -128,24 +138,25 @@ class Processes(Engine):
             yield line.decode('utf-8', 'replace')
 
     def wait(self, name: str) -> int:
-        process = self.started[name]
+        process, _ = self.find_started(name)
         code = process.wait()
         with contextlib.suppress(ProcessLookupError):  # nothing outlives it, as in a container
             os.killpg(process.pid, signal.SIGKILL)
         return code & 255 if code >= 0 else 128 - code
+
+    def find_started(self, name: str) -> tuple[subprocess.Popen, pathlib.Path]:
+        if not (started := self.started.get(name)):
+            raise EngineError(f'{name} has been removed.')
+        return started
 
     def stop(self, names: Sequence[str], seconds: int) -> None:
         for record in records():
             if record.name in names:
                 record.end(seconds)
 
-    def find(self, labels: Labels, want: Sequence[str] = (), stopped: bool = False) -> list[Found]:
-        found = [(record, bool(record.process())) for record in records() if record.has(labels)]
-        return [
-            Found(record.name, running, {name: record.labels.get(name, '') for name in want})
-            for record, running in found
-            if running or stopped
-        ]
+    def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        found = [record for record in records() if record.has(labels) and record.process()]
+        return {record.name: {name: record.labels.get(name, '') for name in want} for record in found}
 
     def remove(self, labels: Labels) -> None:
         for record in records():
@@ -154,8 +165,8 @@ class Processes(Engine):
                 record.path.unlink(missing_ok=True)
                 record.path.with_suffix('.log').unlink(missing_ok=True)
                 shutil.rmtree(record.path.with_suffix(''), ignore_errors=True)  # links, not what they lead to
-                if process := self.started.pop(record.name, None):
-                    process.wait()
+                if started := self.started.pop(record.name, None):
+                    started[0].wait()
 
     def cpus(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -170,7 +181,7 @@ def refusal(image: str) -> EngineError:
 
 def base_directory(container: Container) -> pathlib.Path:
     """Return the directory that stands for /opt/ml, in the job's own."""
-    return pathlib.Path(container.labels[f'{LABEL}.directory'], f'process-{container.name}')
+    return pathlib.Path(container.labels[label('directory')], f'process-{container.name}')
 
 
 def records() -> list[Record]:
@@ -178,7 +189,8 @@ def records() -> list[Record]:
     found = []
     for path in sorted(pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*/*/process-*.json')):
         with contextlib.suppress(OSError, ValueError):  # it goes at this moment
-            if path.parent.lstat().st_uid == os.getuid():  # nobody else may name a process to be killed
+            # Nobody else may name a process to be killed: below what is ours and no link, others cannot write.
+            if path.parents[1].lstat().st_uid == os.getuid():
                 found.append(Record(path, **json.loads(path.read_text())))
     return found
 
@@ -195,8 +207,23 @@ def mount(mounts: Mapping[str, str], base: pathlib.Path) -> None:
             there.symlink_to(os.path.abspath(here))
 
 
-def prepare(container: Container, base: pathlib.Path) -> tuple[list[str], dict[str, str]]:
-    """Return the program of a container, and its environment, with base for /opt/ml."""
+@contextlib.contextmanager
+def listening(port: int | None) -> Iterator[list[int]]:
+    """Yield the descriptors of a socket that listens on a port of loopback, or none: from now on nobody else can."""
+    if not port:
+        yield []
+        return
+    try:
+        listener = socket.create_server(('127.0.0.1', port))
+    except OSError as e:
+        kind = PortTaken if e.errno == errno.EADDRINUSE else EngineError
+        raise kind(f'Port {port}: {e.strerror}') from None
+    with listener:
+        yield [listener.fileno()]
+
+
+def prepare(container: Container, base: pathlib.Path, sockets: list[int]) -> tuple[list[str], dict[str, str]]:
+    """Return the program of a container, and its environment, with base for /opt/ml, and a listening socket."""
     given = dict(container.environment)
     for name in given:
         if name.startswith(('SAGEMAKER_', 'SM_')):
@@ -212,8 +239,7 @@ def prepare(container: Container, base: pathlib.Path) -> tuple[list[str], dict[s
             file.write_text(file.read_text().replace(old, new))
         # Not bin/train, whose first line cannot hold a path with a space.
         return [sys.executable, '-m', 'sagemaker_training.cli.train'], environment
-    environment |= {'SAGEMAKER_BIND_TO_PORT': str(container.port), 'SAGEMAKER_BIND_TO_HOST': '127.0.0.1'}
-    environment['SM_MODEL_DIR'] = str(base / 'model')
+    environment |= {'SAGEMAKER_BIND_TO_FD': str(sockets[0]), 'SM_MODEL_DIR': str(base / 'model')}
     settings = container_directory() / 'sagemaker-chainer' / 'gunicorn.conf.py'
     return [sys.executable, '-m', 'gunicorn', '-c', str(settings)], environment
 

@@ -15,6 +15,7 @@ TRANSFORM = 'local.entities:_LocalTransformJob'
 PATCHED = {  # in the SDK: the first parameters, on which we rely
     'estimator:_TrainingJob._add_spot_checkpoint_args': 'local_mode estimator train_args',
     'chainer.estimator:Chainer.hyperparameters': 'self',
+    'estimator:EstimatorBase.fit': 'self inputs wait logs',
     CONTAINER + '.train': JOB,
     CONTAINER + '.process': 'self processing_inputs processing_output_config environment processing_job_name',
     CONTAINER + '.serve': 'self model_dir environment',
@@ -50,8 +51,6 @@ CALLED = {
     'local.image:_create_config_file_directories': 'root host',
     'local.image:_create_processing_config_file_directories': 'root host',
     'local.image:_aws_credentials': 'session',
-    'local.image:_ecr_login_if_needed': 'boto_session image',
-    'local.image:_pull_image': 'image',
     'local.image:_Volume': 'host_dir container_dir',
     'local.entities:_LocalEndpoint': 'endpoint_name endpoint_config_name tags local_session',
     'local.entities:_LocalTrainingJob.start': JOB,

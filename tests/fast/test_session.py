@@ -79,13 +79,13 @@ def test_credentials_without_a_region_are_explained(monkeypatch):
 
 
 def test_no_docker_is_said_in_words(path):
-    with pytest.raises(EngineError, match='Docker is not installed: run ./setup.sh'):
+    with pytest.raises(EngineError, match='Docker is not installed: .*get-docker.*setup.sh.*LOCAL_MODE=process'):
         Docker().check('sagemaker-chainer:x')
 
 
 def test_an_engine_that_does_not_answer_is_said_in_words(path):
     path('docker', 'echo "Cannot connect to the Docker daemon" >&2; exit 1')
-    with pytest.raises(EngineError, match='Docker does not answer: start it .*Cannot connect'):
+    with pytest.raises(EngineError, match='Docker does not answer: start it.*Cannot connect'):
         Docker().check('sagemaker-chainer:x')
 
 

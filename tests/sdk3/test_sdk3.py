@@ -1,9 +1,13 @@
 """The tutorial works with version 3 of the SDK; a failing job gives the reason and leaves nothing."""
 
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import nbformat
 import pytest
@@ -71,6 +75,22 @@ def test_variables_arrive_as_they_are(trainer, tmp_path):
     script = 'import os\nopen("/opt/ml/model/price", "w").write(os.environ["PRICE"])'
     trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train()
     assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == '$5 of ${HOME}'
+
+
+def test_ctrl_c_stops_a_job(trainer, local_sagemaker, capsys):
+    """The SDK's telemetry would swallow it."""
+
+    def interrupt():
+        while 'it runs' not in ''.join(shown):
+            time.sleep(0.1)
+            shown.append(capsys.readouterr().out.strip())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    shown = []
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        trainer('import time\nprint("it runs", flush=True)\ntime.sleep(100)').train()
+    assert not local_sagemaker.engine.find({LABEL: local_sagemaker.name})
 
 
 def test_a_job_that_nobody_waits_for_is_refused(trainer):
