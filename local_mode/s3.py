@@ -25,9 +25,30 @@ def local_copy(session: Any, code: str) -> str:
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
     with open_tar(session, code) as tar:
-        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python has none
-        tar.extractall(directory)
+        unpack(str(tar.name), directory)
     return 'file://' + directory
+
+
+def unpack(archive: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+    """Unpack a tar file; TarError if anything in it would lead out of the directory, also as a link."""
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python, 3.11.2, has none
+        for member in tar:
+            tar.extract(checked(member, os.path.realpath(directory)), directory)
+
+
+def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
+    """Return a member of a tar file, as this user's own; TarError if it would lead out of the root, or is a device."""
+    # Or a later link leads .. elsewhere, also by the data filter of Python 3.11.7.
+    member.linkname = os.path.normpath(member.linkname)
+    beside = os.path.dirname(member.name) if member.issym() else ''
+    paths = [member.name] + [os.path.join(beside, member.linkname)] * (member.issym() or member.islnk())
+    inside = all(os.path.commonpath([root, os.path.realpath(os.path.join(root, path))]) == root for path in paths)
+    if not inside or member.isdev():
+        raise tarfile.TarError(f'{member.name!r} in a tar file leads out of {root}, or is a device: nobody needs that.')
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), '', ''
+    member.mode &= 0o755
+    return member
 
 
 def artifacts(output: str, job: str) -> str:
