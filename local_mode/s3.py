@@ -1,4 +1,4 @@
-"""Transfers between S3, or file://, and job directories: the user's code, the failure file, checkpoints."""
+"""Transfers between S3, or file://, and job directories: the user's code, checkpoints."""
 
 import contextlib
 import os
@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import botocore.exceptions
 from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
@@ -51,19 +50,19 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
     return member
 
 
-def artifacts(output: str, job: str) -> str:
-    """Return where below a job's output path the SDK puts its artifacts."""
-    return output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
+def stays(path: str, directory: str) -> bool:
+    """Return whether a path below a directory is a file or directory there, also through links: not what a
+    container's link leads to on this machine, nor a socket or FIFO.
+    """
+    real = os.path.realpath(path)
+    return real.startswith(os.path.realpath(directory) + os.sep) and (os.path.isfile(real) or os.path.isdir(real))
 
 
-def read_failure(session: Any, output: str, job: str) -> str:
-    """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
-    try:
-        with open_tar(session, artifacts(output, job) + '/output.tar.gz') as tar:
-            failure = tar.extractfile('failure')
-            return failure.read().decode('utf-8', 'replace') if failure else ''
-    except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
-        return ''  # there is no such output
+def rescue(directory: str) -> str:
+    """Move a directory out of the session's, which goes; return its new name."""
+    kept = tempfile.mkdtemp(prefix='kept-')
+    os.rename(directory, kept)
+    return kept
 
 
 @contextlib.contextmanager
@@ -82,7 +81,7 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
     """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
 
     On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
-    some of it could not be written.
+    some of it could not be written: then the directory stays.
     """
     if uri.startswith('file://'):
         directory = os.path.abspath(uri.removeprefix('file://'))
@@ -118,8 +117,11 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
         finally:
             over.set()
             thread.join()
+            if failures:
+                failure = f'Checkpoints could not be written to {uri}: {failures[0]}. They are in {rescue(directory)}.'
+                print(failure)
         if failures:
-            raise RuntimeError(f'Checkpoints could not be written to {uri}: {failures[0]}')
+            raise RuntimeError(failure)
 
 
 def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -129,4 +131,5 @@ def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
             path = os.path.join(root, name)
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(path)
-                yield path, (status.st_mtime_ns, status.st_size)
+                if stays(path, directory):
+                    yield path, (status.st_mtime_ns, status.st_size)

@@ -103,7 +103,7 @@ class Docker(Engine):
             address = '127.0.0.1:' if self.host == '127.0.0.1' else ''
             options.append(f'--publish={address}{container.port}:8080')
         options += [f'--cpus={container.cpus or 0:.2f}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
-        return options + ['--read-only', '--tmpfs=/tmp'] * container.read_only
+        return [*options, *container.options] + ['--read-only', '--tmpfs=/tmp'] * container.read_only
 
     @functools.cached_property
     def host(self) -> str:  # type: ignore[override]

@@ -31,6 +31,7 @@ class Container:
     port: int | None = None
     cpus: float | None = None
     gpus: bool = False
+    options: Sequence[str] = ()  # of `docker run`; processes have none
     read_only: bool = False  # but for its mounts and /tmp
 
 

@@ -16,8 +16,9 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes
 from local_mode.errors import EndpointError, EngineError
+from local_mode.transform import execution_parameters
 from sagemaker.s3 import S3Downloader
-from support import IMAGE, ROLE, ROOT, answers, pack, python
+from support import IMAGE, ROLE, ROOT, answers, free_port, pack, python
 
 
 @pytest.fixture
@@ -151,6 +152,25 @@ def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
         session.engine.find = lambda *_, **__: []
         with pytest.raises(EndpointError, match='Port 8080 is taken by another program'):
             endpoints.check_serving_port(session)
+
+
+def test_the_users_settings_of_local_mode_stay(session):
+    """Each job has the port of its beginning, whatever endpoint the session deploys next."""
+    session.config = {'local': {'local_code': True, 'region_name': 'eu-west-1', 'container_config': {'shm_size': '1g'}}}
+    session.set_serving_port(1234)
+    own = session.in_own_directory()
+    session.set_serving_port(1235)
+    users = dict(local_code=True, region_name='eu-west-1', container_config={'shm_size': '1g'})
+    assert session.config == {'local': dict(users, serving_port=1235, container_root=session.directory)}
+    assert own.config == {'local': dict(users, serving_port=1234, container_root=own.directory)}
+    assert own.sagemaker_runtime_client.port('') == 1234
+    session.config = None
+    session.set_serving_port(None)
+
+
+def test_a_container_that_stops_before_it_recommends_anything_is_told():
+    with pytest.raises(EndpointError, match='gave no JSON object at http://127.0.0.1:.*refused'):
+        execution_parameters(f'http://127.0.0.1:{free_port()}/execution-parameters')
 
 
 def test_secrets_and_odd_paths_pass_an_engines_command_line(path, tmp_path):
