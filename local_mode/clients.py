@@ -11,7 +11,7 @@ from local_mode import endpoints
 from local_mode.endpoints import label
 from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.instances import Instances, ServingInstance
-from local_mode.s3 import artifacts, checkpoints, local_copy, read_failure
+from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
@@ -23,24 +23,25 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
-        session, output = self.sagemaker_session, request['OutputDataConfig']['S3OutputPath']
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
         algorithm = request['AlgorithmSpecification']
-        instances = Instances.of(request['ResourceConfig'], algorithm['TrainingImage'], session, algorithm)
+        instances = Instances.of(
+            request['ResourceConfig'], algorithm['TrainingImage'], self.sagemaker_session, algorithm
+        )
         instances.label(job=TrainingJobName)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job
         try:
             self.train(job, instances, request)
         except Exception as e:
-            failure = read_failure(session, output, TrainingJobName) or str(e)
+            failure = (instances.failure() or str(e)) + instances.kept
             job.state, request['FailureReason'] = 'Failed', failure
             if isinstance(e, RuntimeError):
                 raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
             raise
         finally:
             job.state = job.state.replace(job._TRAINING, 'Stopped')  # by KeyboardInterrupt
-            instances.discard(keep_files=not output)  # then its artifacts stay where they are
+            instances.discard()
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
         """Run a job's containers to their end, or to that of MaxRuntimeInSeconds."""
@@ -58,8 +59,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         ):
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
         if stopped:  # as on SageMaker, with what there is so far
-            job.state = 'Stopped'
-            job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
+            job.state, job.model_artifacts = 'Stopped', instances.artifacts
             print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         except BaseException as e:
             job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
             if isinstance(e, RuntimeError):
-                raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
+                raise JobError(f'Processing job {ProcessingJobName} failed. {e}{instances.kept}') from None
             raise
         finally:
             instances.discard()
@@ -199,7 +199,7 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
     try:
         yield stopped
     except JobError:
-        if not stopped:
+        if not stopped or instances.kept:
             raise
     finally:
         over.set()

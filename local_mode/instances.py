@@ -10,10 +10,11 @@ import pathlib
 import queue
 import shutil
 import tarfile
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
@@ -23,8 +24,8 @@ from local_mode.engines.interface import Container, Engine
 from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
 from local_mode.names import is_our_image, label
 from local_mode.output import Output
-from local_mode.s3 import local_copy
-from local_mode.versions import SUBMIT_DIRECTORY, entities, image
+from local_mode.s3 import local_copy, rescue, stays, unpack
+from local_mode.versions import SUBMIT_DIRECTORY, data, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
@@ -112,6 +113,7 @@ class Instances(image._SageMakerContainer):
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
+        self.kept = ''  # a sentence on results that could not be collected
         self.cpus: float | None = None
         if instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / instance_count
@@ -127,11 +129,10 @@ class Instances(image._SageMakerContainer):
         """Add labels: LABEL.name = value."""
         self.labels.update({label(name): str(value) for name, value in names.items()})
 
-    def discard(self, keep_files: bool = False) -> None:
+    def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
         self.sagemaker_session.remove_containers(self.labels)
-        if not keep_files:
-            shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
+        shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
         self, command: str, volumes: Iterable[Any], variables: dict[str, Any], directories: Iterable[str] = ()
@@ -139,15 +140,17 @@ class Instances(image._SageMakerContainer):
         """Return a container for each host, with volumes, and directories of its own below /opt/ml."""
         self.engine.fetch(self.image, self.sagemaker_session.boto_session)
         mounts = {volume.container_dir: volume.host_dir for volume in volumes} | self.mounts
-        entrypoint = [*(self.container_entrypoint or []), *(self.container_arguments or [])]
+        entrypoint, arguments = self.container_entrypoint or [], self.container_arguments or []
+        config = self.sagemaker_session.local.get('container_config', {})  # of the SDK's: here options of `docker run`
         return [
             Container(
                 name=f'{self.sagemaker_session.name}-{host}',
                 image=self.image,
                 host=host,
-                command=[] if entrypoint or command == 'process' else [command],
+                command=arguments or ([] if entrypoint or command == 'process' else [command]),
                 entrypoint=entrypoint,
-                environment=self.sagemaker_session.credentials() | {k: str(v) for k, v in variables.items()},
+                environment=self.sagemaker_session.environment(variables),
+                options=[f'--{name.replace("_", "-")}={value}' for name, value in config.items()],
                 mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
                 labels=self.sagemaker_session.labels() | self.labels,
                 cpus=self.cpus,
@@ -170,27 +173,46 @@ class Instances(image._SageMakerContainer):
             image._create_config_file_directories(self.container_root, host)
             self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
-        session = self.sagemaker_session
-        variables = {image.REGION_ENV_NAME: session.boto_region_name, image.TRAINING_JOB_NAME_ENV_NAME: job_name}
-        variables[image.S3_ENDPOINT_URL_ENV_NAME] = session.s3_resource.meta.client._endpoint.host
-        containers = self.containers('train', volumes, variables | environment, ('output', 'output/data', 'input'))
+        variables = self.sagemaker_session.variables(job_name) | environment
+        containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
+        self.run(containers, lambda: self.collect(containers, output['S3OutputPath'], job_name))
+        return self.artifacts
+
+    def run(self, containers: Sequence[Container], collect: Callable[[], None]) -> None:
+        """Run containers to their end; then collect what they wrote, also where they have failed."""
         try:
             run_to_end(self.engine, containers)
-        finally:
-            artifacts = self.collect(containers, output['S3OutputPath'], job_name)
-        return artifacts
+        except BaseException:
+            with contextlib.suppress(JobError):  # the first failure counts
+                collect()
+            raise
+        collect()
 
-    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> str:
-        """Pack what all hosts wrote, and move it to the output path; return where model.tar.gz is then."""
-        packed = os.path.join(self.container_root, 'packed')
-        os.mkdir(packed)
-        for kind in 'model', 'output':
-            directories = dict.fromkeys(container.mounts[f'/opt/ml/{kind}'] for container in containers)
-            pack(f'{packed}/{kind}.tar.gz', directories)
-        if not output:
-            return f'file://{packed}/model.tar.gz'
-        uri = entities.move_to_destination(packed, output, job_name, self.sagemaker_session, prefix='output')
-        return f'{uri}/model.tar.gz'
+    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> None:
+        """Pack what all hosts wrote, and move it to the output path."""
+        session = self.sagemaker_session
+        with self.keeping(self.container_root):
+            packed = self._create_tmp_folder()
+            pack_results(containers, packed)
+            output = output or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
+            uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
+            self.artifacts = f'{uri}/model.tar.gz'
+
+    @contextlib.contextmanager
+    def keeping(self, directory: str) -> Iterator[None]:
+        """Keep a directory of results where they cannot be collected; JobError then, and self.kept says where."""
+        try:
+            yield
+        except Exception as e:  # of the disk, of S3
+            self.container_root = rescue(directory)
+            self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
+            raise JobError('It has ended.') from e
+
+    def failure(self) -> str:
+        """Return the text of the first /opt/ml/output/failure that the hosts wrote, or an empty string."""
+        files = [f'{self.container_root}/{host}/output/failure' for host in self.hosts]
+        files = [f for f in files if os.path.isfile(f) and stays(f, self.container_root) and os.access(f, os.R_OK)]
+        return pathlib.Path(min(files, key=os.path.getmtime)).read_text(errors='replace') if files else ''
 
     def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
@@ -201,21 +223,47 @@ class Instances(image._SageMakerContainer):
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
             self.write_processing_config_files(host, environment, inputs, outputs, job_name)
-        try:
-            run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
-        finally:
-            self._upload_processing_outputs(data, outputs)
+        containers = self.containers('process', volumes, environment, ('output', 'config'))
+        self.run(containers, lambda: self._upload_processing_outputs(data, outputs))
+
+    def _upload_processing_outputs(self, data_dir: str, processing_output_config: Any) -> None:
+        """Upload them without links that lead out: the SDK would follow those on this machine."""
+        with self.keeping(data_dir):
+            plain = self._create_tmp_folder()
+
+            def strays(here: str, names: list[str]) -> list[str]:
+                return [name for name in names if not stays(os.path.join(here, name), data_dir)]
+
+            shutil.copytree(data_dir, plain, symlinks=True, ignore=strays, dirs_exist_ok=True)
+            super()._upload_processing_outputs(plain, processing_output_config)
 
 
-def pack(archive: str, directories: Iterable[str]) -> None:
-    """Write a .tar.gz of the files below directories, of which later ones go first; links stay links."""
-    found = {}
-    for directory in map(pathlib.Path, directories):
-        found.update({str(path.relative_to(directory)): path for path in sorted(directory.rglob('*'))})
+def pack_results(containers: Iterable[Container], directory: str) -> None:
+    """Write model.tar.gz and output.tar.gz of what containers wrote."""
+    for kind in 'model', 'output':
+        inside = f'/opt/ml/{kind}'
+        pack(f'{directory}/{kind}.tar.gz', dict.fromkeys(container.mounts[inside] for container in containers), inside)
+
+
+def pack(archive: str, directories: Iterable[str], inside: str) -> None:
+    """Write a .tar.gz of what is below directories, which containers have `inside`.
+
+    Sockets, FIFOs and links that lead out stay out; other links are relative then.
+    """
     with tarfile.open(archive, 'w:gz') as tar:
-        for name, path in found.items():
-            if path.is_symlink() or path.is_file() or path.is_dir():  # and no socket or FIFO
-                tar.add(path, name, recursive=False)
+        for directory in map(os.path.realpath, directories):
+
+            def kept(member: tarfile.TarInfo, top: str = directory) -> tarfile.TarInfo | None:
+                if member.issym():
+                    here = os.path.join(top, os.path.dirname(member.name))
+                    target = os.path.join(here, member.linkname.replace(inside + '/', top + '/', 1))
+                    if not stays(target, top):
+                        return None
+                    member.linkname = os.path.relpath(os.path.realpath(target), here)
+                return None if member.isdev() else member
+
+            for name in sorted(os.listdir(directory)):
+                tar.add(os.path.join(directory, name), name, filter=kept)
 
 
 class Hosting(threading.Thread):
@@ -290,8 +338,15 @@ class ServingInstance(Instances):
             self.container.join(10)
 
     def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
-        volumes = super()._prepare_serving_volumes(model_location)
-        for volume in volumes:
-            if volume.host_dir.startswith(self.sagemaker_session.directory):
-                os.chmod(volume.host_dir, 0o777)  # for workers that are not root; outside has no way here
-        return volumes
+        """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""
+        source = data.get_data_source_instance(model_location, self.sagemaker_session)
+        directory, files = source.get_root_dir(), source.get_file_list()
+        if files and all(map(tarfile.is_tarfile, files)):
+            ours, directory = directory, self._create_tmp_folder()
+            for file in files:
+                unpack(file, directory)
+            if ours.startswith(self.sagemaker_session.directory):  # from S3
+                shutil.rmtree(ours)
+        if directory.startswith(self.sagemaker_session.directory):
+            os.chmod(directory, 0o777)  # for workers that are not root; outside has no way here
+        return [image._Volume(directory, '/opt/ml/model')]

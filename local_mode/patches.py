@@ -28,21 +28,18 @@ def apply() -> None:
 def quiet(embedded: bool) -> None:
     """Keep from the terminal the log lines in which the SDK repeats what the output shows.
 
-    Version 2 gives the root logger a handler, at INFO: it then shows warnings only; all other handlers
-    see every line. embedded: it shows no warnings of credentials and telemetry, which the stand-in lacks.
+    Version 2 gives the root logger a handler and the level INFO, in fit(): it may not; all others see every line.
+    embedded: there are no warnings of credentials and telemetry, which the stand-in lacks.
     """
     if PACKAGE == 'sagemaker':
-        import_module('sagemaker.experiments._metrics')  # which else adds the handler later, in fit()
+        before, level = [*logging.root.handlers], logging.root.level
+        import_module('sagemaker.experiments._metrics')  # which does so
+        logging.root.handlers[:] = before
+        logging.root.setLevel(level)
     else:
         logging.getLogger('sagemaker').setLevel(logging.WARNING)
-
-    def of_aws(record: logging.LogRecord) -> bool:
-        return record.name.startswith((f'{PACKAGE}.telemetry', f'{PACKAGE}.local'))
-
-    for handler in logging.root.handlers:
-        if handler.formatter and handler.formatter._fmt == logging.BASIC_FORMAT:
-            handler.setLevel(logging.WARNING)
-            handler.filters[:] = [lambda record: record.levelno > logging.WARNING or not of_aws(record)] * embedded
+    for name in ('telemetry', 'local') if embedded else ():
+        logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
 
 
 def without_telemetry(owner: Any, name: str) -> None:

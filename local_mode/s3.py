@@ -1,4 +1,4 @@
-"""Transfers between S3, or file://, and job directories: the user's code, the failure file, checkpoints."""
+"""Transfers between S3, or file://, and job directories: the user's code, checkpoints."""
 
 import contextlib
 import os
@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import botocore.exceptions
 from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
@@ -25,24 +24,45 @@ def local_copy(session: Any, code: str) -> str:
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
     with open_tar(session, code) as tar:
-        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python has none
-        tar.extractall(directory)
+        unpack(str(tar.name), directory)
     return 'file://' + directory
 
 
-def artifacts(output: str, job: str) -> str:
-    """Return where below a job's output path the SDK puts its artifacts."""
-    return output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
+def unpack(archive: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+    """Unpack a tar file; TarError if anything in it would lead out of the directory, also as a link."""
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python, 3.11.2, has none
+        for member in tar:
+            tar.extract(checked(member, os.path.realpath(directory)), directory)
 
 
-def read_failure(session: Any, output: str, job: str) -> str:
-    """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
-    try:
-        with open_tar(session, artifacts(output, job) + '/output.tar.gz') as tar:
-            failure = tar.extractfile('failure')
-            return failure.read().decode('utf-8', 'replace') if failure else ''
-    except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
-        return ''  # there is no such output
+def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
+    """Return a member of a tar file, as this user's own; TarError if it would lead out of the root, or is a device."""
+    # Or a later link leads .. elsewhere, also by the data filter of Python 3.11.7.
+    member.linkname = os.path.normpath(member.linkname)
+    beside = os.path.dirname(member.name) if member.issym() else ''
+    paths = [member.name] + [os.path.join(beside, member.linkname)] * (member.issym() or member.islnk())
+    inside = all(os.path.commonpath([root, os.path.realpath(os.path.join(root, path))]) == root for path in paths)
+    if not inside or member.isdev():
+        raise tarfile.TarError(f'{member.name!r} in a tar file leads out of {root}, or is a device: nobody needs that.')
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), '', ''
+    member.mode &= 0o755
+    return member
+
+
+def stays(path: str, directory: str) -> bool:
+    """Return whether a path below a directory is a file or directory there, also through links: not what a
+    container's link leads to on this machine, nor a socket or FIFO.
+    """
+    real = os.path.realpath(path)
+    return real.startswith(os.path.realpath(directory) + os.sep) and (os.path.isfile(real) or os.path.isdir(real))
+
+
+def rescue(directory: str) -> str:
+    """Move a directory out of the session's, which goes; return its new name."""
+    kept = tempfile.mkdtemp(prefix='kept-')
+    os.rename(directory, kept)
+    return kept
 
 
 @contextlib.contextmanager
@@ -61,7 +81,7 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
     """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
 
     On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
-    some of it could not be written.
+    some of it could not be written: then the directory stays.
     """
     if uri.startswith('file://'):
         directory = os.path.abspath(uri.removeprefix('file://'))
@@ -97,8 +117,11 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
         finally:
             over.set()
             thread.join()
+            if failures:
+                failure = f'Checkpoints could not be written to {uri}: {failures[0]}. They are in {rescue(directory)}.'
+                print(failure)
         if failures:
-            raise RuntimeError(f'Checkpoints could not be written to {uri}: {failures[0]}')
+            raise RuntimeError(failure)
 
 
 def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -108,4 +131,5 @@ def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
             path = os.path.join(root, name)
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(path)
-                yield path, (status.st_mtime_ns, status.st_size)
+                if stays(path, directory):
+                    yield path, (status.st_mtime_ns, status.st_size)

@@ -51,7 +51,7 @@ class Session(local_session.LocalSession):
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
         self.settings = SessionSettings(local_download_dir=self.directory)  # where the SDK packs the script
-        self.set_serving_port(serving_port)
+        self.set_serving_port(serving_port or self.local.get('serving_port'))
         self.stop_aws: Callable[[], None] | None = None
         atexit.register(self.close)
 
@@ -60,20 +60,35 @@ class Session(local_session.LocalSession):
         self.takes_next_port = serving_port is None
         self.use_port(serving_port or 8080)
 
+    @property
+    def local(self) -> dict[str, Any]:
+        """The settings of local mode in `config`, also those of the user."""
+        return (self.config or {}).get('local', {})
+
     def use_port(self, serving_port: int) -> None:
         self.serving_port = serving_port
-        self.config = {'local': {'serving_port': serving_port, 'container_root': self.directory}}
+        self.config = {'local': {**self.local, 'serving_port': serving_port, 'container_root': self.directory}}
 
     def in_own_directory(self) -> 'Session':
-        """Return this session, as a job sees it: all that the SDK writes is in a new directory below."""
-        own: Any = copy.copy(self)
+        """Return this session, as a job sees it: with a directory below for all that the SDK writes, and its port."""
+        own = copy.copy(self)
         own.directory = tempfile.mkdtemp(dir=self.directory)
-        own._config = {'local': {**self.config['local'], 'container_root': own.directory}}
+        own.sagemaker_runtime_client = RuntimeClient(own)
+        own.use_port(self.serving_port)
         return own
 
     def labels(self) -> dict[str, str]:
         """Return the labels of this session's containers; those beside its name are what clean() goes by."""
         return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
+
+    def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return a container's variables: credentials, and what is given."""
+        return {'PYTHONUNBUFFERED': '1', **self.credentials(), **{name: str(value) for name, value in given.items()}}
+
+    def variables(self, job: str) -> dict[str, str]:
+        """Return the variables of a training job's containers that the SDK sets."""
+        s3 = self.s3_client._endpoint.host  # type: ignore[attr-defined]
+        return {'AWS_REGION': self.boto_region_name, 'TRAINING_JOB_NAME': job, 'S3_ENDPOINT_URL': s3}
 
     def credentials(self) -> dict[str, str]:
         """Return the variables that give a container this session's credentials."""

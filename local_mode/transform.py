@@ -2,11 +2,10 @@
 
 import datetime
 import json
-import shutil
 from typing import Any
 
 import urllib3
-from local_mode.endpoints import RuntimeClient
+from local_mode.errors import EndpointError
 from local_mode.instances import ServingInstance
 from local_mode.versions import entities
 
@@ -20,14 +19,12 @@ class TransformJob(entities._LocalTransformJob):
         """Run the job to its end."""
         self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
-        session = self.local_session = self.local_session.in_own_directory()  # of the SDK's copies of data
         self.container = ServingInstance(
-            transform_resources['InstanceType'], 1, self.primary_container['Image'], session
+            transform_resources['InstanceType'], 1, self.primary_container['Image'], self.local_session
         )
+        session = self.local_session = self.container.sagemaker_session
         self.container.label(transform=self.name)
         self.container.serve(self.primary_container['ModelDataUrl'], environment)
-        session.use_port(self.container.sagemaker_session.serving_port)
-        session.sagemaker_runtime_client = RuntimeClient(session)
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
         kwargs = {**execution_parameters(url), **kwargs}
         kwargs.update(self._get_required_defaults(**kwargs))
@@ -42,11 +39,13 @@ class TransformJob(entities._LocalTransformJob):
         """Remove the container and all files, wherever the job is."""
         if self.container:
             self.container.stop_serving()
-            shutil.rmtree(self.local_session.directory, ignore_errors=True)
 
 
 def execution_parameters(url: str) -> dict[str, Any]:
     """Return what the container recommends for batches, if it does: BatchStrategy, MaxPayloadInMB."""
-    response = urllib3.PoolManager(retries=False, timeout=10).request('GET', url)
-    told = json.loads(response.data) if response.status == 200 else {}
-    return {name: told[name] for name in ('BatchStrategy', 'MaxPayloadInMB') if name in told}
+    try:
+        response = urllib3.PoolManager(retries=False, timeout=10).request('GET', url)
+        told = json.loads(response.data) if response.status == 200 else {}
+        return {name: told[name] for name in ('BatchStrategy', 'MaxPayloadInMB') if name in told}
+    except (urllib3.exceptions.HTTPError, TypeError, ValueError) as e:
+        raise EndpointError(f'The container gave no JSON object at {url}: {e}') from None

@@ -99,7 +99,7 @@ class Docker(Engine):
         address = '127.0.0.1:' if self.host == '127.0.0.1' else ''
         given += [f'--publish={address}{container.port}:8080'] * bool(container.port)
         given += [f'--cpus={container.cpus or 0:.2f}'] * bool(container.cpus) + ['--gpus=all'] * container.gpus
-        return given + ['--read-only', '--tmpfs=/tmp'] * container.read_only
+        return [*given, *container.options] + ['--read-only', '--tmpfs=/tmp'] * container.read_only
 
     @functools.cached_property
     def host(self) -> str:  # type: ignore[override]

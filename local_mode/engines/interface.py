@@ -32,6 +32,7 @@ class Container:
     port: int | None = None
     cpus: float | None = None
     gpus: bool = False
+    options: Sequence[str] = ()  # of `docker run`; processes have none
     read_only: bool = False  # but for its mounts and /tmp
 
 

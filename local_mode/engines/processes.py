@@ -53,7 +53,8 @@ class Processes(Engine):
 
     def run(self, containers: Sequence[Container]) -> None:
         container = containers[0]
-        if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
+        told = container.entrypoint or list(container.command) not in (['train'], ['serve'])
+        if len(containers) > 1 or told or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
         with listen(container.port or 0) as listener:

@@ -55,6 +55,28 @@ def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
     )
 
 
+USERS = """
+logging.basicConfig(level=logging.INFO)
+logging.root.handlers[0].addFilter(lambda record: 'hidden' not in record.getMessage())
+"""
+OPENS = """
+from local_mode import open_session
+open_session(embedded=True).close()
+"""
+LOGS = """
+logging.getLogger('mine').info('shown')
+logging.getLogger('mine').info('hidden')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('code', [USERS + OPENS + LOGS, OPENS + OPENS + USERS + LOGS])
+def test_the_users_logging_stays_as_it_was(code):
+    """It may be set up before the session or after it."""
+    done = python('-c', 'import logging\n' + code)
+    assert 'INFO:mine:shown' in done.stderr and 'hidden' not in done.stderr and done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def ours():
     with contextlib.closing(open_session(embedded=True)) as session:

@@ -20,8 +20,11 @@ WITH_UV = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
 LOOK = """
 import importlib.util, json, os
 import local_mode, local_mode.mnist, local_mode.session
-from local_mode import images
+from local_mode import aws, images
 from local_mode.images import CONTAINER
+session, stop = aws.start()
+session.client('s3').create_bucket(Bucket='any')
+stop()
 print(json.dumps({
     'from': local_mode.__file__,
     'chainer': importlib.util.find_spec('chainer') is not None,

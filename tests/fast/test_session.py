@@ -1,8 +1,10 @@
 """The session checks this machine, here without Docker."""
 
 import contextlib
+import io
 import os
 import socket
+import tarfile
 
 import botocore.exceptions
 import pytest
@@ -14,8 +16,9 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes
 from local_mode.errors import EndpointError, EngineError
+from local_mode.transform import execution_parameters
 from sagemaker.s3 import S3Downloader
-from support import IMAGE, ROLE, ROOT, answers, pack, python
+from support import IMAGE, ROLE, ROOT, answers, free_port, pack, python
 
 
 @pytest.fixture
@@ -151,6 +154,25 @@ def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
             endpoints.check_serving_port(session)
 
 
+def test_the_users_settings_of_local_mode_stay(session):
+    """Each job has the port of its beginning, whatever endpoint the session deploys next."""
+    session.config = {'local': {'local_code': True, 'region_name': 'eu-west-1', 'container_config': {'shm_size': '1g'}}}
+    session.set_serving_port(1234)
+    own = session.in_own_directory()
+    session.set_serving_port(1235)
+    users = dict(local_code=True, region_name='eu-west-1', container_config={'shm_size': '1g'})
+    assert session.config == {'local': dict(users, serving_port=1235, container_root=session.directory)}
+    assert own.config == {'local': dict(users, serving_port=1234, container_root=own.directory)}
+    assert own.sagemaker_runtime_client.port('') == 1234
+    session.config = None
+    session.set_serving_port(None)
+
+
+def test_a_container_that_stops_before_it_recommends_anything_is_told():
+    with pytest.raises(EndpointError, match='gave no JSON object at http://127.0.0.1:.*refused'):
+        execution_parameters(f'http://127.0.0.1:{free_port()}/execution-parameters')
+
+
 def test_secrets_and_odd_paths_pass_an_engines_command_line(path, tmp_path):
     """Values are not in it, as all users see it; mounts may have colons, commas, quotes and spaces."""
     path('docker', f'echo "$@" >> {tmp_path}/args; [ $1 = run ] && /bin/cat > {tmp_path}/stdin; echo id')
@@ -195,6 +217,76 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     assert copy.startswith('file://' + session.directory)
     assert os.listdir(copy[len('file://') :]) == ['script.py']
     assert s3.local_copy(session, 'file:///some/where') == 'file:///some/where'
+
+
+def member(name, kind=tarfile.REGTYPE, linkname='', mode=0o644):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.mode, member.uid = kind, linkname, mode, 12345
+    return member
+
+
+@pytest.fixture(params=['data_filter', 'Python 3.11.2'])
+def unpack(request, monkeypatch, tmp_path):
+    """Return a function that unpacks members in `there`, with and without what Debian 12's Python lacks."""
+    if request.param == 'Python 3.11.2':
+        monkeypatch.delattr(tarfile, 'data_filter')
+        monkeypatch.setattr(tarfile.TarFile, 'extraction_filter', staticmethod(lambda member, path: member))
+
+    def unpack(*members):
+        with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as tar:
+            for one in members:
+                one.size = len(b'content') * one.isreg()
+                tar.addfile(one, io.BytesIO(b'content'))
+        (tmp_path / 'there').mkdir()
+        s3.unpack(tmp_path / 'a.tar.gz', tmp_path / 'there')
+        return tmp_path / 'there'
+
+    return unpack
+
+
+@pytest.mark.parametrize(
+    'members',
+    [
+        [member('../out')],
+        [member('{out}')],
+        [member('a/../../out')],
+        [member('a', tarfile.SYMTYPE, '../out'), member('a')],
+        [member('a', tarfile.SYMTYPE, '{out}'), member('a')],
+        [member('a', tarfile.SYMTYPE, '..'), member('a/out')],
+        [member('a', tarfile.SYMTYPE, 'b/../../out'), member('b', tarfile.SYMTYPE, '.'), member('a')],
+        [member('a', tarfile.SYMTYPE, 'b/../out'), member('b', tarfile.SYMTYPE, '.'), member('a')],
+        [member('a/b', tarfile.SYMTYPE, '..'), member('c', tarfile.SYMTYPE, 'a/b/..'), member('c/out')],
+        [member('a', tarfile.LNKTYPE, '../secret'), member('a')],
+        [member('a', tarfile.LNKTYPE, '{secret}'), member('a')],
+        [member('a', tarfile.SYMTYPE, '../secret')],
+        [member('a', tarfile.FIFOTYPE)],
+        [member('a', tarfile.CHRTYPE)],
+    ],
+    ids=lambda members: ', '.join(f'{one.name} {one.linkname}' for one in members),
+)
+def test_nothing_gets_out_of_a_directory_by_a_tar_file(unpack, members, tmp_path):
+    secret, out = tmp_path / 'secret', tmp_path / 'out'
+    secret.write_text('secret')
+    names = dict(out=out, secret=secret)
+    with contextlib.suppress(tarfile.TarError):
+        unpack(*(member(one.name.format(**names), one.type, one.linkname.format(**names)) for one in members))
+    assert not out.exists() and secret.read_text() == 'secret' and secret.stat().st_nlink == 1
+    for path in (tmp_path / 'there').rglob('*'):
+        assert path.resolve().is_relative_to(tmp_path / 'there') and (path.is_file() or path.is_dir())
+
+
+def test_what_a_model_may_hold_is_unpacked(unpack):
+    there = unpack(
+        member('a', tarfile.DIRTYPE, mode=0o755),
+        member('a/b', mode=0o6777),
+        member('link', tarfile.SYMTYPE, 'a/b'),
+        member('a/link', tarfile.SYMTYPE, '../a/b'),
+        member('hard', tarfile.LNKTYPE, 'a/b', mode=0o6777),
+    )
+    for name in 'a/b', 'link', 'a/link', 'hard':
+        assert (there / name).read_text() == 'content'
+    status = (there / 'a' / 'b').stat()
+    assert oct(status.st_mode) == '0o100755' and status.st_uid == os.getuid()
 
 
 def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):

@@ -12,7 +12,7 @@ from support import LONG, ROOT, STOPPED_JOB, free_port, processes_with, read_unt
 
 # What a script does before it is asked to: `session`, and `estimator(script, **options)`.
 START = """
-import logging, os, signal, sys, time
+import json, logging, os, signal, sys, time
 import numpy as np
 from local_mode.docker import image_uri
 from local_mode.session import open_session
@@ -30,6 +30,12 @@ inputs = {name: session.upload_data(f'{sys.argv[2]}/{name}', key_prefix=name) fo
 job = estimator('chainer_mnist_single_machine.py', dependencies=['chainer_mnist'],
                 hyperparameters={'epochs': 1, 'batch_size': 100})
 job.fit(inputs)
+out = f's3://{session.default_bucket()}/transformed'
+transformer = job.transformer(1, 'local', output_path=out, accept='application/json')
+rows = session.upload_string_as_file_body(','.join(['0'] * 784), session.default_bucket(), 'rows/row')
+transformer.transform(rows, content_type='text/csv')
+print('transformed', len(json.loads(session.read_s3_file(session.default_bucket(), 'transformed/row.out'))[0]), 'and',
+      os.listdir(session.directory), 'left')
 predictor = job.deploy(1, 'local')
 test = np.load(f'{sys.argv[2]}/test/test.npz')
 print('accuracy', (predictor.predict(test['images']).argmax(axis=1) == test['labels']).mean())
@@ -47,6 +53,7 @@ from sagemaker.chainer.model import ChainerPredictor
 predictor = ChainerPredictor(sys.argv[2], session)
 print(predictor.predict(np.zeros((1, 784), np.float32)).shape)
 """
+ENVIRONMENT = {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)}
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +68,7 @@ def script(code, *args, **environment):
     """Start a Python process of START and some code, with its session on a free port."""
     command = [sys.executable, '-c', START + code, str(free_port()), *map(str, args)]
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
-    environment = os.environ | {'LOCAL_MODE': 'process', 'PYTHONPATH': str(ROOT)} | environment
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT | environment, **streams)
 
 
 def result(code, *args, **environment):
@@ -83,6 +89,7 @@ def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
         log = read_until(process, 'NAME ')
         assert 'child 0 s3://' in log  # a fork that exits ends neither the endpoint nor the stand-in
         assert 'nothing isolates' in log and 'Training on 2000 images' in log
+        assert 'transformed 10 and [] left' in log
         assert float(log.split('\naccuracy ')[1].split()[0]) > 0.7
         name = log.split()[-1]
         assert '(1, 10)' in result(ELSEWHERE, name)[1]
@@ -213,7 +220,7 @@ def test_sigterm_ends_tests_with_the_clean_up(tmp_path):
     (tmp_path / 'test_cancelled.py').write_text(CANCELLED)
     command = [sys.executable, '-m', 'pytest', '-s', '-p', 'no:cacheprovider', tmp_path]
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **streams) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, **streams) as process:
         read_until(process, 'it runs')
         process.terminate()
         out, _ = process.communicate(timeout=60)
