@@ -55,7 +55,8 @@ ASK = """async url => {
     document.body.append(form, Object.assign(document.createElement('iframe'), {name: 'other'}));
     form.submit();
     new WebSocket(url.replace('http', 'ws')).onerror = () => {};
-    await fetch(url, {method: 'POST', mode: 'no-cors', body: 'drawn', signal: AbortSignal.timeout(500)}).catch(() => {});
+    const signal = AbortSignal.timeout(500);
+    await fetch(url, {method: 'POST', mode: 'no-cors', body: 'drawn', signal}).catch(() => {});
 }"""
 
 
