@@ -7,6 +7,7 @@ import subprocess
 
 import psutil
 import pytest
+from jupyter_client import BlockingKernelClient
 from support import ROOT, free_port, http, run, wait_for
 
 pytestmark = pytest.mark.slow
@@ -103,3 +104,12 @@ def test_no_other_user_finds_its_token_or_a_port_of_its_kernels(lab):
     commands = [' '.join(p.cmdline()) for p in lab.processes()] + [lab.opened]
     assert not [command for command in commands if lab.token in command]
     assert lab.runtime.stat().st_mode & 0o077 == 0 and list(lab.runtime.glob('kernel-*-ipc-*'))
+    name = json.loads(started.data)['id']
+    for _ in range(2):  # also after a restart
+        client = BlockingKernelClient(connection_file=str(lab.runtime / f'kernel-{name}.json'))
+        client.load_connection_file()
+        client.start_channels()
+        client.wait_for_ready(30)
+        assert client.execute_interactive('6 * 7', timeout=30, output_hook=print)['content']['status'] == 'ok'
+        client.stop_channels()
+        assert http.request('POST', f'{lab.url}api/kernels/{name}/restart', headers=headers).status == 200
