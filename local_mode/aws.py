@@ -93,9 +93,8 @@ class Gate:
         then = datetime.datetime.strptime(given['Date'] + '+0000', '%Y%m%dT%H%M%SZ%z').timestamp()
         fresh = not presigned or time.time() < then + float(given['Expires'])
         complete = all(key in names for key in environ if key.startswith('HTTP_X_AMZ_'))  # a header can copy an object
-        if not (fresh and complete and environ['HTTP_HOST'] == request.headers['host'] == self.host):
-            raise PermissionError
-        if not hmac.compare_digest(right, given['Signature']):
+        here = environ['HTTP_HOST'] == request.headers['host'] == self.host
+        if not (fresh and complete and here and hmac.compare_digest(right, given['Signature'])):
             raise PermissionError
         return service
 
