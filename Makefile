@@ -13,8 +13,11 @@ run-sdk3:  ## the same with version 3 of the SDK
 
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	@for f in notebooks/*.ipynb; do [ -e my-$$f ] || { mkdir -p my-notebooks; cp $$f my-notebooks; }; done
-	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
-		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
+	@# Kernels listen on sockets in a directory of this user: whoever connects to a port reads all that they print.
+	runtime=$$(mktemp -d /tmp/chainer-mnist-local-mode-XXXXXX) && trap 'rm -rf $$runtime' EXIT INT TERM && \
+		JUPYTER_RUNTIME_DIR=$$runtime \
+		$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
+		--KernelManager.transport=ipc --LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
 test: lint  ## set up, then run all tests but those below
 	$(PYTHON) -m pytest -n 3 --dist loadfile tests/fast tests/docker tests/process tests/browser container

@@ -17,6 +17,8 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # weights, bias
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; form-action 'none'; base-uri 'none'; \
+script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>Draw a digit</title>
 <body style="margin: 16px">
 {pad}

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -89,19 +90,13 @@ class Gate:
         request.context['timestamp'] = given['Date']
         signer = auth(self.credentials, service, region)
         right = signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
-        fresh = not presigned or age(given['Date']) < float(given['Expires'])
+        then = datetime.datetime.strptime(given['Date'] + '+0000', '%Y%m%dT%H%M%SZ%z').timestamp()
+        fresh = not presigned or time.time() < then + float(given['Expires'])
         complete = all(key in names for key in environ if key.startswith('HTTP_X_AMZ_'))  # a header can copy an object
-        if not (fresh and complete and environ['HTTP_HOST'] == request.headers['host'] == self.host):
-            raise PermissionError
-        if not hmac.compare_digest(right, given['Signature']):
+        here = environ['HTTP_HOST'] == request.headers['host'] == self.host
+        if not (fresh and complete and here and hmac.compare_digest(right, given['Signature'])):
             raise PermissionError
         return service
-
-
-def age(date: str) -> float:
-    """Return the seconds since an X-Amz-Date."""
-    then = datetime.datetime.strptime(date + '+0000', '%Y%m%dT%H%M%SZ%z')
-    return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
 
 
 def start() -> tuple[RedirectedSession, Callable[[], None]]:

@@ -79,3 +79,13 @@ def test_ping_says_no_more_than_it_must(url):
         response = http.request(method, url + '/ping')
         assert response.status == 200 and not response.data
         assert {name.lower() for name in response.headers} == {'date', 'content-length'}
+
+
+@pytest.mark.parametrize('origin', ['http://evil.example', 'null', 'http://127.0.0.1:8080'])
+def test_a_page_in_a_browser_gets_nothing_predicted(url, origin):
+    """A browser sends Origin with every POST, also of a page that has rebound its name to this address."""
+    headers = {'Origin': origin, 'Content-Type': 'text/plain'}
+    for method, path in ('POST', '/invocations'), ('GET', '/ping'), ('OPTIONS', '/invocations'), ('GET', '/metrics'):
+        response = http.request(method, url + path, body=b'0' * 784, headers=headers)
+        assert response.status == 403 and b'without Origin' in response.data
+        assert not [name for name in response.headers if name.startswith('access-control')]

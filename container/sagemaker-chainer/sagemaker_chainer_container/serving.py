@@ -14,7 +14,7 @@ import time
 from typing import NamedTuple
 
 import chainer
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed, NotFound
 
 from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.body import MAX_PAYLOAD, Body
@@ -76,6 +76,8 @@ class App:
     async def respond(self, scope, path, body):
         """Return the Response to a request. Raises HTTPException for 4xx and 503."""
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
+        if 'origin' in headers:  # browsers send it with every POST, SageMaker never
+            raise Forbidden('Pages in browsers get no answer here: send the request without Origin.')
         with Reservation(self.bytes) as reservation:
             content = await body.read(int(headers.get('content-length', 0)), reservation)
             if path not in METHODS:
