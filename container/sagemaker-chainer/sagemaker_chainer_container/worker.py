@@ -1,13 +1,19 @@
 """This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
 
 import re
+import resource
 import signal
+import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 MAX_HEAD = 65536  # bytes of a request line and headers
 UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
+
+
+# At most so many connections; beyond, that which has waited longest for its client is closed.
+MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64, 4096)
 
 
 class Protocol(HttpToolsProtocol):
@@ -17,8 +23,37 @@ class Protocol(HttpToolsProtocol):
     request that offers HTTP/2, as every request of Java's HttpClient does.
     """
 
+    silent = {}  # connections whose clients have not yet sent a whole request: since when, the oldest first
     in_head = True
     pending = 0  # bytes received since the last complete head or piece of a body
+
+    def wait(self):
+        """Begin to wait for the client."""
+        self.silent.pop(self, None)
+        self.silent[self] = time.monotonic()
+
+    def close(self):
+        self.silent.pop(self, None)
+        self.transport.abort()
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.wait()
+        if len(self.connections) > MAX_CONNECTIONS:
+            next(iter(self.silent)).close()
+
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        self.silent.pop(self, None)
+
+    def on_message_begin(self):
+        super().on_message_begin()
+        self.wait()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        if self.cycle.response_complete:  # otherwise another request came behind it
+            self.wait()
 
     def data_received(self, data):
         self.pending += len(data)
@@ -41,6 +76,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self):
         super().on_message_complete()
         self.in_head = True
+        self.silent.pop(self, None)
 
 
 class Worker(UvicornWorker):
@@ -54,8 +90,16 @@ class Worker(UvicornWorker):
         'proxy_headers': False,
         'server_header': False,
         'log_level': 'error',  # at a lower level each broken request writes a line
-        'timeout_notify': 1,  # seconds between heartbeats; the default is half of gunicorn's timeout
+        'timeout_notify': 0.5,  # look for what hangs each second; the default is half of gunicorn's timeout
     }
+
+    async def callback_notify(self):
+        """Send gunicorn a heartbeat, unless a prediction hangs; close connections without a request."""
+        if self.wsgi.stuck() < 2:
+            self.notify()
+        begun = time.monotonic() - 2 * (self.cfg.timeout or 60)
+        for connection in [connection for connection, since in Protocol.silent.items() if since < begun]:
+            connection.close()
 
     def handle_exit(self, sig, frame):
         """Stop at SIGQUIT, which gunicorn sends at Ctrl-C and uvicorn's worker ignores."""
