@@ -67,7 +67,6 @@ def post_fork(server, worker):
     for own in worker.sockets:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60000)  # ms for clients that do not read
         own.bind(address)
 
 

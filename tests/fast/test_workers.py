@@ -261,7 +261,8 @@ def test_what_nobody_waits_for_is_not_predicted(serving, tmp_path, spaces):
 
 def test_clients_that_do_not_send_a_request_keep_nobody_out(start, connect, tmp_path):
     (tmp_path / 'mine.py').write_text('def model_fn(d): pass\n\ndef predict_fn(data, model): return [1]\n')
-    process, url = start(tmp_path, 'mine.py', SAGEMAKER_MODEL_SERVER_TIMEOUT='1')
+    limits = dict(SAGEMAKER_MODEL_SERVER_TIMEOUT='2', GUNICORN_CMD_ARGS='--keep-alive=2')  # four seconds for a request
+    process, url = start(tmp_path, 'mine.py', **limits)
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     clients = []
     try:
@@ -285,7 +286,7 @@ def test_clients_that_do_not_send_a_request_keep_nobody_out(start, connect, tmp_
                 return True
 
         assert not all(map(gone, clients[-100:]))
-        deadline = time.monotonic() + 6
+        deadline = time.monotonic() + 8
         while not all(map(gone, clients)) and time.monotonic() < deadline:
             for client in clients:
                 with contextlib.suppress(OSError):

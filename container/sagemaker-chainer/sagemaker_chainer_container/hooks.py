@@ -27,13 +27,6 @@ logger = logging.getLogger('gunicorn.error')
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
 
-class Request(NamedTuple):
-    """The body of a POST /invocations and its headers, {lower-case name: value}."""
-
-    body: bytes
-    headers: dict
-
-
 class Response(NamedTuple):
     """An HTTP response; headers: [(lower-case name, value)], bytes."""
 
@@ -125,17 +118,15 @@ def raw(headers):
 
 
 def equal(ones, others):
-    """Return whether the arrays of two lists are equal, within rounding: a larger product adds in another order."""
-    return all(
-        one.shape == np.shape(other) and np.allclose(one, other, 1e-4, 1e-5 * np.max(np.abs(other), initial=1))
-        for one, other in zip(ones, others)
-    )
+    """Return whether two lists of arrays are equal, within rounding: a larger product adds in another order."""
+    ones, others = np.concatenate(ones), np.concatenate(others)
+    return ones.shape == others.shape and np.allclose(ones, others, 1e-4, 1e-4 * abs(others).max(initial=0))
 
 
 class Predictor:
     """Imports the user's script, loads its model and answers requests.
 
-    batches: whether it may predict several requests with one call. began: when its last call of the script began.
+    batches: whether one call may predict several requests. began: when the script was last called.
     """
 
     def __init__(self):
@@ -154,14 +145,13 @@ class Predictor:
 
     def __call__(self, requests):
         """Return a Response to each Request of a list."""
-        results, alike = [self.attempt(self.decode, *request) for request in requests], {}
+        results, alike = [self.attempt(self.decode, request.body, request.headers) for request in requests], {}
         for i, (data, *_) in enumerate(results):
             rows = self.batches and isinstance(data, np.ndarray) and data.ndim > 1 and data.dtype.kind in NUMBERS
             alike.setdefault((data.dtype.str, data.shape[1:]) if rows else i, []).append(i)
         for places in alike.values():
             if not isinstance(results[places[0]], Response):
-                predictions = self.predict([results[i][0] for i in places])
-                for i, prediction in zip(places, predictions):
+                for i, prediction in zip(places, self.predict([results[i][0] for i in places])):
                     results[i] = self.attempt(self.encode, prediction, results[i][1])
         return results
 
@@ -207,7 +197,7 @@ class Predictor:
             if isinstance(rows, np.ndarray) and len(rows) == ends[-1]:
                 return np.split(rows, ends[:-1])
             self.unchecked = 1
-            return [np.array(None)] * len(inputs)
+            return [np.empty(0)] * len(inputs)  # equals nothing
 
     def encode(self, prediction, accept):
         """Return the Response that output_fn makes of a prediction."""

@@ -3,8 +3,7 @@
 import contextlib
 import json
 import os
-import queue
-import threading
+import select
 import time
 
 METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
@@ -21,18 +20,6 @@ if METRICS:  # all workers write into one directory, which gunicorn.conf.py crea
     BATCH = Histogram('sagemaker_batch_requests', 'Requests predicted together', buckets=[1, 2, 4, 8, 16, 32])
     help_text = 'Requests that are or will be predicted'
     IN_FLIGHT = Gauge('sagemaker_requests_in_flight', help_text, multiprocess_mode='livesum')
-
-LINES = queue.Queue(1000)  # of the access log; more are lost while its reader stalls
-
-
-def write_lines():
-    while True:
-        with contextlib.suppress(OSError):  # the reader has gone
-            os.write(1, LINES.get())
-
-
-if ACCESS_LOG:
-    threading.Thread(target=write_lines, daemon=True).start()
 
 
 def in_flight(requests):
@@ -55,8 +42,9 @@ def answered(method, path, status, sent, seconds):
     if ACCESS_LOG:
         at = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
         line = dict(time=at, method=method, path=path, status=status, bytes=sent, ms=round(seconds * 1000, 3))
-        with contextlib.suppress(queue.Full):
-            LINES.put_nowait(json.dumps(line).encode() + b'\n')
+        with contextlib.suppress(OSError):  # the log's reader may go, or stall: lines that it does not take are lost
+            if select.select([], [1], [], 0)[1]:
+                os.write(1, json.dumps(line).encode() + b'\n')
 
 
 def exposition():

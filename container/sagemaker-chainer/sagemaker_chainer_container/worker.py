@@ -10,9 +10,7 @@ from uvicorn_worker import UvicornWorker
 
 MAX_HEAD = 65536  # bytes of a request line and headers
 UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
-
-
-# At most so many connections; beyond, that which has waited longest for its client is closed.
+# Beyond so many connections that which has waited longest for its client is closed.
 MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64, 4096)
 
 
@@ -23,37 +21,24 @@ class Protocol(HttpToolsProtocol):
     request that offers HTTP/2, as every request of Java's HttpClient does.
     """
 
-    silent = {}  # connections whose clients have not yet sent a whole request: since when, the oldest first
+    all = ()  # connections
+    since = 0  # since when it has waited for its client; 0: a request is being answered
     in_head = True
     pending = 0  # bytes received since the last complete head or piece of a body
 
-    def wait(self):
-        """Begin to wait for the client."""
-        self.silent.pop(self, None)
-        self.silent[self] = time.monotonic()
-
-    def close(self):
-        self.silent.pop(self, None)
-        self.transport.abort()
-
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.wait()
+        self.since, Protocol.all = time.monotonic(), self.connections
         if len(self.connections) > MAX_CONNECTIONS:
-            next(iter(self.silent)).close()
+            min([c for c in self.connections if c.since], key=lambda c: c.since).abort()
 
-    def connection_lost(self, exc):
-        super().connection_lost(exc)
-        self.silent.pop(self, None)
-
-    def on_message_begin(self):
-        super().on_message_begin()
-        self.wait()
+    def abort(self):
+        self.since = 0
+        self.transport.abort()
 
     def on_response_complete(self):
         super().on_response_complete()
-        if self.cycle.response_complete:  # otherwise another request came behind it
-            self.wait()
+        self.since = self.cycle.response_complete and time.monotonic()  # else another request came behind it
 
     def data_received(self, data):
         self.pending += len(data)
@@ -75,8 +60,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self):
         super().on_message_complete()
-        self.in_head = True
-        self.silent.pop(self, None)
+        self.in_head, self.since = True, 0
 
 
 class Worker(UvicornWorker):
@@ -94,12 +78,12 @@ class Worker(UvicornWorker):
     }
 
     async def callback_notify(self):
-        """Send gunicorn a heartbeat, unless a prediction hangs; close connections without a request."""
+        """Send a heartbeat unless a prediction hangs; close connections without a request, or with an unread answer."""
         if self.wsgi.stuck() < 2:
             self.notify()
-        begun = time.monotonic() - 2 * (self.cfg.timeout or 60)
-        for connection in [connection for connection, since in Protocol.silent.items() if since < begun]:
-            connection.close()
+        begun = time.monotonic() - self.cfg.keepalive - (self.cfg.timeout or 60)
+        for connection in [c for c in Protocol.all if 0 < c.since < begun]:
+            connection.abort()
 
     def handle_exit(self, sig, frame):
         """Stop at SIGQUIT, which gunicorn sends at Ctrl-C and uvicorn's worker ignores."""
