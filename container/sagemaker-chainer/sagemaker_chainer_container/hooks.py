@@ -187,7 +187,7 @@ class Predictor:
             self.unchecked -= 1
             self.batches = self.attempt(equal, together, alone) is True
             if not self.batches:
-                logger.warning('The script says ROWS_ARE_INDEPENDENT, but a batch has other predictions than its rows.')
+                logger.warning('ROWS_ARE_INDEPENDENT is wrong: rows together have other predictions, so no more batches.')
         return alone
 
     def predict_rows(self, inputs):
