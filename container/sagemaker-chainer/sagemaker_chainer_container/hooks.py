@@ -187,7 +187,7 @@ class Predictor:
             self.unchecked -= 1
             self.batches = self.attempt(equal, together, alone) is True
             if not self.batches:
-                logger.warning('ROWS_ARE_INDEPENDENT is not true: a batch got other predictions. No more batches are made.')
+                logger.warning('ROWS_ARE_INDEPENDENT is not true: a batch was predicted otherwise. No more batches.')
         return alone
 
     def predict_rows(self, inputs):
