@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from local_mode.engines.docker import Docker, label_options, mount_option
+from local_mode.engines.docker import Docker, mount_option, options
 from local_mode.errors import EngineError, JobError
 from local_mode.instances import Instances, pack_results, run_to_end
 from local_mode.s3 import unpack
@@ -78,8 +78,8 @@ class LocalContainer(local_container._LocalContainer):
         if not isinstance(engine, Docker):
             return
         chown = 'cd /left && chown -R "$(stat -c %u:%g .)" "$@"'
-        options = [*label_options(session.labels() | labels), mount_option(self.container_root, '/left')]
+        left = [*options('label', session.labels() | labels), mount_option(self.container_root, '/left')]
         try:
-            engine('run', '--rm', '--user=0', '--entrypoint=sh', *options, self.image, '-c', chown, '-', *names)
+            engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown, '-', *names)
         except EngineError as e:  # which must not hide why a job failed
             print(f'Files in {self.container_root} belong to root: {e}')

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import site
 import socket
 import tempfile
@@ -18,7 +19,7 @@ loglevel = logging.getLevelName(int(os.environ.get('SAGEMAKER_CONTAINER_LOG_LEVE
 keepalive = 75
 reuse_port = not listener  # on one shared socket the same worker would take most connections
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
-graceful_timeout = 5
+graceful_timeout = 28  # SageMaker kills a container 30 seconds after SIGTERM
 control_socket_disable = True  # nothing in the container uses it
 has_metrics = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 worker_tmp_dir = '/dev/shm' if os.path.isdir('/dev/shm') else None  # heartbeats must not wait for a disk
@@ -29,6 +30,8 @@ os.environ.update(blas_settings(workers))
 
 def on_starting(server):
     """Download the user's code and install its requirements, once, before the workers import it."""
+    # A worker that ends with 3 or 4, gunicorn's codes for one that cannot start, would stop the server.
+    server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = 78
     if not listener:
         host, port = server.cfg.address[0]
         # Fail if another server has the port: with reuse_port both would get connections.
@@ -49,6 +52,11 @@ def on_starting(server):
         shared = tempfile.mkdtemp(dir=os.environ.get('SAGEMAKER_BASE_DIR'))
         os.chown(shared, server.cfg.uid, server.cfg.gid)
         os.environ['PROMETHEUS_MULTIPROC_DIR'] = shared
+
+
+def when_ready(server):
+    """Ignore SIGHUP: there is nothing to load anew, and a worker that closes its sockets loses connections."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def post_fork(server, worker):

@@ -1,33 +1,29 @@
-"""A budget limits how many requests, or bytes of them, the server holds at a time."""
+"""A reservation limits the bytes of request bodies that the server holds at a time."""
 
 import contextlib
 
 from werkzeug.exceptions import ServiceUnavailable
 
+from sagemaker_chainer_container.body import MAX_PAYLOAD
 
-class Budget:
-    """An amount from which requests reserve parts. left: the amount that is not reserved."""
-
-    def __init__(self, amount):
-        self.left = amount
+FULL = 'The endpoint has more requests than it can take: try again later.'
 
 
 class Reservation(contextlib.AbstractContextManager):
-    """One request's part of a budget; it is given back when the `with` block ends."""
+    """The bytes of one request's body, of all that may be reserved; they are given back when the `with` block ends."""
 
-    def __init__(self, budget):
-        self.budget, self.taken = budget, 0
+    left, taken = 16 * MAX_PAYLOAD, 0
 
     def __exit__(self, *_):
         self.give_back()
 
     def take(self, amount):
         """Reserve this much more. Raises ServiceUnavailable (503) if less is left."""
-        if amount > self.budget.left:
-            raise ServiceUnavailable('The endpoint has more requests than it can take: try again later.')
-        self.budget.left -= amount
+        if amount > Reservation.left:
+            raise ServiceUnavailable(FULL)
+        Reservation.left -= amount
         self.taken += amount
 
     def give_back(self):
-        self.budget.left += self.taken
+        Reservation.left += self.taken
         self.taken = 0

@@ -1,7 +1,9 @@
 """This module counts requests: for Prometheus at GET /metrics, and as JSON lines in the access log."""
 
+import contextlib
 import json
 import os
+import select
 import time
 
 METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
@@ -40,7 +42,9 @@ def answered(method, path, status, sent, seconds):
     if ACCESS_LOG:
         at = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
         line = dict(time=at, method=method, path=path, status=status, bytes=sent, ms=round(seconds * 1000, 3))
-        print(json.dumps(line), flush=True)
+        with contextlib.suppress(OSError):  # the log's reader may go, or stall: lines that it does not take are lost
+            if select.select([], [1], [], 0)[1]:
+                os.write(1, json.dumps(line).encode() + b'\n')
 
 
 def exposition():
