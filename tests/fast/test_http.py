@@ -80,8 +80,9 @@ OFFER = b'Connection: Upgrade, HTTP2-Settings\r\nuPgrade: h2c\r\nHTTP2-Settings:
 INNER = b'GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n'  # a body that must not be executed
 
 
-def offering(body, chunked=False, head=POST.replace(b'Connection: close\r\n', b'')):
+def offering(body, chunked=False, close=b''):
     length = b'Transfer-Encoding: chunked\r\n' if chunked else b'Content-Length: %d\r\n' % len(body)
+    head = POST.replace(b'Connection: close\r\n', close)
     return head + OFFER + length + b'\r\n' + (b'%x\r\n%s\r\n0\r\n\r\n' % (len(body), body) if chunked else body)
 
 
@@ -117,7 +118,7 @@ def test_a_body_after_an_offer_to_upgrade_is_never_a_request(connect, url, chunk
 
 
 def test_an_offer_to_upgrade_byte_by_byte(ask):
-    sent = offering(INNER, head=POST)
+    sent = offering(INNER, close=b'Connection: close\r\n')
     assert statuses(ask(b'', [sent[i : i + 1] for i in range(len(sent))])) == [400]
 
 
