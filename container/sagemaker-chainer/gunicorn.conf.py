@@ -2,12 +2,11 @@
 
 import logging
 import os
-import shutil
 import signal
 import site
 import socket
-import tempfile
 
+from sagemaker_chainer_container import metrics
 from sagemaker_chainer_container.cpus import blas_settings, cpus
 
 listener = os.environ.get('SAGEMAKER_BIND_TO_FD')  # a listening socket, which local mode without Docker passes on
@@ -21,7 +20,6 @@ reuse_port = not listener  # on one shared socket the same worker would take mos
 timeout = int(os.environ.get('SAGEMAKER_MODEL_SERVER_TIMEOUT', 60))
 graceful_timeout = 28  # SageMaker kills a container 30 seconds after SIGTERM
 control_socket_disable = True  # nothing in the container uses it
-has_metrics = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 worker_tmp_dir = '/dev/shm' if os.path.isdir('/dev/shm') else None  # heartbeats must not wait for a disk
 
 # Set before a worker imports NumPy, so that each worker uses its part of the cores only.
@@ -48,10 +46,11 @@ def on_starting(server):
         modules.install_requirements(directory)
         site.addsitedir(site.getusersitepackages())  # pip has just created it, if it does not run as root
     os.environ['SAGEMAKER_SUBMIT_DIRECTORY'] = directory
-    if has_metrics:  # all workers write their metrics there
-        shared = tempfile.mkdtemp(dir=os.environ.get('SAGEMAKER_BASE_DIR'))
-        os.chown(shared, server.cfg.uid, server.cfg.gid)
-        os.environ['PROMETHEUS_MULTIPROC_DIR'] = shared
+
+
+def pre_fork(server, worker):
+    """Give the worker a row of the metrics that no living worker has."""
+    worker.row = min(set(range(metrics.ROWS)).difference(other.row for other in server.WORKERS.values()), default=0)
 
 
 def when_ready(server):
@@ -61,6 +60,7 @@ def when_ready(server):
 
 def post_fork(server, worker):
     """Give the worker sockets of its own, which listen only after it has loaded the model."""
+    metrics.row = worker.row
     if listener:
         return
     family, address = worker.sockets[0].family, worker.sockets[0].getsockname()
@@ -74,14 +74,5 @@ def post_fork(server, worker):
 
 
 def child_exit(server, worker):
-    """Keep a dead worker's counters; drop its in-flight gauge."""
-    if has_metrics:
-        from prometheus_client.multiprocess import mark_process_dead
-
-        mark_process_dead(worker.pid)
-
-
-def on_exit(server):
-    """Remove the directory of the metrics."""
-    if has_metrics:
-        shutil.rmtree(os.environ['PROMETHEUS_MULTIPROC_DIR'], ignore_errors=True)
+    """Keep a dead worker's counters, but not its requests in flight."""
+    metrics.COUNTS[worker.row, 0, metrics.WIDTH - 1] = 0

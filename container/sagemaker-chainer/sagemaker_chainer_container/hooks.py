@@ -60,7 +60,7 @@ def default_input_fn(input_data, content_type):
             if array.dtype.kind == 'f':
                 array = array.astype(np.float32, copy=False)
     except ValueError as e:
-        raise BadRequest(f'The body is not valid {content_type}: {str(e).rstrip(".")}.') from e
+        raise BadRequest(f'The body is not valid {content_type}: {str(e)[:300].rstrip(".")}.') from e
     if array.ndim == 0:
         raise BadRequest('The body holds a single number, not an array.')
     if array.dtype.kind == 'f' and not np.isfinite(array).all():
@@ -90,7 +90,8 @@ def negotiate(accept):
     if not accept:
         return DEFAULT_ACCEPT
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
-    best = parse_accept_header(accept, MIMEAccept).best_match(supported)
+    ranges = [(item.partition(';')[0].strip(), q) for item, q in parse_accept_header(accept)]
+    best = MIMEAccept(ranges).best_match(supported)
     if best is None:
         raise NotAcceptable(f'Accept must allow one of {", ".join(ENCODERS)}, but is {accept!r}.')
     return best
@@ -104,7 +105,7 @@ def mimetype(content_type):
 
 def as_text(body):
     try:
-        return body.decode()
+        return body.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
 

@@ -1,15 +1,14 @@
 """This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
 
-import re
 import resource
 import signal
 import time
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 MAX_HEAD = 65536  # bytes of a request line and headers
-UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
 # Beyond so many connections that which has waited longest for its client is closed.
 MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64, 4096)
 
@@ -23,7 +22,6 @@ class Protocol(HttpToolsProtocol):
 
     all = ()  # connections
     since = 0  # since when it has waited for its client; 0: a request is being answered
-    in_head = True
     pending = 0  # bytes received since the last complete head or piece of a body
 
     def connection_made(self, transport):
@@ -42,17 +40,35 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data):
         self.pending += len(data)
-        if self.in_head:
-            head, end, body = data.partition(b'\r\n\r\n')
-            if UPGRADE.search(head):
-                data = UPGRADE.sub(b'\r\nnot-upgraded:', head) + end + body
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parse(memoryview(data))
+        except (HttpParserError, HttpParserUpgrade):  # the latter: CONNECT
+            self.send_400_response('Invalid HTTP request received.')
         if self.pending > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response('The headers are too long.')
 
+    def parse(self, data):
+        """Parse data; after a head that offers to upgrade, parse that head without the offer before the rest."""
+        while data:
+            try:
+                return self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                line = b' '.join(
+                    [self.parser.get_method(), self.url, b'HTTP/' + self.parser.get_http_version().encode()]
+                )
+                headers = [b': '.join(header) for header in self.headers if header[0] != b'upgrade']
+                self.parser = HttpRequestParser(self)  # after `Connection: close` the old one ignores all
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+                self.parser.feed_data(b'\r\n'.join([line, *headers, b'\r\n']))
+                data = data[offer.args[0] :]
+
+    def _should_upgrade(self):
+        return True  # a head that offers it starts no request
+
     def on_headers_complete(self):
         super().on_headers_complete()
-        self.in_head, self.pending = False, 0
+        self.pending = 0
 
     def on_body(self, body):
         super().on_body(body)
@@ -60,7 +76,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self):
         super().on_message_complete()
-        self.in_head, self.since = True, 0
+        self.since = 0
 
 
 class Worker(UvicornWorker):
