@@ -60,17 +60,19 @@ def decode_json(body):
         values = np.concatenate(list(json_values(body, len(shape))))
     except TypeError:
         raise ValueError('expected (nested) lists of numbers') from None
-    return values.reshape(*shape[:-1], -1)  # the innermost lists may be empty
+    if shape[-1] == 1:
+        shape[-1] = min(1, values.size)  # the brackets of [[], []] and [[1], [2]] are the same
+    return values.reshape(shape)
 
 
 def json_shape(brackets):
     """Return the shape of nested lists of which only brackets and commas are left. Raises ValueError."""
     depth, shape, part = len(brackets) - len(brackets.lstrip(b'[')), [], b''
-    for level in range(1, depth + 1):  # from the innermost list out: how many such parts has the first one?
+    for level in range(1, min(depth, 64) + 1):  # from the innermost list out (64: NumPy's most dimensions)
         length = brackets.find(b']' * level) + 2 * level - depth
         shape.insert(0, (length - 1) // (len(part) + 1))
         part = b'[' + ((part + b',') * shape[0])[:-1] + b']'
-    if part != brackets or not 0 < depth <= 64:  # NumPy's most dimensions
+    if part != brackets or not depth:
         raise ValueError('expected (nested) lists of numbers, equally long ones')
     return shape
 
@@ -97,10 +99,10 @@ def decode_csv(body):
     separators = only(b',\n', body) + b'\n'
     columns = separators.index(b'\n') + 1
     rows = len(separators) // columns
-    if separators != (b',' * (columns - 1) + b'\n') * rows:
+    if separators != separators[:columns] * rows:
         raise ValueError('the rows have different numbers of columns')
     values = np.concatenate([csv_values(piece) for piece in pieces(body.replace(b'\n', b','))])
-    return values.reshape(rows, columns) if columns > 1 else values
+    return values.reshape((rows, columns) if columns > 1 else rows)
 
 
 def csv_values(line):
