@@ -32,6 +32,8 @@ def read_npy_header(header):
         raise ValueError(f'broken npy header: {e}') from e
     if dtype.kind not in NUMBERS:  # objects would be unpickled, which runs code
         raise ValueError(f'the dtype must be bool, integer or floating point, but is {dtype}')
+    if not all(type(n) is int and 0 <= n < 2**63 for n in shape):  # NumPy takes True for 1 in a header
+        raise ValueError(f'an array of shape {shape} does not fill any body')
     return shape, fortran_order, dtype
 
 
@@ -43,8 +45,7 @@ def decode_npy(body):
     long = body[6:7] == b'\2'
     start = (12 if long else 10) + int.from_bytes(body[8 : 12 if long else 10], 'little')
     shape, fortran_order, dtype = read_npy_header(body[: min(start, 16384)])  # NumPy takes 10,000
-    possible = all(type(n) is int and 0 <= n < 2**63 for n in shape)  # NumPy takes True for 1 in a header
-    if not possible or math.prod(shape) * dtype.itemsize != len(body) - start:
+    if math.prod(shape) * dtype.itemsize != len(body) - start:
         raise ValueError(f'an array of shape {shape} and dtype {dtype} does not fill {len(body) - start} bytes')
     array = np.frombuffer(body, dtype, offset=start).reshape(shape, order='F' if fortran_order else 'C')
     return array.astype(dtype.newbyteorder('='))
