@@ -76,6 +76,10 @@ LARGE = {  # bodies of a few bytes a number, or a list, and the shapes of their 
     'strings': (b'["1"' + b',"1"' * (MB // 4) + b']', JSON, (MB // 4 + 1,)),
     'deep lists': (b'[' + (b'[' * 60 + b'1' + b']' * 60 + b',') * 60000 + b'1]', JSON, None),
     'two lists': (b'[[' + b'1,' * (MB // 2) + b'1],[1]]', JSON, None),
+    'open brackets': (b'[' * MB, JSON, None),
+    'a comma too many': (b'[' + b'1,' * (2**21) + b']', JSON, None),
+    'a comma among spaces': (b'[,' + b' ' * MB + b']', JSON, None),
+    'a string': (b'"' + b'1' * MB + b'"', JSON, None),
     'objects': (b'[' + b'{},' * (MB // 3) + b'1]', JSON, None),
     'an object': (b'{' + b','.join(b'"%d":0' % i for i in range(MB // 10)) + b'}', JSON, None),
 }

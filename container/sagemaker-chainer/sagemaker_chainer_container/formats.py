@@ -32,6 +32,8 @@ def read_npy_header(header):
         raise ValueError(f'broken npy header: {e}') from e
     if dtype.kind not in NUMBERS:  # objects would be unpickled, which runs code
         raise ValueError(f'the dtype must be bool, integer or floating point, but is {dtype}')
+    if not all(type(n) is int and 0 <= n < 2**63 for n in shape):  # NumPy takes True for 1 in a header
+        raise ValueError(f'an array of shape {shape} does not fill any body')
     return shape, fortran_order, dtype
 
 
@@ -43,8 +45,7 @@ def decode_npy(body):
     long = body[6:7] == b'\2'
     start = (12 if long else 10) + int.from_bytes(body[8 : 12 if long else 10], 'little')
     shape, fortran_order, dtype = read_npy_header(body[: min(start, 16384)])  # NumPy takes 10,000
-    possible = all(type(n) is int and 0 <= n < 2**63 for n in shape)  # NumPy takes True for 1 in a header
-    if not possible or math.prod(shape) * dtype.itemsize != len(body) - start:
+    if math.prod(shape) * dtype.itemsize != len(body) - start:
         raise ValueError(f'an array of shape {shape} and dtype {dtype} does not fill {len(body) - start} bytes')
     array = np.frombuffer(body, dtype, offset=start).reshape(shape, order='F' if fortran_order else 'C')
     return array.astype(dtype.newbyteorder('='))
@@ -60,17 +61,19 @@ def decode_json(body):
         values = np.concatenate(list(json_values(body, len(shape))))
     except TypeError:
         raise ValueError('expected (nested) lists of numbers') from None
-    return values.reshape(*shape[:-1], -1)  # the innermost lists may be empty
+    if shape[-1] == 1:
+        shape[-1] = min(1, values.size)  # the brackets of [[], []] and [[1], [2]] are the same
+    return values.reshape(shape)
 
 
 def json_shape(brackets):
     """Return the shape of nested lists of which only brackets and commas are left. Raises ValueError."""
     depth, shape, part = len(brackets) - len(brackets.lstrip(b'[')), [], b''
-    for level in range(1, depth + 1):  # from the innermost list out: how many such parts has the first one?
+    for level in range(1, min(depth, 64) + 1):  # from the innermost list out (64: NumPy's most dimensions)
         length = brackets.find(b']' * level) + 2 * level - depth
         shape.insert(0, (length - 1) // (len(part) + 1))
         part = b'[' + ((part + b',') * shape[0])[:-1] + b']'
-    if part != brackets or not 0 < depth <= 64:  # NumPy's most dimensions
+    if part != brackets or not depth:
         raise ValueError('expected (nested) lists of numbers, equally long ones')
     return shape
 
@@ -97,10 +100,10 @@ def decode_csv(body):
     separators = only(b',\n', body) + b'\n'
     columns = separators.index(b'\n') + 1
     rows = len(separators) // columns
-    if separators != (b',' * (columns - 1) + b'\n') * rows:
+    if separators != separators[:columns] * rows:
         raise ValueError('the rows have different numbers of columns')
     values = np.concatenate([csv_values(piece) for piece in pieces(body.replace(b'\n', b','))])
-    return values.reshape(rows, columns) if columns > 1 else values
+    return values.reshape((rows, columns) if columns > 1 else rows)
 
 
 def csv_values(line):

@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 ACCESS_LOG = os.environ.get('SAGEMAKER_MODEL_SERVER_ACCESS_LOG') == '1'
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 LIMITS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64]
 # The labels of each histogram, and its place in a row; () is the size of batches.
 LABELS = ['/ping', '/invocations', '/metrics', 'other'], ['other', *(str(status.value) for status in http.HTTPStatus)]

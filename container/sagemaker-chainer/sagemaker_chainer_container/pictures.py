@@ -54,7 +54,7 @@ def read(body):
     megapixels, largest = picture.width * picture.height / 1e6, LARGEST_WHOLE if whole else LARGEST
     if megapixels > largest:
         raise ValueError(f'it has {megapixels:.0f} megapixels; send one of at most {largest}')
-    most = int(400 / max(4, megapixels))  # each scan may cost a pass over all pixels; 10 are usual
+    most = max(20, int(400 / max(4, megapixels)))  # each may cost a pass over all pixels; 10 are usual, CMYK's 18
     if whole and scans > most:
         raise ValueError(f'it has more than {most} scans; save it anew')
     if getattr(picture, 'is_animated', False):
