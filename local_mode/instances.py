@@ -41,7 +41,8 @@ def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '')
         engine.run(containers)
         failure = wait_for_end(engine, containers, output)
     except BaseException:  # before the files of a container that runs are packed
-        stop(engine, [container.name for container in containers], 2)
+        with contextlib.suppress(EngineError):
+            engine.stop([container.name for container in containers], 2)
         raise
     if failure:
         raise JobError(f'{failure}. {output.tail()}')
@@ -62,13 +63,9 @@ def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output
         if event and not failure:
             failure = f'{container.host if len(containers) > 1 else "It"} {describe(event)}'
             if running:
-                stop(engine, sorted(running), 10)
+                with contextlib.suppress(EngineError):  # they may have ended by themselves
+                    engine.stop(sorted(running), 10)
     return failure
-
-
-def stop(engine: Engine, names: Sequence[str], seconds: int) -> None:
-    with contextlib.suppress(EngineError):  # they may have ended by themselves
-        engine.stop(names, seconds)
 
 
 def describe(end: int | Exception) -> str:
