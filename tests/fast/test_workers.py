@@ -135,8 +135,11 @@ def test_a_second_server_does_not_share_the_port(start, serving, tmp_path):
 def test_a_model_that_cannot_be_loaded_stops_the_server_with_the_reason(start, tmp_path, source, reason):
     (tmp_path / 'broken.py').write_text(source)
     process, _ = start(tmp_path, 'broken.py', workers=2)
-    log, _ = process.communicate(timeout=30)
-    assert process.returncode != 0 and reason in log
+    try:
+        log, _ = process.communicate(timeout=30)
+        assert process.returncode != 0 and reason in log
+    finally:
+        process.terminate()
 
 
 HANGS = """
