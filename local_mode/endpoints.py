@@ -17,8 +17,6 @@ from local_mode.versions import local_session
 class Endpoint:
     """An endpoint of this machine, whichever process deployed it."""
 
-    container: str
-    session: str
     port: int
     config: str
 
@@ -26,8 +24,8 @@ class Endpoint:
 def find(engine: Engine, name: str) -> Endpoint | None:
     """Return the endpoint of this name, or None."""
     port, config = label('port'), label('config')
-    for container, found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]).items():
-        return Endpoint(container, found[LABEL], int(found[port]), found[config])
+    for found in engine.find({label('endpoint'): name}, want=[port, config]).values():
+        return Endpoint(int(found[port]), found[config])
     return None
 
 

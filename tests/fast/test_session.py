@@ -295,7 +295,7 @@ def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
-        mine = endpoints.Endpoint('container', 'session', silent.getsockname()[1], 'config')
+        mine = endpoints.Endpoint(silent.getsockname()[1], 'config')
         monkeypatch.setattr(session.sagemaker_client, 'running', lambda name: mine)
         client = endpoints.RuntimeClient(session)
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):
