@@ -144,7 +144,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:
             job.start(source, output, resources, **request)
-        except (endpoints.ClientError, RuntimeError) as e:
+        except (endpoints.ClientError, OSError, RuntimeError) as e:
+            job.state = 'Failed'
             raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
         finally:
             job.stop()
