@@ -25,23 +25,14 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """Run a training job; JobError with the script's traceback where it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
         algorithm = request['AlgorithmSpecification']
-        instances = Instances.of(
-            request['ResourceConfig'], algorithm['TrainingImage'], self.sagemaker_session, algorithm
-        )
+        self.sagemaker_session.engine.check(algorithm['TrainingImage'])
+        resources, image = request['ResourceConfig'], algorithm['TrainingImage']
+        instances = Instances(resources, image, self.sagemaker_session, algorithm)
         instances.label(job=TrainingJobName)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job
-        try:
+        with ended(f'Training job {TrainingJobName}', job):
             self.train(job, instances, request)
-        except Exception as e:
-            failure = (instances.failure() or str(e)) + instances.kept
-            job.state, request['FailureReason'] = 'Failed', failure
-            if isinstance(e, RuntimeError):
-                raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
-            raise
-        finally:
-            job.state = job.state.replace(job._TRAINING, 'Stopped')  # by KeyboardInterrupt
-            instances.discard()
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
         """Run a job's containers to their end, or to that of MaxRuntimeInSeconds."""
@@ -53,10 +44,13 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         # What the hosts of a job log in to each other with, see sagemaker_chainer_container/mpi.py.
         environment = {**(request['Environment'] or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
-        with (
-            kept_checkpoints(instances, request.get('CheckpointConfig'), environment),
-            stopped_after(limit, instances) as stopped,
-        ):
+        with contextlib.ExitStack() as stack:
+            if config := request.get('CheckpointConfig'):
+                inside = config.get('LocalPath') or '/opt/ml/checkpoints'
+                environment.setdefault('SM_CHECKPOINT_DIR', inside)  # without Docker it is elsewhere
+                kept = checkpoints(instances.sagemaker_session, config['S3Uri'])
+                instances.mounts[inside] = stack.enter_context(kept)
+            stopped = stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
         if stopped:  # as on SageMaker, with what there is so far
             job.state, job.model_artifacts = 'Stopped', instances.artifacts
@@ -75,19 +69,14 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""
         program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
-        instances = Instances.of(cluster, program['ImageUri'], self.sagemaker_session, program)
+        self.sagemaker_session.engine.check(program['ImageUri'])
+        instances = Instances(cluster, program['ImageUri'], self.sagemaker_session, program)
         instances.label(processing=ProcessingJobName)
-        job = self._processing_jobs[ProcessingJobName] = entities._LocalProcessingJob(instances)
+        job: Any = entities._LocalProcessingJob(instances)
+        job.request, self._processing_jobs[ProcessingJobName] = {}, job
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
-        try:
+        with ended(f'Processing job {ProcessingJobName}', job):
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        except BaseException as e:
-            job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
-            if isinstance(e, RuntimeError):
-                raise JobError(f'Processing job {ProcessingJobName} failed. {e}{instances.kept}') from None
-            raise
-        finally:
-            instances.discard()
 
     def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:
         """Return no tags: nothing here has any."""
@@ -107,16 +96,15 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             )
         endpoints.check_serving_port(session)
         endpoint.port = session.serving_port
-        endpoint.container = ServingInstance(variant['InstanceType'], 1, model['Image'], session)
+        endpoint.container = ServingInstance(variant, model['Image'], session)
         endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
         self._endpoints[EndpointName] = endpoint
         try:
             endpoint.container.serve(model['ModelDataUrl'], model['Environment'])
-        except EngineError as e:
+        except BaseException as e:
             self.delete_endpoint(EndpointName)
-            raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
-        except BaseException:
-            self.delete_endpoint(EndpointName)
+            if isinstance(e, EngineError):
+                raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
             raise
         endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
@@ -156,28 +144,29 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:
             job.start(source, output, resources, **request)
-        except (endpoints.ClientError, RuntimeError) as e:
+        except (endpoints.ClientError, OSError, RuntimeError) as e:
+            job.state = 'Failed'
             raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
         finally:
             job.stop()
 
 
 @contextlib.contextmanager
-def kept_checkpoints(
-    instances: Instances, config: dict[str, str] | None, environment: dict[str, str]
-) -> Iterator[None]:
-    """Let the job's containers have the directory of a CheckpointConfig, if there is one.
-
-    SM_CHECKPOINT_DIR names it to the script: without Docker it is elsewhere.
-    """
-    if not config:
+def ended(name: str, job: Any) -> Iterator[None]:
+    """Give a job that fails or is stopped its state, and remove what is left of any; JobError where it fails."""
+    try:
         yield
-        return
-    inside = config.get('LocalPath') or '/opt/ml/checkpoints'
-    environment.setdefault('SM_CHECKPOINT_DIR', inside)
-    with checkpoints(instances.sagemaker_session, config['S3Uri']) as directory:
-        instances.mounts[inside] = directory
-        yield
+    except (KeyboardInterrupt, SystemExit):
+        job.state = 'Stopped'
+        raise
+    except Exception as e:
+        failure = (job.container.failure() or str(e)) + job.container.kept
+        job.state, job.request['FailureReason'] = 'Failed', failure
+        if isinstance(e, RuntimeError):
+            raise JobError(f'{name} failed. {failure}') from None
+        raise
+    finally:
+        job.container.discard()
 
 
 @contextlib.contextmanager

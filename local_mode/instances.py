@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
@@ -91,36 +91,22 @@ class Instances(image._SageMakerContainer):
     labels: of their containers, besides the session's. mounts: {path in the containers: directory here}.
     """
 
-    def __init__(
-        self,
-        instance_type: str,
-        instance_count: int,
-        image: str,
-        session: Any,
-        entrypoint: list[str] | None = None,
-        arguments: list[str] | None = None,
-    ) -> None:
+    def __init__(self, resources: Any, image: str, session: Any, program: Any = None) -> None:
         # Not the SDK's __init__, which asks for Docker Compose.
-        self.sagemaker_session = session.in_own_directory()
-        self.instance_type, self.instance_count, self.image = instance_type, instance_count, image
-        self.container_entrypoint, self.container_arguments = entrypoint, arguments
+        self.sagemaker_session, self.image, program = session.in_own_directory(), image, program or {}
+        self.instance_type, self.instance_count = resources['InstanceType'], resources.get('InstanceCount', 1)
+        self.container_entrypoint = program.get('ContainerEntrypoint') or []
+        self.container_arguments = program.get('ContainerArguments') or []
         suffix = uuid.uuid4().hex[:6]
-        self.hosts = [f'algo-{i}-{suffix}' for i in range(1, instance_count + 1)]
+        self.hosts = [f'algo-{i}-{suffix}' for i in range(1, self.instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
         self.kept = ''  # a sentence on results that could not be collected
         self.cpus: float | None = None
-        if instance_count > 1:  # each would take this machine's cores for its own
-            self.cpus = self.engine.cpus() / instance_count
-
-    @classmethod
-    def of(cls, resources: Any, image: str, session: Any, program: Any) -> 'Instances':
-        """Return the instances that a request asks for; EngineError where the engine cannot run the image."""
-        session.engine.check(image)
-        entrypoint, arguments = program.get('ContainerEntrypoint'), program.get('ContainerArguments')
-        return cls(resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments)
+        if self.instance_count > 1:  # each would take this machine's cores for its own
+            self.cpus = self.engine.cpus() / self.instance_count
 
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
@@ -137,15 +123,15 @@ class Instances(image._SageMakerContainer):
         """Return a container for each host, with volumes, and directories of its own below /opt/ml."""
         self.engine.fetch(self.image, self.sagemaker_session.boto_session)
         mounts = {volume.container_dir: volume.host_dir for volume in volumes} | self.mounts
-        entrypoint, arguments = self.container_entrypoint or [], self.container_arguments or []
+        default = [] if self.container_entrypoint or command == 'process' else [command]
         config = self.sagemaker_session.local.get('container_config', {})  # of the SDK's: here options of `docker run`
         return [
             Container(
                 name=f'{self.sagemaker_session.name}-{host}',
                 image=self.image,
                 host=host,
-                command=arguments or ([] if entrypoint or command == 'process' else [command]),
-                entrypoint=entrypoint,
+                command=self.container_arguments or default,
+                entrypoint=self.container_entrypoint,
                 environment=self.sagemaker_session.environment(variables),
                 options=[f'--{name.replace("_", "-")}={value}' for name, value in config.items()],
                 mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
@@ -172,38 +158,32 @@ class Instances(image._SageMakerContainer):
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         variables = self.sagemaker_session.variables(job_name) | environment
         containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
-        self.run(containers, lambda: self.collect(containers, output['S3OutputPath'], job_name))
+        self.run(containers, self.container_root, lambda: self.collect(containers, output['S3OutputPath'], job_name))
         return self.artifacts
 
-    def run(self, containers: Sequence[Container], collect: Callable[[], None]) -> None:
-        """Run containers to their end; then collect what they wrote, also where they have failed."""
+    def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
+        """Run containers to their end, and collect the directory of results, also of those that fail.
+
+        It stays where it cannot be collected: JobError, and self.kept says where.
+        """
         try:
             run_to_end(self.engine, containers)
-        except BaseException:
-            with contextlib.suppress(JobError):  # the first failure counts
+        finally:
+            try:
                 collect()
-            raise
-        collect()
+            except Exception as e:  # of the disk, of S3
+                self.container_root = rescue(results)
+                self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
+        if self.kept:
+            raise JobError('It has ended.')
 
     def collect(self, containers: Iterable[Container], output: str, job_name: str) -> None:
-        """Pack what all hosts wrote, and move it to the output path."""
-        session = self.sagemaker_session
-        with self.keeping(self.container_root):
-            packed = self._create_tmp_folder()
-            pack_results(containers, packed)
-            output = output or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
-            uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
-            self.artifacts = f'{uri}/model.tar.gz'
-
-    @contextlib.contextmanager
-    def keeping(self, directory: str) -> Iterator[None]:
-        """Keep a directory of results where they cannot be collected; JobError then, and self.kept says where."""
-        try:
-            yield
-        except Exception as e:  # of the disk, of S3
-            self.container_root = rescue(directory)
-            self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
-            raise JobError('It has ended.') from e
+        """Pack what all hosts wrote, and move it to the output path, or into the session's directory."""
+        session, packed = self.sagemaker_session, self._create_tmp_folder()
+        pack_results(containers, packed)
+        output = output or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
+        uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
+        self.artifacts = f'{uri}/model.tar.gz'
 
     def failure(self) -> str:
         """Return the text of the first /opt/ml/output/failure that the hosts wrote, or an empty string."""
@@ -221,18 +201,17 @@ class Instances(image._SageMakerContainer):
             image._create_processing_config_file_directories(self.container_root, host)
             self.write_processing_config_files(host, environment, inputs, outputs, job_name)
         containers = self.containers('process', volumes, environment, ('output', 'config'))
-        self.run(containers, lambda: self._upload_processing_outputs(data, outputs))
+        self.run(containers, data, lambda: self._upload_processing_outputs(data, outputs))
 
     def _upload_processing_outputs(self, data_dir: str, processing_output_config: Any) -> None:
         """Upload them without links that lead out: the SDK would follow those on this machine."""
-        with self.keeping(data_dir):
-            plain = self._create_tmp_folder()
 
-            def strays(here: str, names: list[str]) -> list[str]:
-                return [name for name in names if not stays(os.path.join(here, name), data_dir)]
+        def strays(here: str, names: list[str]) -> list[str]:
+            return [name for name in names if not stays(os.path.join(here, name), data_dir)]
 
-            shutil.copytree(data_dir, plain, symlinks=True, ignore=strays, dirs_exist_ok=True)
-            super()._upload_processing_outputs(plain, processing_output_config)
+        plain = self._create_tmp_folder()
+        shutil.copytree(data_dir, plain, symlinks=True, ignore=strays, dirs_exist_ok=True)
+        super()._upload_processing_outputs(plain, processing_output_config)
 
 
 def pack_results(containers: Iterable[Container], directory: str) -> None:

@@ -36,15 +36,12 @@ class Session(local_session.LocalSession):
         self,
         boto_session: boto3.Session | None = None,
         serving_port: int | None = None,
-        sagemaker_config: dict[str, Any] | None = None,
         engine: Engine | None = None,
         **kwargs: Any,
     ) -> None:
         patches.apply()
         self.name, self.opener = uuid.uuid4().hex[:12], os.getpid()
         self.engine = engine or choose()
-        if sagemaker_config is not None:  # LocalPipelineSession, which may be mixed in, does not know it
-            kwargs['sagemaker_config'] = sagemaker_config
         super().__init__(boto_session=boto_session, **kwargs)
         self.sagemaker_client = SagemakerClient(self)
         self.sagemaker_runtime_client = RuntimeClient(self)
@@ -117,6 +114,8 @@ class Session(local_session.LocalSession):
                 if endpoint.local_session is self:
                     stack.callback(self.sagemaker_client.delete_endpoint, name)
 
+    logs_for_transform_job = local_session.LocalSession.logs_for_job  # which does nothing: the SDK's asks CloudWatch
+
     def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
         return self.sagemaker_client.describe_endpoint(endpoint)
@@ -142,7 +141,7 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
     if embedded:
         boto_session, stop = aws.start()
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
-        session = Session(boto_session, serving_port, {'SchemaVersion': '1.0', **opt_out})
+        session = Session(boto_session, serving_port, sagemaker_config={'SchemaVersion': '1.0', **opt_out})
         session.stop_aws = stop
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:

@@ -23,9 +23,10 @@ class LocalContainer(local_container._LocalContainer):
         """Run the job; return where its model.tar.gz is. JobError with the end of its log where it fails."""
         if not wait:
             raise ValueError('In local mode train(wait=True): the files of a job are collected at its end.')
+        self.sagemaker_session.engine.check(self.image)
         program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
         resources = {'InstanceType': self.instance_type, 'InstanceCount': self.instance_count}
-        instances = Instances.of(resources, self.image, self.sagemaker_session, program)
+        instances = Instances(resources, self.image, self.sagemaker_session, program)
         instances.container_root, instances.hosts = self.container_root, self.hosts or []
         instances.label(job=self.training_job_name)
         os.makedirs(self.container_root, exist_ok=True)
@@ -77,7 +78,7 @@ class LocalContainer(local_container._LocalContainer):
         engine, session = self.sagemaker_session.engine, self.sagemaker_session
         if not isinstance(engine, Docker):
             return
-        chown = 'cd /left && chown -R "$(stat -c %u:%g .)" "$@"'
+        chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" "$@"'
         left = [*options('label', session.labels() | labels), mount_option(self.container_root, '/left')]
         try:
             engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown, '-', *names)

@@ -19,9 +19,8 @@ class TransformJob(entities._LocalTransformJob):
         """Run the job to its end."""
         self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
-        self.container = ServingInstance(
-            transform_resources['InstanceType'], 1, self.primary_container['Image'], self.local_session
-        )
+        resources = {**transform_resources, 'InstanceCount': 1}
+        self.container = ServingInstance(resources, self.primary_container['Image'], self.local_session)
         session = self.local_session = self.container.sagemaker_session
         self.container.label(transform=self.name)
         self.container.serve(self.primary_container['ModelDataUrl'], environment)

@@ -20,6 +20,8 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     CONTAINER + '.serve': 'self model_dir environment',
     CONTAINER + '.stop_serving': 'self',
     CONTAINER + '._prepare_serving_volumes': 'self model_location',
+    CONTAINER + '._upload_processing_outputs': 'self data_dir processing_output_config',
+    'session:Session.logs_for_transform_job': 'self job_name wait poll',
     TRANSFORM + '.start': 'self input_data output_data transform_resources kwargs',
     CLIENT + '.create_training_job': 'self TrainingJobName AlgorithmSpecification '
     'OutputDataConfig ResourceConfig InputDataConfig Environment kwargs',
@@ -40,7 +42,7 @@ CALLED = {
     CONTAINER: 'instance_type instance_count image sagemaker_session container_entrypoint container_arguments',
     CONTAINER + '._prepare_training_volumes': f'{VOLUMES} input_data_config output_data_config hyperparameters',
     CONTAINER + '._prepare_processing_volumes': f'{VOLUMES} processing_inputs processing_output_config',
-    CONTAINER + '._upload_processing_outputs': f'{VOLUMES} processing_output_config',
+    'local.data:get_data_source_instance': 'data_source sagemaker_session',
     CONTAINER + '._update_local_src_path': 'self params key',
     CONTAINER + '.write_config_files': 'self host hyperparameters input_data_config',
     CONTAINER + '.write_processing_config_files': 'self host environment processing_inputs '

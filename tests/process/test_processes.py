@@ -17,6 +17,7 @@ import numpy as np
 from local_mode.docker import image_uri
 from local_mode.session import open_session
 from sagemaker.chainer.estimator import Chainer
+from sagemaker.s3 import S3Downloader
 
 session = open_session(embedded=True, serving_port=int(sys.argv[1]))
 
@@ -34,8 +35,8 @@ out = f's3://{session.default_bucket()}/transformed'
 transformer = job.transformer(1, 'local', output_path=out, accept='application/json')
 rows = session.upload_string_as_file_body(','.join(['0'] * 784), session.default_bucket(), 'rows/row')
 transformer.transform(rows, content_type='text/csv')
-print('transformed', len(json.loads(session.read_s3_file(session.default_bucket(), 'transformed/row.out'))[0]), 'and',
-      os.listdir(session.directory), 'left')
+(answer,) = S3Downloader.list(out, session)
+print('transformed', np.shape(json.loads(S3Downloader.read_file(answer, session))), os.listdir(session.directory))
 predictor = job.deploy(1, 'local')
 test = np.load(f'{sys.argv[2]}/test/test.npz')
 print('accuracy', (predictor.predict(test['images']).argmax(axis=1) == test['labels']).mean())
@@ -89,7 +90,7 @@ def test_the_tutorials_script_and_another_process_at_its_endpoint(small_mnist):
         log = read_until(process, 'NAME ')
         assert 'child 0 s3://' in log  # a fork that exits ends neither the endpoint nor the stand-in
         assert 'nothing isolates' in log and 'Training on 2000 images' in log
-        assert 'transformed 10 and [] left' in log
+        assert 'transformed (1, 10) []' in log
         assert float(log.split('\naccuracy ')[1].split()[0]) > 0.7
         name = log.split()[-1]
         assert '(1, 10)' in result(ELSEWHERE, name)[1]

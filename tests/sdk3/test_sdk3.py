@@ -12,6 +12,8 @@ import time
 import nbformat
 import pytest
 from local_mode.docker import LABEL, docker, image_uri
+from local_mode.engines.docker import Docker, filters
+from local_mode.names import of_this_user
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -19,8 +21,8 @@ NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_sdk_v3.ipynb'
 
 
 def left():
-    """Return our containers and networks."""
-    ours = '--quiet', f'--filter=label={LABEL}'
+    """Return the containers and networks of this user and temporary directory."""
+    ours = '--quiet', *filters(of_this_user())
     return docker('ps', '--all', *ours), docker('network', 'ls', *ours)
 
 
@@ -75,6 +77,30 @@ def test_variables_arrive_as_they_are(trainer, tmp_path):
     script = 'import os\nopen("/opt/ml/model/price", "w").write(os.environ["PRICE"])'
     trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train()
     assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == '$5 of ${HOME}'
+
+
+WRITES = """
+import os
+open('/opt/ml/model/real', 'w').write('real')
+os.symlink('real', '/opt/ml/model/link')
+os.symlink(os.environ['SECRET'], '/opt/ml/model/secret')
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='gives files away')
+def test_files_belong_to_the_directorys_owner_and_links_lead_nowhere(trainer, local_sagemaker, tmp_path, monkeypatch):
+    """Rootless engines know this machine's users by other numbers; the directory's owner counts there, too."""
+    os.chown(tmp_path, 12345, 23456)
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    commands, call = [], Docker.__call__
+    monkeypatch.setattr(Docker, '__call__', lambda self, *a, **k: commands.append(a) or call(self, *a, **k))
+    trainer(WRITES, environment={'SECRET': __file__}).train()
+    kept = tmp_path / 'artifacts' / 'model'
+    assert {path.name: path.read_text() for path in kept.iterdir()} == {'real': 'real', 'link': 'real'}
+    written = [path for name in ('artifacts', 'compressed_artifacts', 'model') for path in (tmp_path / name).rglob('*')]
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in written} == {(12345, 23456)}
+    (chown,) = [command for command in commands if '--entrypoint=sh' in command]
+    assert f'--label={LABEL}={local_sagemaker.name}' in chown  # `clean` finds it
 
 
 def test_ctrl_c_stops_a_job(trainer, local_sagemaker, capsys):
