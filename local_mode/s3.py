@@ -5,6 +5,7 @@ import os
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def stays(path: str, directory: str) -> bool:
 
 def rescue(directory: str) -> str:
     """Move a directory out of the session's, which goes; return its new name."""
-    kept = tempfile.mkdtemp(prefix='kept-')
+    kept = os.path.join(tempfile.gettempdir(), f'kept-{uuid.uuid4().hex}')  # a full disk may refuse a new one
     os.rename(directory, kept)
     return kept
 
