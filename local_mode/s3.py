@@ -52,9 +52,7 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
 
 
 def stays(path: str, directory: str) -> bool:
-    """Return whether a path below a directory is a file or directory there, also through links: not what a
-    container's link leads to on this machine, nor a socket or FIFO.
-    """
+    """Return whether a path leads, also through links, to a file or directory below a directory."""
     real = os.path.realpath(path)
     return real.startswith(os.path.realpath(directory) + os.sep) and (os.path.isfile(real) or os.path.isdir(real))
 
