@@ -158,6 +158,7 @@ def ended(name: str, job: Any) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         job.state = 'Stopped'
+        print(job.container.kept, end='')
         raise
     except Exception as e:
         failure = (job.container.failure() or str(e)) + job.container.kept

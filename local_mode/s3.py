@@ -5,6 +5,7 @@ import os
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,16 +52,14 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
 
 
 def stays(path: str, directory: str) -> bool:
-    """Return whether a path below a directory is a file or directory there, also through links: not what a
-    container's link leads to on this machine, nor a socket or FIFO.
-    """
+    """Return whether a path leads, also through links, to a file or directory below a directory."""
     real = os.path.realpath(path)
     return real.startswith(os.path.realpath(directory) + os.sep) and (os.path.isfile(real) or os.path.isdir(real))
 
 
 def rescue(directory: str) -> str:
     """Move a directory out of the session's, which goes; return its new name."""
-    kept = tempfile.mkdtemp(prefix='kept-')
+    kept = os.path.join(tempfile.gettempdir(), f'kept-{uuid.uuid4().hex}')  # a full disk may refuse a new one
     os.rename(directory, kept)
     return kept
 
