@@ -37,8 +37,8 @@ class Response(NamedTuple):
     @classmethod
     def text(cls, status, sentence, headers=()):
         """Return a plain-text response of one sentence."""
-        headers = [('Content-Type', 'text/plain; charset=utf-8'), *headers]
-        return cls(status, f'{sentence}\n'.encode(errors='backslashreplace'), raw(headers))
+        headers = raw((('Content-Type', 'text/plain; charset=utf-8'), *headers))
+        return cls(status, f'{sentence}\n'.encode(errors='backslashreplace'), headers)
 
 
 def default_model_fn(model_dir):
@@ -110,6 +110,7 @@ def as_text(body):
         raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
 
 
+@functools.lru_cache(64)
 def raw(headers):
     """Encode headers, but for those that the server itself sets. Raises TypeError or ValueError."""
     if not all(map(str.isprintable, itertools.chain(*headers))):
@@ -206,9 +207,9 @@ class Predictor:
             return prediction
         output = self.output_fn(prediction, accept)
         if isinstance(output, WerkzeugResponse):
-            return Response(output.status_code, output.get_data(), raw(output.headers.to_wsgi_list()))
+            return Response(output.status_code, output.get_data(), raw(tuple(output.headers.to_wsgi_list())))
         body, content_type = output if isinstance(output, tuple) else (output, None)  # as AWS's toolkits allow
         if not isinstance(body, (str, bytes, bytearray, memoryview)):
             raise TypeError(f'output_fn must return bytes or str, alone or with a content type, not {type(body)}.')
         body = body.encode() if isinstance(body, str) else bytes(body)
-        return Response(200, body, raw([('Content-Type', content_type or accept)]))
+        return Response(200, body, raw((('Content-Type', content_type or accept),)))
