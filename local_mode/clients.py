@@ -180,7 +180,7 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
         if not over.wait(seconds):
             stopped.append(True)
             while not over.wait(1):  # until there is a container, if need be
-                if running := engine.find(instances.labels):
+                if running := engine.find(instances.sagemaker_session.labels()):
                     # Seconds from SIGTERM to SIGKILL, as on SageMaker.
                     engine.stop([*running], 120)
 

@@ -114,7 +114,7 @@ class Instances(image._SageMakerContainer):
 
     def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
-        self.sagemaker_session.remove_containers(self.labels)
+        self.sagemaker_session.remove_containers(self.sagemaker_session.labels())  # two may have one name
         shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
@@ -291,7 +291,7 @@ class ServingInstance(Instances):
             try:
                 return self.engine.run([container])
             except PortTaken:
-                session.remove_containers(self.labels)
+                session.remove_containers(session.labels())
                 if not session.takes_next_port:
                     raise
                 endpoints.check_serving_port(session, container.port + 1)

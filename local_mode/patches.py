@@ -29,7 +29,7 @@ def quiet(embedded: bool) -> None:
     """Keep from the terminal the log lines in which the SDK repeats what the output shows.
 
     Version 2 gives the root logger a handler and the level INFO, in fit(): it may not; all others see every line.
-    embedded: there are no warnings of credentials and telemetry, which the stand-in lacks.
+    embedded: version 3 shows no warnings of credentials and telemetry, which the stand-in lacks.
     """
     if PACKAGE == 'sagemaker':
         before, level = [*logging.root.handlers], logging.root.level
@@ -38,8 +38,8 @@ def quiet(embedded: bool) -> None:
         logging.root.setLevel(level)
     else:
         logging.getLogger('sagemaker').setLevel(logging.WARNING)
-    for name in ('telemetry', 'local') if embedded else ():
-        logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
+        for name in ('telemetry', 'local') if embedded else ():
+            logging.getLogger(f'{PACKAGE}.{name}').setLevel(logging.ERROR)
 
 
 def without_telemetry(owner: Any, name: str) -> None:

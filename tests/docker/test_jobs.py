@@ -361,7 +361,7 @@ def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_
     first.fit()
     jobs = [make_estimator(session, script(STEADY), dict(environment={'NAME': n})) for n in ('one', 'two')]
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        running = [threads.submit(job.fit) for job in jobs]
+        running = [threads.submit(job.fit, job_name=f'at-once-{i}') for i, job in enumerate(jobs)]
         time.sleep(2)
         predictor = first.deploy(1, 'local')
         assert [job.result() for job in running] == [None, None]
