@@ -80,7 +80,7 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
     notebook = nbformat.read(path, as_version=4)
     resources = {'metadata': {'path': str(path.absolute().parent)}}
     failure = ''
-    directory = tempfile.TemporaryDirectory(prefix='chainer-mnist-local-mode-')
+    directory = tempfile.TemporaryDirectory(prefix='chainer-mnist-local-mode-', dir='/tmp')  # a socket's path is short
     # Not ports: whoever connects to a kernel's reads all that it prints.
     own = Config(KernelManager={'transport': 'ipc', 'connection_file': f'{directory.name}/kernel.json'})
     client = Client(notebook, timeout=None, kernel_name='python3', resources=resources, config=own)

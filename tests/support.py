@@ -181,8 +181,9 @@ if __name__ == '__main__':
         time.sleep(1000)
 """
 STOPPED = f"""
-import pathlib, sys
+import pathlib, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from local_mode import open_session
 from support import LABEL, make_estimator, open_tar
 
@@ -215,7 +216,10 @@ def stop_a_job(directory, engine):
     with subprocess.Popen(command, **options, **streams) as process:
         read_until(process, 'it runs')
         os.killpg(process.pid, signal.SIGINT)
-        return process.communicate(timeout=60)[0]
+        try:
+            return process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
 
 
 STOPPED_JOB = r"KeyboardInterrupt\nStopped\n{}\n\['ended'\]\n.*not associated with a training job"

@@ -105,6 +105,7 @@ def test_files_belong_to_the_directorys_owner_and_links_lead_nowhere(trainer, lo
 
 def test_ctrl_c_stops_a_job(trainer, local_sagemaker, capsys):
     """The SDK's telemetry would swallow it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupt():
         while 'it runs' not in ''.join(shown):
