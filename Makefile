@@ -17,7 +17,7 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 	runtime=$$(mktemp -d /tmp/chainer-mnist-local-mode-XXXXXX) && trap 'rm -rf $$runtime' EXIT INT TERM && \
 		JUPYTER_RUNTIME_DIR=$$runtime \
 		$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
-		--KernelManager.transport=ipc --LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
+		--ServerApp.ip=127.0.0.1 --KernelManager.transport=ipc --LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
 test: lint  ## set up, then run all tests but those below
 	$(PYTHON) -m pytest -n 3 --dist loadfile tests/fast tests/docker tests/process tests/browser container

@@ -1,9 +1,12 @@
 """The stand-in for AWS: moto's S3, STS and IAM, served by this process on loopback to its own session only."""
 
+import contextlib
 import datetime
 import hmac
 import io
 import logging
+import os
+import pathlib
 import re
 import secrets
 import threading
@@ -18,7 +21,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from moto.moto_server import werkzeug_app as moto
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
 REGION = 'us-east-1'
@@ -72,11 +75,13 @@ class Gate:
     def signed_for(self, environ: dict[str, Any]) -> str:
         """Return the service for which a request is signed; some exception if it is not signed with our secret."""
         uri, query = environ['RAW_URI'], dict(parse_qsl(environ['QUERY_STRING']))
+        if not uri.startswith('/') or environ['HTTP_HOST'] != self.host:
+            raise PermissionError
         if presigned := 'X-Amz-Signature' in query:
             given = {name.removeprefix('X-Amz-'): value for name, value in query.items()}
-            uri = re.sub('&?X-Amz-Signature=[^&]*', '', uri)
+            uri = re.sub('(?<=[?&])X-Amz-Signature=[^&]*&?', '', uri).rstrip('&')
         else:
-            given = dict(re.findall(r'(\w+)=([^,\s]+)', environ['HTTP_AUTHORIZATION']))
+            given = dict(re.findall(r'\b(\w+)=([^,\s]+)', environ['HTTP_AUTHORIZATION']))
             given['Date'] = environ['HTTP_X_AMZ_DATE']
         _, _, region, service, _ = given['Credential'].rsplit('/', 4)
         auth = (S3SigV4QueryAuth if presigned else S3SigV4Auth) if service == 's3' else SigV4Auth
@@ -85,7 +90,8 @@ class Gate:
         for key, name in names.items():
             request.headers[name] = environ[re.sub('^HTTP_(?=CONTENT_(TYPE|LENGTH)$)', '', key)]
         if auth is SigV4Auth:
-            request.data = environ['wsgi.input'].read(min(int(environ['CONTENT_LENGTH']), BODY))
+            length = environ['CONTENT_LENGTH']
+            request.data = environ['wsgi.input'].read(min(int(length), BODY) if length.isdecimal() else 0)
             environ['wsgi.input'] = io.BytesIO(request.data)
         request.context['timestamp'] = given['Date']
         signer = auth(self.credentials, service, region)
@@ -93,10 +99,19 @@ class Gate:
         then = datetime.datetime.strptime(given['Date'] + '+0000', '%Y%m%dT%H%M%SZ%z').timestamp()
         fresh = not presigned or time.time() < then + float(given['Expires'])
         complete = all(key in names for key in environ if key.startswith('HTTP_X_AMZ_'))  # a header can copy an object
-        here = environ['HTTP_HOST'] == request.headers['host'] == self.host
+        here = request.headers['host'] == self.host
         if not (fresh and complete and here and hmac.compare_digest(right, given['Signature'])):
             raise PermissionError
         return service
+
+
+def may_connect(port: int) -> bool:
+    """Return whether a connection from this port of 127.0.0.1 is this user's or root's; only Linux tells."""
+    pattern = rf' 0100007F:{port:04X} 0100007F:\w+ (?:\S+ ){{4}} *(\d+)'
+    with contextlib.suppress(OSError):
+        owners = re.findall(pattern, pathlib.Path('/proc/net/tcp').read_text())
+        return {*map(int, owners)} <= {0, os.getuid()}
+    return True
 
 
 def start() -> tuple[RedirectedSession, Callable[[], None]]:
@@ -108,8 +123,10 @@ def start() -> tuple[RedirectedSession, Callable[[], None]]:
     logging.getLogger('werkzeug').setLevel(logging.ERROR)  # its server logs every request
     gate = Gate(secret := secrets.token_urlsafe())
     # Not moto's ThreadedMotoServer, which serves its own application and takes no other.
-    handler = getattr(moto, 'MotoRequestHandler', None)  # lets S3's metadata have underscores, from moto 5.2 on
-    server = make_server('127.0.0.1', 0, gate, threaded=True, request_handler=handler)
+    handler: Any = getattr(moto, 'MotoRequestHandler', WSGIRequestHandler)  # moto's knows underscores, from 5.2 on
+    own = type('Handler', (handler,), {'timeout': 10, 'log_error': lambda *_: None})  # no connection stays silent
+    server: Any = make_server('127.0.0.1', 0, gate, threaded=True, request_handler=own)
+    server.verify_request = lambda _, client: may_connect(client[1])
     gate.host = f'127.0.0.1:{server.server_port}'
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -120,11 +120,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         other = None if self.running(EndpointName) else endpoints.find(self.sagemaker_session.engine, EndpointName)
         if not other:
             return super().describe_endpoint(EndpointName)
-        return {
-            'EndpointName': EndpointName,
-            'EndpointConfigName': other.config,
-            'EndpointStatus': entities._LocalEndpoint._IN_SERVICE,
-        }
+        return dict(EndpointName=EndpointName, EndpointConfigName=other.config, EndpointStatus='InService')
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Stop an endpoint and remove its container, also that of another process."""
@@ -144,21 +140,24 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
         try:
             job.start(source, output, resources, **request)
-        except (endpoints.ClientError, OSError, RuntimeError) as e:
-            job.state = 'Failed'
-            raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
+        except BaseException as e:
+            job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
+            if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
+                raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
+            raise
         finally:
             job.stop()
 
 
 @contextlib.contextmanager
 def ended(name: str, job: Any) -> Iterator[None]:
-    """Give a job that fails or is stopped its state, and remove what is left of any; JobError where it fails."""
+    """Set the state of a job that fails or is stopped, and remove every job's containers and files."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         job.state = 'Stopped'
-        print(job.container.kept, end='')
+        if job.container.kept:
+            print(job.container.kept.strip())
         raise
     except Exception as e:
         failure = (job.container.failure() or str(e)) + job.container.kept
@@ -179,10 +178,10 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
     def watch() -> None:
         if not over.wait(seconds):
             stopped.append(True)
-            while not over.wait(1):  # until there is a container, if need be
-                if running := engine.find(instances.sagemaker_session.labels()):
-                    # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    engine.stop([*running], 120)
+            while not over.wait(1):  # until there is a container, and the engine answers
+                with contextlib.suppress(EngineError):
+                    if running := engine.find(instances.sagemaker_session.labels()):
+                        engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

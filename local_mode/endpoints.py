@@ -1,6 +1,7 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
 import dataclasses
+import errno
 import re
 import socket
 from typing import Any
@@ -105,7 +106,9 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
 def is_free(host: str, port: int) -> bool:
     """Return whether nobody answers on a port."""
     with socket.socket() as s:
-        return bool(s.connect_ex((host, port)))
+        s.settimeout(1)
+        stalls = errno.EAGAIN if host == '127.0.0.1' else 0  # a server that accepts nothing has the port, too
+        return s.connect_ex((host, port)) not in (0, stalls)
 
 
 def check_serving_port(session: Any, first: int = 8080) -> None:

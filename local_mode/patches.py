@@ -13,12 +13,12 @@ from local_mode.versions import PACKAGE
 
 def is_ours(session: Any) -> bool:
     """Return whether a session is one of local_mode's, and not the SDK's own."""
-    return hasattr(session, 'in_own_directory')
+    return hasattr(type(session), 'in_own_directory')  # a mock has every attribute
 
 
 @functools.cache
 def apply() -> None:
-    """Replace them, once."""
+    """Replace the SDK's names, once a process."""
     if PACKAGE == 'sagemaker':
         replace_for_estimators()
     else:
@@ -28,7 +28,7 @@ def apply() -> None:
 def quiet(embedded: bool) -> None:
     """Keep from the terminal the log lines in which the SDK repeats what the output shows.
 
-    Version 2 gives the root logger a handler and the level INFO, in fit(): it may not; all others see every line.
+    fit() of version 2 would give the root logger a handler and the level INFO; this undoes it.
     embedded: version 3 shows no warnings of credentials and telemetry, which the stand-in lacks.
     """
     if PACKAGE == 'sagemaker':

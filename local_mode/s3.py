@@ -43,12 +43,24 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
     member.linkname = os.path.normpath(member.linkname)
     beside = os.path.dirname(member.name) if member.issym() else ''
     paths = [member.name] + [os.path.join(beside, member.linkname)] * (member.issym() or member.islnk())
-    inside = all(os.path.commonpath([root, os.path.realpath(os.path.join(root, path))]) == root for path in paths)
-    if not inside or member.isdev():
-        raise tarfile.TarError(f'{member.name!r} in a tar file leads out of {root}, or is a device: nobody needs that.')
+    inside = all(os.path.commonpath([root, resolved(os.path.join(root, path))]) == root for path in paths)
+    if not inside or member.isdev() or '..' in member.name.split('/'):
+        raise tarfile.TarError(f'{member.name!r} in a tar file leads out of {root} or is a device: not unpacked.')
     member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), '', ''
-    member.mode &= 0o755
+    member.mode = 0o755 if member.isdir() else member.mode & 0o755  # files must still get into it
     return member
+
+
+def resolved(path: str) -> str:
+    """Return a path without links, of what is there; TarError if it is too long to tell."""
+    with contextlib.suppress(FileNotFoundError):  # it is about to be made
+        try:
+            os.path.realpath(path, strict=True)
+        except FileNotFoundError:
+            raise
+        except OSError as e:
+            raise tarfile.TarError(f'{path!r}: {e.strerror}') from None
+    return os.path.realpath(path)
 
 
 def stays(path: str, directory: str) -> bool:
@@ -58,7 +70,7 @@ def stays(path: str, directory: str) -> bool:
 
 
 def rescue(directory: str) -> str:
-    """Move a directory out of the session's, which goes; return its new name."""
+    """Move a directory out of the session's directory, which will be removed; return its new name."""
     kept = os.path.join(tempfile.gettempdir(), f'kept-{uuid.uuid4().hex}')  # a full disk may refuse a new one
     os.rename(directory, kept)
     return kept
@@ -77,7 +89,7 @@ def open_tar(session: Any, uri: str) -> Iterator[tarfile.TarFile]:
 
 @contextlib.contextmanager
 def checkpoints(session: Any, uri: str) -> Iterator[str]:
-    """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
+    """Yield a directory with what is at a URI (s3:// or file://); what a job writes into it is copied there.
 
     On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
     some of it could not be written: then the directory stays.
@@ -128,7 +140,7 @@ def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
     for root, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(root, name)
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(path)
+            with contextlib.suppress(OSError):  # it has gone, or is a link to itself
                 if stays(path, directory):
+                    status = os.stat(path)
                     yield path, (status.st_mtime_ns, status.st_size)

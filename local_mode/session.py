@@ -138,15 +138,17 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         embedded = boto3.Session().get_credentials() is None
     patches.apply()
     patches.quiet(embedded)
+    engine = choose()  # or raise, before anything runs
     if embedded:
         boto_session, stop = aws.start()
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
-        session = Session(boto_session, serving_port, sagemaker_config={'SchemaVersion': '1.0', **opt_out})
+        config = {'SchemaVersion': '1.0', **opt_out}
+        session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
-        session = Session(serving_port=serving_port)
+        session = Session(serving_port=serving_port, engine=engine)
         print(f'AWS: your account {session.account_id()} in {session.boto_region_name}')
     return session

@@ -83,12 +83,14 @@ class Docker(Engine):
         for container in containers:
             for directory in container.mounts.values():
                 os.makedirs(directory, exist_ok=True)
-            # Other users of this machine see a command, but not its input and environment. No line holds a line break.
-            broken = {name: value for name, value in container.environment.items() if re.search('[\r\n]', value)}
-            lines = [f'{name}={value}\n' for name, value in container.environment.items() if name not in broken]
-            given = [*self.options(container), '--env-file=/dev/stdin', *(f'--env={name}' for name in broken)]
+            # Other users of this machine see a command, but not its input and environment. A line of --env-file
+            # holds no line break, and at most 64 KB.
+            variables = container.environment.items()
+            apart = {name: value for name, value in variables if re.search('[\r\n]', value) or len(value) > 60_000}
+            lines = [f'{name}={value}\n' for name, value in variables if name not in apart]
+            given = [*self.options(container), '--env-file=/dev/stdin', *(f'--env={name}' for name in apart)]
             command = [*given, container.image, *container.entrypoint[1:], *container.command]
-            self('run', '--detach', f'--network={network}', *command, input=''.join(lines), environment=broken)
+            self('run', '--detach', f'--network={network}', *command, input=''.join(lines), environment=apart)
 
     def options(self, container: Container) -> list[str]:
         # json-file: whatever the daemon's default is, its logs can be read.

@@ -158,7 +158,8 @@ def end(labels: Labels, seconds: float = 0) -> None:
     """
     for member in members(labels):
         if member.first and seconds:
-            member.process.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.process.terminate()
     deadline = time.monotonic() + seconds
     while (found := members(labels)) and time.monotonic() < deadline + 10:
         if time.monotonic() > deadline or not any(member.first for member in found):

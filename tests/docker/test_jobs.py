@@ -189,6 +189,7 @@ if __name__ == '__main__':
         os.symlink(directory + '/real', 'absolute')
         os.symlink(os.environ['SECRET'], 'secret')
         os.symlink(os.path.dirname(os.environ['SECRET']), 'secrets')
+        os.symlink('loop', 'loop')
         os.mkfifo('fifo')
         socket.socket(socket.AF_UNIX).bind('socket')
 """

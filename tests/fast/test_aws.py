@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import botocore.auth
 import pytest
@@ -174,5 +176,33 @@ def test_large_files_go_up_and_down_in_parts(session, stored, tmp_path):
 def test_another_user_of_the_machine_reads_nothing(session):
     own = session.in_own_directory().directory
     command = 'cat /proc/$0/environ; ls /proc/$0/cwd/ /proc/$0/fd/ "$@"; cat "$@"/*'
-    done = run('sh', '-c', command, os.getpid(), session.directory, own, user=65534, group=65534, extra_groups=[])
+    another = dict(user=65534, group=65534, extra_groups=[])
+    done = run('sh', '-c', command, os.getpid(), session.directory, own, **another)
     assert done.stdout == '' and done.stderr.count('Permission denied') >= 6
+    done = run('/usr/bin/python3', '-c', CONNECT, session.boto_session.endpoint_url, **another)
+    assert 'ConnectionResetError' in done.stderr or 'RemoteDisconnected' in done.stderr, done.stderr
+
+
+CONNECT = 'import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=30).status)'
+
+
+def test_a_strangers_request_costs_little(session, url, stored):
+    """Before its signature is known to be wrong."""
+    start = time.monotonic()
+    assert refused('GET', url, headers={'Authorization': 'a' * 60_000, 'X-Amz-Date': '20260101T000000Z'})
+    wrong = {'Authorization': 'AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/sts/x, SignedHeaders=host, Signature=a'}
+    with socket.create_connection(url.removeprefix('http://').split(':')) as stranger:
+        lines = [f'{name}: {value}' for name, value in (wrong | {'X-Amz-Date': '20260101T000000Z'}).items()]
+        head = ['POST / HTTP/1.1', f'Host: {url.removeprefix("http://")}', *lines, 'Content-Length: -1', '', '']
+        stranger.sendall('\r\n'.join(head).encode())
+        assert b' 403 ' in stranger.recv(4096)  # and does not wait for the body's end
+    assert time.monotonic() - start < 5
+
+
+def test_a_presigned_url_opens_no_path_around_what_it_names(stored, url):
+    client, bucket, _ = stored
+    path = client.generate_presigned_url('put_object', {'Bucket': bucket, 'Key': 'put'}, ExpiresIn=60).removeprefix(url)
+    host = url.removeprefix('http://')
+    with socket.create_connection(host.split(':')) as stranger:
+        stranger.sendall(f'PUT {bucket}{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n'.encode())
+        assert b' 403 ' in stranger.recv(4096)

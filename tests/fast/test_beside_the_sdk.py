@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import unittest.mock
 
 import pytest
 from local_mode import open_session, patches
@@ -94,6 +95,7 @@ def test_a_plain_session_beside_ours_works_as_it_did(ours):
         assert ('checkpoint_s3_uri' in arguments) != refused
         assert ('sagemaker_use_mpi' in estimator.hyperparameters()) != refused
     assert patches.is_ours(ours) and not patches.is_ours(LocalSession(ours.boto_session))
+    assert not patches.is_ours(unittest.mock.Mock())
 
 
 def test_a_session_of_ours_can_be_one_of_pipelines_too(ours):

@@ -145,3 +145,10 @@ def test_a_page_in_a_browser_gets_nothing_predicted(url, origin):
         response = http.request(method, url + path, body=b'0' * 784, headers=headers)
         assert response.status == 403 and b'without Origin' in response.data
         assert not [name for name in response.headers if name.startswith('access-control')]
+
+
+def test_a_long_accept_is_refused_at_once(url):
+    """To parse its spaces took seconds, and 16 MB of them a quarter of an hour."""
+    start = time.monotonic()
+    answer = http.request('POST', url + '/invocations', body=b'[[1]]', headers={'Accept': 'a' + ' ' * 50_000 + 'b'})
+    assert answer.status == 406 and len(answer.data) < 200 and time.monotonic() - start < 1

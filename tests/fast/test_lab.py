@@ -28,6 +28,7 @@ class Lab:
         opened = home / 'opened'
         wait_for(lambda: opened.exists() and opened.read_text(), 60, (home / 'log').read_text)
         self.opened = opened.read_text()
+        assert 'localhost' not in pathlib.Path(self.opened.strip().removeprefix('file://')).read_text()  # may be ::1
         (server, *_) = psutil.Process(self.process.pid).children()
         self.runtime = pathlib.Path(server.environ()['JUPYTER_RUNTIME_DIR'])
         (file,) = self.runtime.glob('jpserver-*.json')

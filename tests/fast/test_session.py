@@ -225,6 +225,17 @@ def member(name, kind=tarfile.REGTYPE, linkname='', mode=0o644):
     return member
 
 
+# A path that is too long to be resolved, but short to walk, by links: CVE-2025-4517.
+NAMES = [chr(97 + i) for i in range(16)]
+DEEP, LONG = [], ''
+for name in NAMES:
+    deep = '/'.join(NAMES[: NAMES.index(name)])
+    DEEP.append(member(f'{deep}/{"d" * 247}'.lstrip('/'), tarfile.DIRTYPE, mode=0o755))
+    DEEP.append(member(f'{deep}/{name}'.lstrip('/'), tarfile.SYMTYPE, 'd' * 247))
+LONG = '/'.join(NAMES) + '/' + 'l' * 254 + '/'
+DEEP.append(member(LONG.rstrip('/'), tarfile.SYMTYPE, '../' * 16))
+
+
 @pytest.fixture(params=['data_filter', 'Python 3.11.2'])
 def unpack(request, monkeypatch, tmp_path):
     """Return a function that unpacks members in `there`, with and without what Debian 12's Python lacks."""
@@ -260,9 +271,11 @@ def unpack(request, monkeypatch, tmp_path):
         [member('a', tarfile.LNKTYPE, '{secret}'), member('a')],
         [member('a', tarfile.SYMTYPE, '../secret')],
         [member('a', tarfile.FIFOTYPE)],
+        [*DEEP, member(LONG + '../../../out')],
+        [*DEEP, member(LONG + 'esc', tarfile.SYMTYPE, '..'), member(LONG + 'esc/out')],
         [member('a', tarfile.CHRTYPE)],
     ],
-    ids=lambda members: ', '.join(f'{one.name} {one.linkname}' for one in members),
+    ids=lambda members: ', '.join(f'{one.name[-9:]} {one.linkname[-9:]}' for one in members),
 )
 def test_nothing_gets_out_of_a_directory_by_a_tar_file(unpack, members, tmp_path):
     secret, out = tmp_path / 'secret', tmp_path / 'out'

@@ -173,17 +173,17 @@ def fresh(url, method, path, body=None, seconds=0.5):
 def test_a_prediction_that_hangs_fails_ping_and_then_its_worker_is_replaced(serving, tmp_path, how):
     (tmp_path / 'hangs.py').write_text(HANGS)
     log = []
-    with serving(tmp_path, 'hangs.py', log=log, SAGEMAKER_MODEL_SERVER_TIMEOUT='2') as url:
+    with serving(tmp_path, 'hangs.py', log=log, SAGEMAKER_MODEL_SERVER_TIMEOUT='4') as url:
         assert fresh(url, 'POST', '/invocations', b'[4]', 5) == 200  # slow, but in time
         assert fresh(url, 'GET', '/ping') == 200
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             hanging = pool.submit(fresh, url, 'POST', '/invocations', b'[%d]' % how, 20)
             start = time.monotonic()
-            wait_for(lambda: fresh(url, 'GET', '/ping') != 200, 2)
+            wait_for(lambda: fresh(url, 'GET', '/ping') != 200, 4)
             assert not hanging.done()
-            assert hanging.result() == 0 and 0.9 < time.monotonic() - start < 8
-        wait_for(lambda: fresh(url, 'GET', '/ping') == 200, 10)
-        assert fresh(url, 'POST', '/invocations', b'[0]') == 200
+            assert hanging.result() == 0 and 0.9 < time.monotonic() - start < 16
+        wait_for(lambda: fresh(url, 'GET', '/ping') == 200, 30)
+        assert fresh(url, 'POST', '/invocations', b'[0]', 5) == 200
     assert log[0].count('WORKER TIMEOUT') == 1
     assert 'in predict_fn' in log[0]  # where it hung
 
@@ -257,14 +257,16 @@ def test_what_nobody_waits_for_is_not_predicted(serving, tmp_path, spaces):
         asyncio.run(crowd())
         began = time.monotonic()
         assert post(url, b'[1]', JSON, JSON).status == 200
-        assert time.monotonic() - began < 0.5  # nothing of the crowd's is predicted before it
+        gone = http.request('GET', url + '/metrics').data
+        assert b'path="/invocations",status="499"' in gone, gone
+        assert time.monotonic() - began < 1.5  # nothing of the crowd's is predicted before it
     late = sum(t > 2 for t in answered)
-    assert late > 42, (late, len(answered))  # in three seconds
+    assert late > 36, (late, len(answered))  # in three seconds, of at most 60
 
 
 def test_clients_that_do_not_send_a_request_keep_nobody_out(start, connect, tmp_path):
     (tmp_path / 'mine.py').write_text('def model_fn(d): pass\n\ndef predict_fn(data, model): return [1]\n')
-    limits = dict(SAGEMAKER_MODEL_SERVER_TIMEOUT='2', GUNICORN_CMD_ARGS='--keep-alive=2')  # four seconds for a request
+    limits = dict(SAGEMAKER_MODEL_SERVER_TIMEOUT='4', GUNICORN_CMD_ARGS='--keep-alive=2')  # six seconds for a request
     process, url = start(tmp_path, 'mine.py', **limits)
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     clients = []

@@ -183,6 +183,7 @@ import socket
 
 class Late(type(session.engine)):
     def fetch(self, *_):  # between the choice of a port and the start
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # earlier connections may linger
         stranger.bind(('127.0.0.1', session.serving_port))
         stranger.listen()
 

@@ -89,6 +89,8 @@ def negotiate(accept):
     """Return the supported type that an Accept header prefers. Raises NotAcceptable (406) if none."""
     if not accept:
         return DEFAULT_ACCEPT
+    if len(accept) > 1000:  # to parse it takes time that grows with its square
+        raise NotAcceptable('Accept is longer than 1,000 characters.')
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
     ranges = [(item.partition(';')[0].strip(), q) for item, q in parse_accept_header(accept)]
     best = MIMEAccept(ranges).best_match(supported)
@@ -158,7 +160,7 @@ class Predictor:
         return results
 
     def attempt(self, function, *args):
-        """Return the function's result, or a Response if it raises: an exception's traceback would keep bodies."""
+        """Return the function's result, or a Response if it raises: an exception would keep the body in memory."""
         self.began = time.monotonic()
         try:
             return function(*args)

@@ -14,16 +14,16 @@ import select
 import time
 import types
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE  # noqa: F401  # for serving.py
+from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 METRICS = os.environ.get('SAGEMAKER_MODEL_SERVER_METRICS') != '0'
 ACCESS_LOG = os.environ.get('SAGEMAKER_MODEL_SERVER_ACCESS_LOG') == '1'
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 LIMITS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64]
 # The labels of each histogram, and its place in a row; () is the size of batches.
-LABELS = ['/ping', '/invocations', '/metrics', 'other'], ['other', *(str(status.value) for status in http.HTTPStatus)]
+PATHS = ['/ping', '/invocations', '/metrics', 'other']
+LABELS = PATHS, ['other', '499', *(str(status.value) for status in http.HTTPStatus)]
 PLACES = {labels: i for i, labels in enumerate([(), *itertools.product(*LABELS)])}
 # A living worker has a row of its own; a dead one's is kept, and the next one adds to it.
 ROWS, WIDTH = 256, len(LIMITS) + 3  # for each limit, and above, the number of values; their sum; requests in flight
@@ -39,12 +39,6 @@ def observe(value, place=0):
 def in_flight(requests):
     """Record how many requests wait for a prediction or are being predicted."""
     COUNTS[row, 0, WIDTH - 1] = requests
-
-
-def predicted(batch, waiting):
-    """Record a batch of this many requests, and how many still wait."""
-    observe(batch)
-    in_flight(waiting)
 
 
 def answered(method, path, status, sent, seconds):

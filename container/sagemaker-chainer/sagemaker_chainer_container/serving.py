@@ -106,13 +106,17 @@ class App:
         """Drop requests whose clients have gone; if these had waited, let the newest come first: others will go."""
         for request in [request for request in self.waiting if request.cycle.disconnected]:
             self.waiting.remove(request)
-            request.future.set_result(GONE)
+            if not request.future.done():  # it was cancelled
+                request.future.set_result(GONE)
             if time.monotonic() - request.since > 0.5:
                 self.newest_first_until = time.monotonic() + 5
 
     def next_batch(self):
         """Predict the next batch: in this thread if one of its size was quick, otherwise in the other."""
         self.drop_abandoned()
+        if not self.waiting:
+            self.batch = None
+            return metrics.in_flight(0)
         size, first = 0, -1 if time.monotonic() < self.newest_first_until else 0
         while self.waiting and (not self.batch or self.predict.batches and len(self.batch) < BATCH):
             if self.batch and size + len(self.waiting[first].body) > BATCH_BYTES:
@@ -139,7 +143,8 @@ class App:
             if not request.future.done():  # it was cancelled
                 request.future.set_result(response)
         self.quick_size = max(self.quick_size, size) if quick else min(self.quick_size, size - 1)
-        metrics.predicted(len(self.batch), len(self.waiting))
+        metrics.observe(len(self.batch))
+        metrics.in_flight(len(self.waiting))
         self.batch = None
         self.predict_next()
 

@@ -1,4 +1,4 @@
-"""This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
+"""This module configures uvicorn's worker for gunicorn: parsing of HTTP, limits on connections, heartbeats."""
 
 import resource
 import signal
@@ -9,8 +9,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 MAX_HEAD = 65536  # bytes of a request line and headers
-# Beyond so many connections that which has waited longest for its client is closed.
-MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64, 4096)
+# With more connections than this, the one that has waited longest for its client is closed.
+MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**63 - 64, 4096)  # -1: no limit
 
 
 class Protocol(HttpToolsProtocol):
@@ -21,7 +21,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     all = ()  # connections
-    since = 0  # since when it has waited for its client; 0: a request is being answered
+    since = 0  # time.monotonic() since when the client must send or read; 0 while a request is answered
     pending = 0  # bytes received since the last complete head or piece of a body
 
     def connection_made(self, transport):
