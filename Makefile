@@ -20,7 +20,7 @@ lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
 		--ServerApp.ip=127.0.0.1 --KernelManager.transport=ipc --LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
 
 test: lint  ## set up, then run all tests but those below
-	$(PYTHON) -m pytest -n 3 --dist loadfile tests/fast tests/docker tests/process tests/browser container
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/fast tests/docker tests/process tests/browser container
 
 lint:  ## check style, faults and types
 	@./setup.sh tests
