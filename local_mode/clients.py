@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from local_mode import endpoints
-from local_mode.endpoints import label
 from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.instances import Instances, ServingInstance
+from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
@@ -25,9 +25,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """Run a training job; JobError with the script's traceback where it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
         algorithm = request['AlgorithmSpecification']
-        self.sagemaker_session.engine.check(algorithm['TrainingImage'])
-        resources, image = request['ResourceConfig'], algorithm['TrainingImage']
-        instances = Instances(resources, image, self.sagemaker_session, algorithm)
+        image = algorithm['TrainingImage']
+        self.sagemaker_session.engine.check(image)
+        instances = Instances(request['ResourceConfig'], image, self.sagemaker_session, algorithm)
         instances.label(job=TrainingJobName)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job

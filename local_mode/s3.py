@@ -53,14 +53,12 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
 
 def resolved(path: str) -> str:
     """Return a path without links, of what is there; TarError if it is too long to tell."""
-    with contextlib.suppress(FileNotFoundError):  # it is about to be made
-        try:
-            os.path.realpath(path, strict=True)
-        except FileNotFoundError:
-            raise
-        except OSError as e:
-            raise tarfile.TarError(f'{path!r}: {e.strerror}') from None
-    return os.path.realpath(path)
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:  # it is about to be made
+        return os.path.realpath(path)
+    except OSError as e:
+        raise tarfile.TarError(f'{path!r}: {e.strerror}') from None
 
 
 def stays(path: str, directory: str) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 import boto3
 from local_mode import aws, patches
 from local_mode.clients import SagemakerClient
-from local_mode.endpoints import RuntimeClient, label
+from local_mode.endpoints import RuntimeClient
 from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
 from local_mode.errors import EngineError
-from local_mode.names import LABEL, of_this_user
+from local_mode.names import LABEL, label, of_this_user
 from local_mode.versions import SessionSettings, image, local_session
 
 __all__ = ['Session', 'open_session']

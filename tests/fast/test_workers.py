@@ -157,7 +157,7 @@ def predict_fn(data, model):
     if data[0] == 3:
         ctypes.PyDLL(None).sleep(1000)  # with the GIL
     if data[0] == 4:
-        time.sleep(1.4)
+        time.sleep(2.8)
     return [1]
 """
 
