@@ -120,7 +120,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         other = None if self.running(EndpointName) else endpoints.find(self.sagemaker_session.engine, EndpointName)
         if not other:
             return super().describe_endpoint(EndpointName)
-        return dict(EndpointName=EndpointName, EndpointConfigName=other.config, EndpointStatus='InService')
+        return dict(EndpointName=EndpointName, EndpointConfigName=other[endpoints.CONFIG], EndpointStatus='InService')
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Stop an endpoint and remove its container, also that of another process."""
@@ -132,21 +132,17 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
         session, source = self.sagemaker_session, {'ContentType': None, **request.pop('TransformInput')}
-        session.engine.check(self.describe_model(ModelName)['PrimaryContainer']['Image'])
+        image = self.describe_model(ModelName)['PrimaryContainer']['Image']
+        session.engine.check(image)
         endpoints.check_serving_port(session)
         if source.get('SplitType') in (None, 'None'):  # to join whole files the SDK takes them for text
             request['BatchStrategy'] = 'SingleRecord'
         output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
-        job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
-        try:
+        job: Any = TransformJob(TransformJobName, ModelName, session)
+        job.container = ServingInstance({**resources, 'InstanceCount': 1}, image, session)
+        job.request, self._transform_jobs[TransformJobName] = {}, job
+        with ended(f'Transform job {TransformJobName}', job):
             job.start(source, output, resources, **request)
-        except BaseException as e:
-            job.state = 'Failed' if isinstance(e, Exception) else 'Stopped'
-            if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
-                raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
-            raise
-        finally:
-            job.stop()
 
 
 @contextlib.contextmanager
@@ -162,7 +158,7 @@ def ended(name: str, job: Any) -> Iterator[None]:
     except Exception as e:
         failure = (job.container.failure() or str(e)) + job.container.kept
         job.state, job.request['FailureReason'] = 'Failed', failure
-        if isinstance(e, RuntimeError):
+        if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
             raise JobError(f'{name} failed. {failure}') from None
         raise
     finally:

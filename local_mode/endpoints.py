@@ -1,6 +1,5 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
-import dataclasses
 import errno
 import re
 import socket
@@ -13,20 +12,12 @@ from local_mode.errors import EndpointError, EngineError
 from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
-
-@dataclasses.dataclass
-class Endpoint:
-    """An endpoint of this machine, whichever process deployed it."""
-
-    port: int
-    config: str
+PORT, CONFIG = label('port'), label('config')
 
 
-def find(engine: Engine, name: str) -> Endpoint | None:
-    """Return the endpoint of this name, or None."""
-    for found in engine.find({label('endpoint'): name}, want=[label('port'), label('config')]).values():
-        return Endpoint(int(found[label('port')]), found[label('config')])
-    return None
+def find(engine: Engine, name: str) -> dict[str, str] | None:
+    """Return the labels PORT and CONFIG of this machine's endpoint of that name, whoever deployed it, or None."""
+    return next(iter(engine.find({label('endpoint'): name}, want=[PORT, CONFIG]).values()), None)
 
 
 def error(operation: str, code: str, message: str) -> ClientError:
@@ -48,12 +39,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         self.http = urllib3.PoolManager(timeout=self.timeout)
 
     def invoke_endpoint(  # type: ignore[override]
-        self,
-        Body: Any,
-        EndpointName: str,
-        ContentType: str | None = None,
-        Accept: str | None = None,
-        **more: str | None,
+        self, Body: Any, EndpointName: str, ContentType: Any = None, Accept: Any = None, **more: Any
     ) -> dict[str, Any]:
         """Send a request; ClientError ValidationError for an unknown name, ModelError for a 4xx, a 5xx or
         no answer in time.
@@ -61,16 +47,12 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         parts = {re.sub('(?<=[a-z])(?=[A-Z])', '-', name): value for name, value in more.items()}
         named = {f'X-Amzn-SageMaker-{part}': value for part, value in parts.items()}  # Custom-Attributes, ...
         headers = {'Content-Type': ContentType, 'Accept': Accept, **named}
-        body = self.request(
-            EndpointName,
-            self.port(EndpointName),
-            Body.encode() if isinstance(Body, str) else Body,
-            {name: value for name, value in headers.items() if value is not None},
-        )
+        given = {name: value for name, value in headers.items() if value is not None}
+        data = Body.encode() if isinstance(Body, str) else Body
+        body = self.request(EndpointName, self.port(EndpointName), data, given)
         if body.status >= 400:
             text = body.read().decode('utf-8', 'replace').strip()
-            message = f'Received error {body.status} from the container: {text}'
-            raise error('InvokeEndpoint', 'ModelError', message)
+            raise error('InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}')
         return {'Body': body, 'ContentType': Accept}
 
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
@@ -87,20 +69,21 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         """Return the port on which the endpoint answers; ClientError where there is none of this name."""
         if not name:  # the SDK's batch transform asks so
             return self.session.serving_port
-        client = self.session.sagemaker_client
-        if not (endpoint := client.running(name)):
-            known = client._endpoints.get(name)
-            try:
-                endpoint = find(self.session.engine, name)
-            except EngineError:  # it does not answer
-                if not known:
-                    raise
-            if known and not endpoint:  # at its port another one may answer
-                raise ConnectionError(silence(name, known.port))
-        if endpoint is None:
-            message = f'Endpoint {name} of account {self.session.account_id()} not found.'
-            raise error('InvokeEndpoint', 'ValidationError', message)
-        return int(endpoint.port)
+        client, found = self.session.sagemaker_client, None
+        if endpoint := client.running(name):
+            return endpoint.port
+        known = client._endpoints.get(name)
+        try:
+            found = find(self.session.engine, name)
+        except EngineError:  # it does not answer
+            if not known:
+                raise
+        if found:
+            return int(found[PORT])
+        if known:  # at its port another one may answer
+            raise ConnectionError(silence(name, known.port))
+        message = f'Endpoint {name} of account {self.session.account_id()} not found.'
+        raise error('InvokeEndpoint', 'ValidationError', message)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -242,17 +242,11 @@ def pack(archive: str, directories: Iterable[str], inside: str) -> None:
                 tar.add(os.path.join(directory, name), name, filter=kept)
 
 
-class Hosting(threading.Thread):
-    """Prints an endpoint's log, and keeps its end, for as long as the container runs."""
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        super().__init__(daemon=True)  # or a script that ends with a live endpoint would never exit
-        self.engine, self.name_of_container, self.output = engine, name, Output()
-
-    def run(self) -> None:
-        with contextlib.suppress(EngineError, ValueError):  # it has been removed
-            for line in self.engine.logs(self.name_of_container):
-                self.output.write('', line)
+def show(engine: Engine, name: str, output: Output) -> None:
+    """Print a container's log, for as long as it runs."""
+    with contextlib.suppress(EngineError, ValueError):  # it has been removed
+        for line in engine.logs(name):
+            output.write('', line)
 
 
 class ServingInstance(Instances):
@@ -261,7 +255,7 @@ class ServingInstance(Instances):
     One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
     """
 
-    container: Hosting | None  # type: ignore[assignment]
+    container: threading.Thread | None  # type: ignore[assignment] # which prints its log
 
     def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
         """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""
@@ -278,9 +272,11 @@ class ServingInstance(Instances):
         if directory.scheme == 'file' and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
         self.start(container)
-        self.container = Hosting(self.engine, container.name)
+        output = Output()
+        # A daemon, or a script that ends with a live endpoint would never exit.
+        self.container = threading.Thread(target=show, args=(self.engine, container.name, output), daemon=True)
         self.container.start()
-        self.wait(self.container, f'http://{self.engine.host}:{container.port}/ping')
+        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping')
 
     def start(self, container: Container) -> None:
         """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
@@ -296,22 +292,24 @@ class ServingInstance(Instances):
                     raise
                 endpoints.check_serving_port(session, container.port + 1)
 
-    def wait(self, hosting: Hosting, url: str) -> None:
+    def wait(self, container: threading.Thread, output: Output, url: str) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)
         deadline = time.monotonic() + START
-        while hosting.is_alive() and time.monotonic() < deadline:
+        while container.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
                 if http.request('GET', url).status == 200:
                     return
             time.sleep(0.1)
-        what = f'did not answer within {START} s' if hosting.is_alive() else 'stopped'
-        raise EndpointError(f'The endpoint {what}. {hosting.output.tail()}')
+        what = f'did not answer within {START} s' if container.is_alive() else 'stopped'
+        raise EndpointError(f'The endpoint {what}. {output.tail()}')
 
-    def stop_serving(self) -> None:
+    def discard(self) -> None:
         """Remove the container and its files."""
-        self.discard()
+        super().discard()
         if self.container:
             self.container.join(10)
+
+    stop_serving = discard  # the SDK's name
 
     def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
         """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""

@@ -24,8 +24,9 @@ def local_copy(session: Any, code: str) -> str:
         return code
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
-    with open_tar(session, code) as tar:
-        unpack(str(tar.name), directory)
+    with tempfile.TemporaryDirectory(dir=session.directory) as packed:
+        S3Downloader.download(code, packed, sagemaker_session=session)
+        unpack(os.path.join(packed, os.path.basename(code)), directory)
     return 'file://' + directory
 
 
@@ -72,17 +73,6 @@ def rescue(directory: str) -> str:
     kept = os.path.join(tempfile.gettempdir(), f'kept-{uuid.uuid4().hex}')  # a full disk may refuse a new one
     os.rename(directory, kept)
     return kept
-
-
-@contextlib.contextmanager
-def open_tar(session: Any, uri: str) -> Iterator[tarfile.TarFile]:
-    """Yield a tar file at a URI, open."""
-    with tempfile.TemporaryDirectory(dir=session.directory) as directory:
-        if not uri.startswith('file://'):
-            S3Downloader.download(uri, directory, sagemaker_session=session)
-            uri = os.path.join(directory, os.path.basename(uri))
-        with tarfile.open(uri.removeprefix('file://')) as tar:
-            yield tar
 
 
 @contextlib.contextmanager

@@ -92,12 +92,9 @@ class Session(local_session.LocalSession):
         if not self.stop_aws:
             return dict(pair.split('=', 1) for pair in image._aws_credentials(self.boto_session) or [])
         # Those of the embedded AWS do not expire: nobody need ask EC2's metadata service for better ones.
+        names = 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'
         keys: Any = self.boto_session.get_credentials()
-        return {
-            'AWS_ACCESS_KEY_ID': keys.access_key,
-            'AWS_SECRET_ACCESS_KEY': keys.secret_key,
-            'AWS_SESSION_TOKEN': keys.token,
-        }
+        return dict(zip(names, keys.get_frozen_credentials()))
 
     def close(self) -> None:
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""

@@ -13,14 +13,12 @@ from local_mode.versions import entities
 class TransformJob(entities._LocalTransformJob):
     """A transform job. The SDK's sends the records and writes the answers."""
 
-    container: ServingInstance | None
+    container: ServingInstance
 
     def start(self, input_data: Any, output_data: Any, transform_resources: Any, **kwargs: Any) -> None:
         """Run the job to its end."""
         self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
-        resources = {**transform_resources, 'InstanceCount': 1}
-        self.container = ServingInstance(resources, self.primary_container['Image'], self.local_session)
         session = self.local_session = self.container.sagemaker_session
         self.container.label(transform=self.name)
         self.container.serve(self.primary_container['ModelDataUrl'], environment)
@@ -33,11 +31,6 @@ class TransformJob(entities._LocalTransformJob):
         self._perform_batch_inference(input_data, output_data, **kwargs)
         self.end_time = datetime.datetime.now()
         self.state = self._COMPLETED
-
-    def stop(self) -> None:
-        """Remove the container and all files, wherever the job is."""
-        if self.container:
-            self.container.stop_serving()
 
 
 def execution_parameters(url: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.docker import filters as filters_of
 from local_mode.names import of_this_user
 from local_mode.pytest_plugin import free_port
-from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
+from sagemaker.s3 import S3Downloader
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
@@ -41,6 +41,7 @@ BLANK = [[0.0] * 784]
 ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, as fractions of the pad's sides
 FOOT = (0.3, 0.85), (0.7, 0.85)
 LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
+CHANGED = 'net::ERR_NETWORK_CHANGED'
 http = urllib3.PoolManager(retries=False, timeout=30)
 
 
@@ -271,6 +272,13 @@ def make_model(session, model_data, entry_point=SCRIPT):
     return ChainerModel(model_data, **common(session, entry_point))
 
 
+def open_tar(session, uri):
+    """Return a tar file on S3 or this machine, open."""
+    if not uri.startswith('file://'):
+        return tarfile.open(fileobj=io.BytesIO(S3Downloader.read_bytes(uri, sagemaker_session=session)))
+    return tarfile.open(uri.removeprefix('file://'))
+
+
 def output(estimator):
     """Return a context manager of the job's open output.tar.gz, also of a failed job."""
     uri = f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz'
@@ -302,6 +310,28 @@ def move(session, pointer, kind, x=0, y=0):
         event = dict(x=x, y=y, pointerType=pointer, force=0.5, button='left', clickCount=1)
         event['type'] = {'Start': 'mousePressed', 'Move': 'mouseMoved', 'End': 'mouseReleased'}[kind]
         session.send('Input.dispatchMouseEvent', event | {'buttons': int(kind != 'End')})
+
+
+def visit(page, url):
+    """Open a page, again if the network changed: Chromium then drops parts of it, with each container of Docker."""
+    dropped = []
+
+    def note(request):
+        if request.failure == CHANGED:
+            dropped.append(request)
+
+    page.on('requestfailed', note)
+    for _ in range(10):
+        dropped.clear()
+        try:
+            page.goto(url, wait_until='networkidle')
+        except Exception as e:  # of Playwright, which not all tiers have
+            if CHANGED not in str(e):
+                raise
+        else:
+            if not dropped:
+                break
+    page.remove_listener('requestfailed', note)
 
 
 def says(pad, text):

@@ -162,6 +162,21 @@ def test_no_pickles(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_no_pickles_that_reserve_memory(tmp_path):
+    """pickle's Unpickler in C makes room for as many objects as the highest index in a pickle says."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+        archive.writestr('b.npy', header.getvalue() + b'\x80\2Nr\xff\xff\xff\7.')
+    code = """import chainer, numpy, resource, sys
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    chainer.serializers.NpzDeserializer(numpy.load(sys.argv[1]))('b', numpy.ones(1))
+except ValueError:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"""
+    assert int(subprocess.check_output([sys.executable, '-c', code, tmp_path / 'a.npz'])) < 100  # MB
+
+
 @pytest.mark.parametrize('protocol', [2, 3, 4])
 @pytest.mark.parametrize('module', [b'numpy._core.multiarray', b'numpy.core.multiarray'])
 def test_no_pickles_but_none_of_any_version(tmp_path, protocol, module):

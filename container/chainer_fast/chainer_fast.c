@@ -1,8 +1,6 @@
 // This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
 #include <math.h>
 #include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 
 #if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
@@ -12,14 +10,6 @@
 #endif
 #ifdef __x86_64__
 #include <pmmintrin.h>
-#define PAUSE __builtin_ia32_pause()
-#define SPINS 30000  // some 0.7 ms: spinning through Python's pause between two layers costs less than waking
-#elif defined __aarch64__
-#define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
-#define SPINS 50000
-#else
-#define PAUSE sched_yield()
-#define SPINS 1000
 #endif
 
 struct array {  // the first members of NumPy's PyArrayObject
@@ -35,16 +25,6 @@ enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
 
 static sgemm *gemm;
 static int threads;
-
-// The team is the caller and its threads, which wait for the next round, spinning at first.
-static struct {
-    pthread_mutex_t busy, lock;
-    pthread_cond_t wake;
-    atomic_long round, working;
-    long size, asleep;
-    task *work;
-    const void *arguments;
-} team;
 
 // Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
 // of gradients that have become zero (black pixels, units that no image activates) decay through that range.
@@ -65,61 +45,21 @@ static void flushing(task *work, const void *arguments, long part, long parts) {
 #endif
 }
 
-// Runs in each thread of the team: does its part of each round.
-static void *member(void *part) {
-    for (long round = 1;; round++) {
-        for (int spins = 0; atomic_load(&team.round) < round; spins++) {
-            if (spins < SPINS) {
-                PAUSE;
-                continue;
-            }
-            pthread_mutex_lock(&team.lock);
-            team.asleep++;
-            while (atomic_load(&team.round) < round) pthread_cond_wait(&team.wake, &team.lock);
-            team.asleep--;
-            pthread_mutex_unlock(&team.lock);
-        }
-        flushing(team.work, team.arguments, (long)part, team.size);
-        atomic_fetch_sub(&team.working, 1);
-    }
-    return 0;
-}
-
-// Empties the team, at the start and in a child process after fork(), which has none of the threads.
-static void disband(void) {
-    pthread_mutex_init(&team.busy, 0);
-    pthread_mutex_init(&team.lock, 0);
-    pthread_cond_init(&team.wake, 0);
-    team.round = team.working = team.size = team.asleep = 0;
+// A child process has none of the threads of OpenMP's team, and would wait for them.
+static void alone(void) {
+    threads = 1;
 }
 
 void set_up(sgemm *gemm_, int threads_) {
     gemm = gemm_, threads = threads_;
-    disband();
-    pthread_atfork(0, 0, disband);
+    pthread_atfork(0, 0, alone);
 }
 
-// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+// Runs a task in as many parts as there are threads; in one part if it is small.
 static void together(task *work, const void *arguments, long operations) {
-    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
-        flushing(work, arguments, 0, 1);
-        return;
-    }
-    pthread_t id;
-    if (!team.size)
-        for (team.size = 1; team.size < threads; team.size++)
-            if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
-    team.work = work, team.arguments = arguments;
-    atomic_store(&team.working, team.size - 1);
-    pthread_mutex_lock(&team.lock);
-    atomic_fetch_add(&team.round, 1);
-    if (team.asleep) pthread_cond_broadcast(&team.wake);
-    pthread_mutex_unlock(&team.lock);
-    flushing(work, arguments, 0, team.size);
-    for (int spins = 0; atomic_load(&team.working); spins++)
-        if (spins < SPINS) PAUSE;
-        else sched_yield();
-    pthread_mutex_unlock(&team.busy);
+    int parts = operations < 1 << 18 ? 1 : threads;
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+    for (int part = 0; part < parts; part++) flushing(work, arguments, part, parts);
 }
 
 // Returns the index at which a part begins: a multiple of 16 floats, a cache line.
@@ -156,96 +96,75 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
     together(adam_part, &a, 10 * n);
 }
 
-struct linear {
-    const float *x, *W, *b, *gy;
-    float *y, *gx, *gW;
-    long rows, in, out;
+struct product {
+    const float *a, *b, *bias;  // or 0
+    float *c;
+    long m, n, k, trans_a, trans_b;
 };
 
-FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
-    float *restrict y = a->y;
-    const float *restrict b = a->b;
-    for (long i = 0; i < a->rows; i++, y += a->out)
-        for (long j = from; j < to; j++) y[j] += b[j];
+FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
+    float *restrict c = p->c;
+    const float *restrict bias = p->bias;
+    for (long i = 0; i < p->m; i++, c += p->n)
+        for (long j = from; j < to; j++) c[j] += bias[j];
 }
 
-// Computes products of rows of x and of W, from i and j on. A row's sums have one order, whatever the other rows.
-static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
+// Computes products of rows of a and of b, from i and j on. A row's sums have one order, whatever the other rows.
+static inline __attribute__((always_inline)) void dots(const struct product *p, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
-    const long in = a->in;
-    const float *x = a->x + i * in, *W[6];
+    const long length = p->k;
+    const float *a = p->a + i * length, *b[6];
     lanes sums[4][6] = {0};
-    for (int c = 0; c < columns; c++) W[c] = a->W + (j + c < to ? j + c : to - 1) * in;
+    for (int c = 0; c < columns; c++) b[c] = p->b + (j + c < to ? j + c : to - 1) * length;
     long k = 0;
-    for (; k + 8 <= in; k += 8)
+    for (; k + 8 <= length; k += 8)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c++)
-                sums[r][c] += *(const lanes *)(x + r * in + k) * *(const lanes *)(W[c] + k);
+                sums[r][c] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[c] + k);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns && j + c < to; c++) {
-            float sum = a->b[j + c];
+            float sum = p->bias[j + c];
             for (int l = 0; l < 8; l++) sum += sums[r][c][l];
-            for (long l = k; l < in; l++) sum += x[r * in + l] * W[c][l];
-            a->y[(i + r) * a->out + j + c] = sum;
+            for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
+            p->c[(i + r) * p->n + j + c] = sum;
         }
 }
 
-FOR_EACH_CPU static void few_rows(const struct linear *a, long from, long to) {
+FOR_EACH_CPU static void few_rows(const struct product *p, long from, long to) {
     for (long j = from; j < to; j += 6) {  // at most twelve sums at a time, which fit the registers
         long i = 0;
-        for (; i + 4 <= a->rows; i += 4) {
-            dots(a, i, j, to, 4, 3);
-            if (j + 3 < to) dots(a, i, j + 3, to, 4, 3);
+        for (; i + 4 <= p->m; i += 4) {
+            dots(p, i, j, to, 4, 3);
+            if (j + 3 < to) dots(p, i, j + 3, to, 4, 3);
         }
-        if (a->rows - i >= 2) dots(a, i, j, to, 2, 6), i += 2;
-        if (a->rows - i == 1) dots(a, i, j, to, 1, 6);
+        if (p->m - i >= 2) dots(p, i, j, to, 2, 6), i += 2;
+        if (p->m - i == 1) dots(p, i, j, to, 1, 6);
     }
 }
 
-static void linear_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+static void product_part(const void *p_, long part, long parts) {
+    const struct product *p = p_;
+    long from = start(p->n, part, parts), to = start(p->n, part + 1, parts);
     if (from == to) return;
-    if (a->rows <= FEW) {  // sgemm would first copy W
-        few_rows(a, from, to);
+    if (p->bias && p->m <= FEW) {  // sgemm would first copy b
+        few_rows(p, from, to);
         return;
     }
-    gemm(ROWS, PLAIN, TRANSPOSED, a->rows, to - from, a->in, 1, a->x, a->in, a->W + from * a->in, a->in,
-         0, a->y + from, a->out);
-    add_bias(a, from, to);
-}
-
-static void grad_data_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->in, part, parts), to = start(a->in, part + 1, parts);
-    if (from < to)
-        gemm(ROWS, PLAIN, PLAIN, a->rows, to - from, a->out, 1, a->gy, a->out, a->W + from, a->in,
-             0, a->gx + from, a->in);
-}
-
-static void grad_weight_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
-    if (from < to)
-        gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
-             0, a->gW + from * a->in, a->in);
+    gemm(ROWS, p->trans_a ? TRANSPOSED : PLAIN, p->trans_b ? TRANSPOSED : PLAIN, p->m, to - from, p->k,
+         1, p->a, p->trans_a ? p->m : p->k, p->b + from * (p->trans_b ? p->k : 1), p->trans_b ? p->k : p->n,
+         0, p->c + from, p->n);
+    if (p->bias) add_bias(p, from, to);
 }
 
 // Computes y = x W' + b.
-void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long in, long out) {
-    struct linear a = {.y = y->data, .x = x->data, .W = W->data, .b = b->data, .rows = rows, .in = in, .out = out};
-    together(linear_part, &a, rows * in * out);
+void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
+    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0, 1};
+    together(product_part, &p, rows * out * in);
 }
 
-// Computes gx = gy W.
-void linear_grad_data(struct array *gx, struct array *W, struct array *gy, long rows, long in, long out) {
-    struct linear a = {.gx = gx->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
-    together(grad_data_part, &a, rows * in * out);
-}
-
-// Computes gW = gy' x.
-void linear_grad_weight(struct array *gW, struct array *x, struct array *gy, long rows, long in, long out) {
-    struct linear a = {.gW = gW->data, .x = x->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
-    together(grad_weight_part, &a, rows * in * out);
+// Computes c = a b, or a' b.
+void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
+    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a, 0};
+    together(product_part, &p, m * n * k);
 }

@@ -18,6 +18,8 @@ from chainer.optimizers.adam import AdamRule
 
 def load():
     """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
+    # Threads of OpenMP spin that often before they sleep: longer, and they take NumPy's their cores.
+    os.environ.setdefault('GOMP_SPINCOUNT', '3000')
     try:
         import scipy_openblas64
 
@@ -30,8 +32,7 @@ def load():
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
         (loops.linear, array, array, array, array, size, size, size),
-        (loops.linear_grad_data, array, array, array, size, size, size),
-        (loops.linear_grad_weight, array, array, array, size, size, size),
+        (loops.product, array, array, array, size, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
     ):
         function.argtypes, function.restype = types, None
@@ -86,32 +87,31 @@ def linear(self, inputs):
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
     y = np.empty((len(x), len(W)), np.float32)
-    loops.linear(y, x, W, b, *x.shape, len(W))
+    loops.linear(y, x, W, b, *y.shape, x.shape[1])
     return (y,)
+
+
+def product(self, a, b, transposed):
+    """Return (a b,), or (a' b,); None for arrays that are left to Chainer."""
+    if not plain(a, b) or a.ndim != 2 or b.ndim != 2 or a.shape[not transposed] != len(b):
+        return None
+    self._config_use_ideep = chainer.config.use_ideep
+    self.retain_inputs((0, 1))
+    c = np.empty((a.shape[transposed], b.shape[1]), np.float32)
+    loops.product(c, a, b, *c.shape, len(b), transposed)
+    return (c,)
 
 
 @replaces(LinearGradData, 'forward')
 def linear_grad_data(self, inputs):
     W, gy = inputs
-    if not plain(W, gy) or W.ndim != 2 or gy.ndim != 2 or gy.shape[1] != len(W):
-        return None
-    self._config_use_ideep = chainer.config.use_ideep
-    self.retain_inputs((0, 1))
-    gx = np.empty((len(gy), W.shape[1]), np.float32)
-    loops.linear_grad_data(gx, W, gy, len(gy), W.shape[1], len(W))
-    return (gx,)
+    return product(self, gy, W, transposed=False)
 
 
 @replaces(LinearGradWeight, 'forward')
 def linear_grad_weight(self, inputs):
     x, gy = inputs
-    if not plain(x, gy) or x.ndim != 2 or gy.ndim != 2 or len(gy) != len(x) or self._w_dtype != np.float32:
-        return None
-    self._config_use_ideep = chainer.config.use_ideep
-    self.retain_inputs((0, 1))
-    gW = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    loops.linear_grad_weight(gW, x, gy, *x.shape, len(gW))
-    return (gW,)
+    return product(self, gy, x, transposed=True) if self._w_dtype == np.float32 else None
 
 
 @replaces(AdamRule, 'update_core_cpu')

@@ -676,7 +676,7 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
 if __name__ == '__main__':
     import chainer_fast
 
-    LOOPS = {'linear', 'linear_grad_data', 'linear_grad_weight', 'adam'}
+    LOOPS = {'linear', 'product', 'adam'}
     used = set()
 
     def note(name, loop):

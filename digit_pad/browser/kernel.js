@@ -30,6 +30,10 @@ function notebookPath(panel, base) {
   return match && decodeURIComponent(match[1]);
 }
 
+// Return an error after which another try may succeed. A browser drops connections when the network changes, as it does
+// with each container that Docker starts. Sending a drawing twice does no harm.
+const lost = text => Object.assign(Error(text), {lost: true});
+
 // Return a function that runs code in this page's notebook: it takes the content of an execute_request, and
 // promises the kernel's reply. Each error is one sentence.
 function findKernel(pad) {
@@ -45,7 +49,7 @@ function findKernel(pad) {
   return async content => {
     for (let tries = 3; ; tries--) {
       try { return await runOnServer(config, base, path, content); }
-      catch (error) { if (!error.lost || tries === 1) throw error; }  // sending a drawing twice does no harm
+      catch (error) { if (!error.lost || tries === 1) throw error; }
     }
   };
 }
@@ -68,7 +72,7 @@ async function runInClassic({code, ...options}) {
 async function runOnServer({token, wsUrl}, base, path, content) {
   const get = path => fetch(new URL(path, base), {
     headers: token ? {Authorization: `token ${token}`} : {}, cache: 'no-store', signal: AbortSignal.timeout(10000),
-  }).catch(() => { throw Error('the Jupyter server does not answer.'); });
+  }).catch(({name}) => { throw (name === 'TimeoutError' ? Error : lost)('the Jupyter server does not answer.'); });
   const response = await get('api/sessions');
   if (!response.ok) throw Error(`the Jupyter server refused to list its kernels (${response.status}).`);
   const sessions = await response.json().catch(() => { throw Error('the Jupyter server asks you to log in again.'); });
@@ -89,7 +93,7 @@ async function runOnServer({token, wsUrl}, base, path, content) {
   try {
     return await new Promise((resolve, reject) => {
       timer = setTimeout(() => reject(Error('the kernel cannot be reached.')), 10000);
-      socket.onclose = socket.onerror = () => reject(Error('the connection to the kernel broke.'));
+      socket.onclose = socket.onerror = () => reject(lost('the connection to the kernel broke.'));
       socket.onopen = () => {
         clearTimeout(timer);  // a running cell may take any time
         socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, buffers: [], channel: 'shell', content}));
@@ -98,8 +102,8 @@ async function runOnServer({token, wsUrl}, base, path, content) {
           try {
             const response = await get(kernel);
             idle = response.ok && (await response.json()).execution_state === 'idle' ? idle + 1 : 0;
-            const lost = idle === 2;
-            if (response.status === 404 || lost) reject(Object.assign(Error('the kernel stopped.'), {lost}));
+            if (idle === 2) reject(lost('the kernel stopped.'));
+            if (response.status === 404) reject(Error('the kernel stopped.'));
           } catch { /* if the server has gone, the socket closes */ }
         }, 700);
       };

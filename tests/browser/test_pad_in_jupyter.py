@@ -5,7 +5,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
-from support import BLANK, FOOT, ONE, draw, make_model, pack, says, wait_for
+from support import BLANK, FOOT, ONE, draw, make_model, pack, says, visit, wait_for
 
 from digit_pad import hand
 from digit_pad.ways import WAYS
@@ -97,7 +97,7 @@ def test_renamed_restarted_reloaded(server, page, front_end):
     page.keyboard.press('Control+s')  # straight after drawing
     wait_for(lambda: 'digit-pad' in (server.root / after).read_text(encoding='utf-8'))
     page.on('dialog', lambda dialog: dialog.accept())
-    page.goto(f'{server.url}{front_end}/{urllib.parse.quote(after)}')
+    visit(page, f'{server.url}{front_end}/{urllib.parse.quote(after)}')
     pad = page.locator('.digit-pad')
     says(pad, 'Draw a digit here')  # without running the cell again
     server.kernel(after)

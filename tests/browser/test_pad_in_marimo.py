@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ONE, ROOT, answers, draw, free_port, says, wait_for
+from support import ONE, ROOT, answers, draw, free_port, says, visit, wait_for
 
 NOTEBOOK = f"""
 import marimo
@@ -45,7 +45,7 @@ def test_the_widget_is_drawn_on_and_read(page, tmp_path, command):
         process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, **streams)
     try:
         wait_for(lambda: answers(port), why=log.read_text)
-        page.goto(f'http://127.0.0.1:{port}')
+        visit(page, f'http://127.0.0.1:{port}')
         pad = page.locator('.digit-pad')
         says(pad, 'Draw a digit here')
         # The event stays in marimo's shadow tree.

@@ -140,7 +140,8 @@ def test_a_port_that_is_taken_meanwhile_leads_to_the_next(session, estimator, ot
         predictor = estimator.deploy(1, 'local')
         try:
             assert predictor.predict(BLACK).shape == (1, 10)
-            assert endpoints.find(session.engine, predictor.endpoint_name).port > stranger.getsockname()[1]
+            found = endpoints.find(session.engine, predictor.endpoint_name)
+            assert int(found[endpoints.PORT]) > stranger.getsockname()[1]
         finally:
             predictor.delete_endpoint()
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 PYTHONS = [found for minor in range(11, 15) if (found := find_python(f'3.{minor}'))]
 # Without this checkout, and what it brings the tests.
 CLEAN = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+CLEAN['UV_SYSTEM_CERTS'] = 'true'  # as the set-up does
 WITH_UV = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
 LOOK = """
 import importlib.util, json, os

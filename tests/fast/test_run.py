@@ -83,6 +83,21 @@ def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
     assert drawn['answer'] == pytest.approx([sum(pixels)] + [0] * 9, rel=1e-5) and sum(pixels) > 50
 
 
+def test_no_other_user_can_read_what_a_kernel_prints(tmp_path, monkeypatch):
+    """Its channels are sockets in a directory of this user, and not ports."""
+    code = """import ipykernel, json, os
+with open(ipykernel.get_connection_file()) as file:
+    info = json.load(file)
+directory = os.path.dirname(info['ip'])
+print(info['transport'], len(os.listdir(directory)), oct(os.stat(directory).st_mode & 0o777))"""
+    cells = [nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'sockets.ipynb')
+    monkeypatch.chdir(tmp_path)
+    assert run.main(tmp_path / 'sockets.ipynb') == 0
+    (cell,) = nbformat.read(tmp_path / 'output' / 'sockets.ipynb', as_version=4).cells
+    assert cell.outputs[0].text == 'ipc 6 0o700\n'  # five sockets and the file that names them
+
+
 @pytest.mark.parametrize('answer', ['[[np.nan] * 10]', '[1.0, 2.0]', '1 / 0', '"0123456789"'])
 def test_a_drawing_without_ten_scores_is_kept_without_bars(tmp_path, monkeypatch, answer):
     (tmp_path / 'input.html').write_text(HTML)

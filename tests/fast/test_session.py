@@ -5,6 +5,7 @@ import io
 import os
 import socket
 import tarfile
+import types
 
 import botocore.exceptions
 import pytest
@@ -152,6 +153,18 @@ def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
         session.engine.find = lambda *_, **__: []
         with pytest.raises(EndpointError, match='Port 8080 is taken by another program'):
             endpoints.check_serving_port(session)
+
+
+def test_a_port_whose_server_accepts_nothing_is_taken():
+    with socket.create_server(('127.0.0.1', 0), backlog=0) as server, contextlib.ExitStack() as stack:
+        address = server.getsockname()
+        assert not endpoints.is_free(*address)
+        for _ in range(8):  # more than it lets wait
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        assert not endpoints.is_free(*address)
+    assert endpoints.is_free(*address)
 
 
 def test_the_users_settings_of_local_mode_stay(session):
@@ -308,7 +321,7 @@ def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
-        mine = endpoints.Endpoint(silent.getsockname()[1], 'config')
+        mine = types.SimpleNamespace(port=silent.getsockname()[1])
         monkeypatch.setattr(session.sagemaker_client, 'running', lambda name: mine)
         client = endpoints.RuntimeClient(session)
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):

@@ -165,7 +165,7 @@ class Predictor:
         try:
             return function(*args)
         except HTTPException as e:
-            return Response.text(e.code, e.description)
+            return Response.text(e.code or 500, e.description)
         except BaseException:  # SystemExit too: a request must not end the server
             logger.exception('A request failed')
             return Response.text(500, "The script failed on this request; the container's log has the traceback.")

@@ -17,8 +17,7 @@ import chainer
 from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed, NotFound, ServiceUnavailable
 
 from sagemaker_chainer_container import metrics
-from sagemaker_chainer_container.body import Body
-from sagemaker_chainer_container.budget import FULL, Reservation
+from sagemaker_chainer_container.body import FULL, Body, Reservation
 from sagemaker_chainer_container.hooks import Predictor, Response
 
 MAX_REQUESTS = 256  # that wait at a time; a worker answers 503 to more
