@@ -135,6 +135,7 @@ stop()
 """
 
 
+@pytest.mark.slow
 def test_a_sessions_credentials_open_no_other_session(session, url):
     keys = session.boto_session.get_credentials()
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -192,6 +192,7 @@ def test_a_pickle_never_runs(url, tmp_path):
     assert not os.path.exists(canary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', LARGE)
 def test_decoding_takes_a_small_multiple_of_the_body(kind):
     body, content_type, shape = LARGE[kind]

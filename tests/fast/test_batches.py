@@ -56,6 +56,7 @@ def ask(serving, tmp_path):
 ROWS = [[i, 1] for i in range(10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'scores, hook, together',
     [
@@ -74,6 +75,7 @@ def test_what_the_script_declares_is_predicted_together(ask, scores, hook, toget
     assert 'ROWS_ARE_INDEPENDENT' not in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'scores',
     [

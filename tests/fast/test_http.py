@@ -97,6 +97,7 @@ def statuses(answer):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chunked', [False, True])
 def test_a_body_after_an_offer_to_upgrade_is_never_a_request(connect, url, chunked):
     """The answers do not depend on how the bytes arrive: whole, cut at any byte, or after another request."""

@@ -98,6 +98,7 @@ print(info['transport'], len(os.listdir(directory)), oct(os.stat(directory).st_m
     assert cell.outputs[0].text == 'ipc 6 0o700\n'  # five sockets and the file that names them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('answer', ['[[np.nan] * 10]', '[1.0, 2.0]', '1 / 0', '"0123456789"'])
 def test_a_drawing_without_ten_scores_is_kept_without_bars(tmp_path, monkeypatch, answer):
     (tmp_path / 'input.html').write_text(HTML)

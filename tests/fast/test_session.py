@@ -102,6 +102,7 @@ def test_a_missing_image_is_not_looked_up_among_strangers(path):
     Docker().check('docker.io/library/python:3.13')  # which says whom to ask
 
 
+@pytest.mark.slow
 def test_no_name_of_ours_is_on_the_path_and_importing_changes_no_path():
     code = 'import os; p = os.environ["PATH"]; import local_mode.session; print(p == os.environ["PATH"])'
     assert python('-c', code).stdout == 'True\n'

@@ -13,6 +13,8 @@ import pytest
 import urllib3
 from support import JSON, NPY, http, npy, ping, post, wait_for
 
+pytestmark = pytest.mark.slow  # most of them wait
+
 SLOW = """
 import threading
 import time
