@@ -13,6 +13,7 @@ from local_mode.instances import Instances, ServingInstance
 from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
+from local_mode.validation import check
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
 
@@ -24,6 +25,10 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
+        check('CreateTrainingJob', request)
+        if TrainingJobName in self._training_jobs:
+            raise endpoints.error('CreateTrainingJob', 'ResourceInUse', f'There is a job {TrainingJobName} already.')
+        refuse_what_only_aws_does(request)
         algorithm = request['AlgorithmSpecification']
         image = algorithm['TrainingImage']
         self.sagemaker_session.engine.check(image)
@@ -143,6 +148,16 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job.request, self._transform_jobs[TransformJobName] = {}, job
         with ended(f'Transform job {TransformJobName}', job):
             job.start(source, output, resources, **request)
+
+
+def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
+    """Raise ValueError for a training job that would run here in another way than on SageMaker."""
+    channels = request['InputDataConfig'] or []
+    modes = {request['AlgorithmSpecification'].get('TrainingInputMode'), *(c.get('InputMode') for c in channels)}
+    if 'Pipe' in modes:
+        raise ValueError("In local mode channels are files: input_mode='File'.")
+    if any(channel.get('CompressionType') == 'Gzip' for channel in channels):
+        raise ValueError('In local mode nothing decompresses channels: leave out compression.')
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
 from local_mode.names import is_our_image, label
 from local_mode.output import Output
 from local_mode.s3 import local_copy, rescue, stays, unpack
-from local_mode.versions import SUBMIT_DIRECTORY, data, entities, image
+from local_mode.sources import fetch, local_path
+from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
@@ -150,7 +151,12 @@ class Instances(image._SageMakerContainer):
         for directory in 'output/data', 'shared':
             os.makedirs(os.path.join(self.container_root, directory))
         data = self._create_tmp_folder()
-        volumes = self._prepare_training_volumes(data, inputs, output, hyperparameters)
+        volumes = self._prepare_training_volumes(data, [], output, hyperparameters)
+        for channel in inputs:
+            os.mkdir(os.path.join(data, channel['ChannelName']))
+            kind = channel['DataSource'].get('S3DataSource', {}).get('S3DataType', 'S3Prefix')
+            directory = fetch(self.sagemaker_session, channel['DataUri'], kind)
+            volumes.append(image._Volume(directory, channel=channel['ChannelName']))
         hyperparameters = self._update_local_src_path(hyperparameters, key=SUBMIT_DIRECTORY)
         for host in self.hosts:
             image._create_config_file_directories(self.container_root, host)
@@ -182,6 +188,8 @@ class Instances(image._SageMakerContainer):
         session, packed = self.sagemaker_session, self._create_tmp_folder()
         pack_results(containers, packed)
         output = output or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
+        if output.startswith('file://'):  # as on S3, or the next job would overwrite this one's
+            output = f'file://{local_path(output)}/{job_name}/output'
         uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
         self.artifacts = f'{uri}/model.tar.gz'
 
@@ -196,7 +204,11 @@ class Instances(image._SageMakerContainer):
         self.container_root = self._create_tmp_folder()
         os.mkdir(os.path.join(self.container_root, 'shared'))
         data = self._create_tmp_folder()
-        volumes = self._prepare_processing_volumes(data, inputs, outputs)
+        volumes = self._prepare_processing_volumes(data, [], outputs)
+        for item in inputs:
+            source = item['S3Input']
+            directory = fetch(self.sagemaker_session, item['DataUri'], source.get('S3DataType') or 'S3Prefix')
+            volumes.append(image._Volume(directory, source['LocalPath']))
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
             self.write_processing_config_files(host, environment, inputs, outputs, job_name)
@@ -313,13 +325,13 @@ class ServingInstance(Instances):
 
     def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
         """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""
-        source = data.get_data_source_instance(model_location, self.sagemaker_session)
-        directory, files = source.get_root_dir(), source.get_file_list()
+        directory = fetch(self.sagemaker_session, model_location)
+        files = [entry.path for entry in os.scandir(directory) if entry.is_file()]
         if files and all(map(tarfile.is_tarfile, files)):
             ours, directory = directory, self._create_tmp_folder()
             for file in files:
                 unpack(file, directory)
-            if ours.startswith(self.sagemaker_session.directory):  # from S3
+            if ours.startswith(self.sagemaker_session.directory):  # a copy
                 shutil.rmtree(ours)
         if directory.startswith(self.sagemaker_session.directory):
             os.chmod(directory, 0o777)  # for workers that are not root; outside has no way here

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from local_mode.sources import local_path
 from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
@@ -83,7 +84,7 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
     some of it could not be written: then the directory stays.
     """
     if uri.startswith('file://'):
-        directory = os.path.abspath(uri.removeprefix('file://'))
+        directory = local_path(uri)
         os.makedirs(directory, exist_ok=True)
         yield directory
         return
