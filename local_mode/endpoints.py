@@ -3,10 +3,12 @@
 import errno
 import re
 import socket
+import uuid
 from typing import Any
 
 import urllib3
 from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError
 from local_mode.names import LABEL, label
@@ -49,11 +51,26 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         headers = {'Content-Type': ContentType, 'Accept': Accept, **named}
         given = {name: value for name, value in headers.items() if value is not None}
         data = Body.encode() if isinstance(Body, str) else Body
-        body = self.request(EndpointName, self.port(EndpointName), data, given)
-        if body.status >= 400:
-            text = body.read().decode('utf-8', 'replace').strip()
-            raise error('InvokeEndpoint', 'ModelError', f'Received error {body.status} from the container: {text}')
-        return {'Body': body, 'ContentType': Accept}
+        answer = self.request(EndpointName, self.port(EndpointName), data, given)
+        if answer.status >= 400:
+            text = answer.read().decode('utf-8', 'replace').strip()
+            raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        custom = headers.get('x-amzn-sagemaker-custom-attributes')
+        metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
+        return {
+            'ResponseMetadata': metadata,
+            'ContentType': headers.get('content-type', ''),
+            'InvokedProductionVariant': 'AllTraffic',  # the SDK's name for the one that deploy() makes
+            **({'CustomAttributes': custom} if custom else {}),
+            'Body': StreamingBody(answer, headers.get('content-length')),
+        }
+
+    def invoke_endpoint_with_response_stream(self, **request: Any) -> dict[str, Any]:
+        """Send a request as invoke_endpoint does; the body is a stream of events with the parts of the answer."""
+        answer = self.invoke_endpoint(**request)
+        parts = answer.pop('Body').iter_chunks()
+        return {**answer, 'Body': ({'PayloadPart': {'Bytes': part}} for part in parts)}
 
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
         url = f'http://{self.session.engine.host}:{port}/invocations'
