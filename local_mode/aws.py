@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import boto3
+import botocore.session
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -41,12 +42,16 @@ class RedirectedSession(boto3.Session):
     """
 
     def __init__(self, endpoint_url: str, key: str, secret: str, token: str | None = None) -> None:
-        super().__init__(key, secret, token, REGION)
+        session = botocore.session.Session()
+        for name in 'profile', 'config_file', 'credentials_file':  # of the user, whatever is wrong with them
+            session.set_config_variable(name, None if name == 'profile' else os.devnull)
+        super().__init__(key, secret, token, REGION, session)
         self.endpoint_url = endpoint_url
 
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        if service_name == 's3':  # or presigned URLs would have signatures of version 2
-            kwargs['config'] = Config(signature_version='s3v4').merge(kwargs.get('config') or Config())
+        # No proxy leads to loopback. Without s3v4 presigned URLs would have signatures of version 2.
+        own = Config(proxies={}, signature_version='s3v4') if service_name == 's3' else Config(proxies={})
+        kwargs['config'] = own.merge(kwargs.get('config') or Config())
         return super().client(service_name, *args, **{**kwargs, 'endpoint_url': self.endpoint_url})
 
 

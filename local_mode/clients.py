@@ -1,6 +1,7 @@
 """An in-process SageMaker API for local mode: training, processing and transform jobs, and endpoints."""
 
 import contextlib
+import datetime
 import json
 import secrets
 import threading
@@ -69,7 +70,44 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             return described
         output = {'KmsKeyId': '', **request['OutputDataConfig']}
         # Environment: without what create_training_job has added.
-        return {**described, **request, 'OutputDataConfig': output}
+        return {
+            **described,
+            **request,
+            'OutputDataConfig': output,
+            'FinalMetricDataList': self.final_metrics(TrainingJobName),
+        }
+
+    def metrics(self, job: str) -> list[tuple[str, float, float]]:
+        """Return the metrics in a training job's log: (name, time, value)."""
+        return self._training_jobs[job].container.output.values
+
+    def final_metrics(self, job: str) -> list[dict[str, Any]]:
+        """Return the last value of each metric, as describe_training_job does."""
+        last = {name: (when, value) for name, when, value in self.metrics(job)}
+        moment = datetime.datetime.fromtimestamp
+        return [dict(MetricName=name, Timestamp=moment(t), Value=value) for name, (t, value) in last.items()]
+
+    def stop_training_job(self, TrainingJobName: str) -> None:
+        """Stop a training job that another thread runs."""
+        engine = self.sagemaker_session.engine
+        if running := engine.find({label('job'): TrainingJobName}):
+            self._training_jobs[TrainingJobName].stopping = True
+            engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
+
+    def list_training_jobs(self, NameContains: str = '', StatusEquals: str = '', **_: Any) -> dict[str, Any]:
+        """List this process's training jobs, the newest first."""
+        jobs = [
+            (name, self.describe_training_job(name)) for name in reversed(self._training_jobs) if NameContains in name
+        ]
+        rows = [{'TrainingJobName': name, 'TrainingJobStatus': job['TrainingJobStatus']} for name, job in jobs]
+        return {'TrainingJobSummaries': [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]}
+
+    def list_endpoints(self, NameContains: str = '', **_: Any) -> dict[str, Any]:
+        """List this machine's endpoints."""
+        found = self.sagemaker_session.engine.find({label('endpoint'): ''}, want=[label('endpoint')]).values()
+        names = sorted(names[label('endpoint')] for names in found)
+        rows = [{'EndpointName': name, 'EndpointStatus': 'InService'} for name in names if NameContains in name]
+        return {'Endpoints': rows}
 
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""

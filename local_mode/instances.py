@@ -29,15 +29,18 @@ from local_mode.sources import fetch, local_path
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
-CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
+CODES = {
+    135: ' (SIGBUS: most likely /dev/shm is too small)',
+    137: ' (SIGKILL: most likely there was not enough memory)',
+    139: ' (SIGSEGV: it crashed)',
+}
 
 
-def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '') -> None:
+def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
     """Run containers, print what they print; JobError with the end of it unless all exit with 0.
 
     Where one fails, or a person stops this, the others are stopped. All are removed by whoever started them.
     """
-    output = Output(begin, len(containers))
     try:
         engine.run(containers)
         failure = wait_for_end(engine, containers, output)
@@ -104,6 +107,8 @@ class Instances(image._SageMakerContainer):
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
+        metrics = {found['Name']: found['Regex'] for found in program.get('MetricDefinitions') or []}
+        self.output = Output('', self.instance_count, metrics)
         self.kept = ''  # a sentence on results that could not be collected
         self.cpus: float | None = None
         if self.instance_count > 1:  # each would take this machine's cores for its own
@@ -173,7 +178,7 @@ class Instances(image._SageMakerContainer):
         It stays where it cannot be collected: JobError, and self.kept says where.
         """
         try:
-            run_to_end(self.engine, containers)
+            run_to_end(self.engine, containers, self.output)
         finally:
             try:
                 collect()

@@ -79,8 +79,13 @@ class Session(local_session.LocalSession):
         return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
 
     def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Return a container's variables: credentials, and what is given."""
-        return {'PYTHONUNBUFFERED': '1', **self.credentials(), **{name: str(value) for name, value in given.items()}}
+        """Return a container's variables: credentials, proxies, and what is given."""
+        names = (
+            name + suffix for suffix in ('_proxy', '_PROXY') for name in ('http', 'https', 'no', 'HTTP', 'HTTPS', 'NO')
+        )
+        proxies = {name: os.environ[name] for name in names if name in os.environ}
+        values = {name: str(value) for name, value in given.items()}
+        return {'PYTHONUNBUFFERED': '1', **proxies, **self.credentials(), **values}
 
     def variables(self, job: str) -> dict[str, str]:
         """Return the variables of a training job's containers that the SDK sets."""

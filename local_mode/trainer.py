@@ -8,6 +8,7 @@ from typing import Any
 from local_mode.engines.docker import Docker, mount_option, options
 from local_mode.errors import EngineError, JobError
 from local_mode.instances import Instances, pack_results, run_to_end
+from local_mode.output import Output
 from local_mode.s3 import unpack
 from local_mode.versions import SUBMIT_DIRECTORY, image
 from sagemaker.train.local import local_container
@@ -60,7 +61,7 @@ class LocalContainer(local_container._LocalContainer):
         containers = instances.containers('process', mounts, variables, ('output', 'output/data', 'input'))
         try:
             # Before that line the SDK's driver lists variables.
-            run_to_end(instances.engine, containers, begin='Executing command: ')
+            run_to_end(instances.engine, containers, Output('Executing command: ', len(containers)))
         finally:
             self.collect(containers)
         return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'

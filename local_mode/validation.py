@@ -38,6 +38,8 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
     elif shape.type_name == 'map':
         for key, item in value.items():
             yield from breaches(shape.key, key, path)
+            if item is None:
+                yield f"Value 'None' at '{path}.{key}' failed to satisfy constraint: Member must be a string"
             yield from breaches(shape.value, item, f'{path}.{key}')
     elif shape.type_name == 'string' and not LOCAL.match(value):
         limits = shape.metadata
