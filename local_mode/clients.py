@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from local_mode import endpoints
 from local_mode.errors import EndpointError, EngineError, JobError
@@ -14,6 +14,7 @@ from local_mode.instances import Instances, ServingInstance
 from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
+from local_mode.tuning import TuningJob
 from local_mode.validation import check
 from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
 
@@ -22,6 +23,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     """Jobs and endpoints in containers of this machine."""
 
     sagemaker_session: Any
+    _tuning_jobs: ClassVar[dict[str, TuningJob]] = {}
 
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
@@ -101,6 +103,33 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         ]
         rows = [{'TrainingJobName': name, 'TrainingJobStatus': job['TrainingJobStatus']} for name, job in jobs]
         return {'TrainingJobSummaries': [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]}
+
+    def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
+        """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
+        if 'TrainingJobDefinition' not in request or request.get('WarmStartConfig'):
+            raise ValueError('In local mode a tuning job has one estimator and no warm start.')
+        job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
+        job.run(self)
+
+    def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
+        """Describe a tuning job of this process."""
+        return self._tuning_jobs[HyperParameterTuningJobName].describe()
+
+    def list_training_jobs_for_hyper_parameter_tuning_job(
+        self, HyperParameterTuningJobName: str, **_: Any
+    ) -> dict[str, Any]:
+        """List a tuning job's training jobs."""
+        return {'TrainingJobSummaries': self._tuning_jobs[HyperParameterTuningJobName].summaries}
+
+    def create_endpoint_config(  # type: ignore[override]
+        self, EndpointConfigName: str, ProductionVariants: Any, Tags: Any = None, **more: Any
+    ) -> None:
+        """Keep an endpoint's configuration; ValueError for what local mode does not have."""
+        capture = more.pop('DataCaptureConfig', None)
+        if more or any('ServerlessConfig' in variant for variant in ProductionVariants):
+            raise ValueError(f'Local mode has no {", ".join(more) or "ServerlessConfig"}: leave that out.')
+        super().create_endpoint_config(EndpointConfigName, ProductionVariants, Tags)
+        self._endpoint_configs[EndpointConfigName].capture = capture
 
     def list_endpoints(self, NameContains: str = '', **_: Any) -> dict[str, Any]:
         """List this machine's endpoints."""

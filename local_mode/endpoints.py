@@ -1,6 +1,7 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
 import errno
+import io
 import re
 import socket
 import uuid
@@ -9,6 +10,7 @@ from typing import Any
 import urllib3
 from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
+from local_mode.capture import capture
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError
 from local_mode.names import LABEL, label
@@ -56,6 +58,10 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             text = answer.read().decode('utf-8', 'replace').strip()
             raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
         headers = {name.lower(): value for name, value in answer.headers.items()}
+        if config := self.captures(EndpointName):
+            answer = io.BytesIO(answer.read())
+            sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
+            capture(self.session, EndpointName, config, *sides)
         custom = headers.get('x-amzn-sagemaker-custom-attributes')
         metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
         return {
@@ -65,6 +71,13 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             **({'CustomAttributes': custom} if custom else {}),
             'Body': StreamingBody(answer, headers.get('content-length')),
         }
+
+    def captures(self, name: str) -> Any:
+        """Return the DataCaptureConfig of an endpoint of this process, or None."""
+        client = self.session.sagemaker_client
+        endpoint = client._endpoints.get(name)
+        config = endpoint and client._endpoint_configs.get(endpoint.name_of_config)
+        return getattr(config, 'capture', None)
 
     def invoke_endpoint_with_response_stream(self, **request: Any) -> dict[str, Any]:
         """Send a request as invoke_endpoint does; the body is a stream of events with the parts of the answer."""
