@@ -167,7 +167,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
             )
         endpoints.check_serving_port(session)
-        endpoint.port = session.serving_port
+        endpoint.port, config = session.serving_port, self._endpoint_configs[EndpointConfigName]
+        endpoint.capture = getattr(config, 'capture', None)
         endpoint.container = ServingInstance(variant, model['Image'], session)
         endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
         self._endpoints[EndpointName] = endpoint

@@ -58,7 +58,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             text = answer.read().decode('utf-8', 'replace').strip()
             raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        if config := self.captures(EndpointName):
+        if config := getattr(self.session.sagemaker_client._endpoints.get(EndpointName), 'capture', None):
             answer = io.BytesIO(answer.read())
             sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
             capture(self.session, EndpointName, config, *sides)
@@ -71,13 +71,6 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             **({'CustomAttributes': custom} if custom else {}),
             'Body': StreamingBody(answer, headers.get('content-length')),
         }
-
-    def captures(self, name: str) -> Any:
-        """Return the DataCaptureConfig of an endpoint of this process, or None."""
-        client = self.session.sagemaker_client
-        endpoint = client._endpoints.get(name)
-        config = endpoint and client._endpoint_configs.get(endpoint.name_of_config)
-        return getattr(config, 'capture', None)
 
     def invoke_endpoint_with_response_stream(self, **request: Any) -> dict[str, Any]:
         """Send a request as invoke_endpoint does; the body is a stream of events with the parts of the answer."""

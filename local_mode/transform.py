@@ -1,4 +1,4 @@
-"""Batch transform jobs: their input, record by record, sent to a serving container of ours, and joined with the answers."""
+"""Batch transform jobs: records are sent to a serving container of ours, and joined with its answers."""
 
 import csv
 import datetime
@@ -149,7 +149,7 @@ def joined(record: Any, result: Any) -> Any:
 
 
 def select(path: str, value: Any) -> Any:
-    """Return what a JSONPath selects: one thing, an object of the names that it lists, or a list. ValueError if nothing."""
+    """Return what a JSONPath selects: one thing, an object of the names in it, or a list. ValueError if nothing."""
     found = compile(path)
     nodes = list(found.finditer(value))
     if not nodes:
