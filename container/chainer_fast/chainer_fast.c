@@ -74,7 +74,9 @@ struct adam {
     float beta1, beta2, alpha, eps;  // beta1 and beta2 are 1 - Chainer's
 };
 
-FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
+FOR_EACH_CPU static void adam_part(const void *a_, long part, long parts) {
+    const struct adam *a = a_;
+    const long from = start(a->n, part, parts), to = start(a->n, part + 1, parts);
     float *restrict p = a->p, *restrict m = a->m, *restrict v = a->v;
     const float *restrict g = a->g;
     const float beta1 = a->beta1, beta2 = a->beta2, alpha = a->alpha, eps = a->eps;
@@ -83,11 +85,6 @@ FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
         v[i] += beta2 * (g[i] * g[i] - v[i]);
         p[i] -= alpha * m[i] / (sqrtf(v[i]) + eps);
     }
-}
-
-static void adam_part(const void *a_, long part, long parts) {
-    const struct adam *a = a_;
-    adam_loop(a, start(a->n, part, parts), start(a->n, part + 1, parts));
 }
 
 void adam(struct array *p, struct array *m, struct array *v, struct array *g, long n,
