@@ -110,8 +110,7 @@ def install_processes() -> None:
     pins = re.findall('^([a-z0-9-]+)(==[^ ;#]+)', (CONTAINER / 'requirements.txt').read_text(), re.MULTILINE)
     wanted = [name + version for name, version in pins if name not in NOT_FOR_PROCESSES]
     wanted.append(str(CONTAINER / 'chainer'))
-    # clang has no OpenMP on Macs.
-    if sys.platform == 'linux' and shutil.which('cc') and os.path.exists(sysconfig.get_path('include') + '/Python.h'):
+    if shutil.which('cc') and os.path.exists(sysconfig.get_path('include') + '/Python.h'):
         return install(*wanted, str(CONTAINER / 'chainer_fast'))
     say('there is no C compiler for chainer_fast: training will take longer')
     # All that sagemaker-training compiles is for MPI; no cache may keep it without that.

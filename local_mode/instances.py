@@ -272,7 +272,7 @@ class ServingInstance(Instances):
     One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
     """
 
-    container: threading.Thread | None  # type: ignore[assignment] # which prints its log
+    container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
 
     def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
         """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""

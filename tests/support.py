@@ -330,8 +330,8 @@ def visit(page, url):
                 raise
         else:
             if not dropped:
-                break
-    page.remove_listener('requestfailed', note)
+                return page.remove_listener('requestfailed', note)
+    pytest.fail(f'{url}: the network changes again and again')
 
 
 def says(pad, text):

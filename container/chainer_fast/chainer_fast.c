@@ -1,6 +1,8 @@
 // This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 
 #if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
@@ -10,6 +12,14 @@
 #endif
 #ifdef __x86_64__
 #include <pmmintrin.h>
+#define PAUSE __builtin_ia32_pause()
+#define SPINS 3000  // some 0.07 ms: waking costs more, but threads that spin longer take the cores of NumPy's
+#elif defined __aarch64__
+#define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
+#define SPINS 5000
+#else
+#define PAUSE sched_yield()
+#define SPINS 100
 #endif
 
 struct array {  // the first members of NumPy's PyArrayObject
@@ -25,6 +35,16 @@ enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
 
 static sgemm *gemm;
 static int threads;
+
+// The team is the caller and its threads, which wait for the next round, spinning at first.
+static struct {
+    pthread_mutex_t busy, lock;
+    pthread_cond_t wake;
+    atomic_long round, working;
+    long size, asleep;
+    task *work;
+    const void *arguments;
+} team;
 
 // Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
 // of gradients that have become zero (black pixels, units that no image activates) decay through that range.
@@ -45,21 +65,61 @@ static void flushing(task *work, const void *arguments, long part, long parts) {
 #endif
 }
 
-// A child process has none of the threads of OpenMP's team, and would wait for them.
-static void alone(void) {
-    threads = 1;
+// Runs in each thread of the team: does its part of each round.
+static void *member(void *part) {
+    for (long round = 1;; round++) {
+        for (int spins = 0; atomic_load(&team.round) < round; spins++) {
+            if (spins < SPINS) {
+                PAUSE;
+                continue;
+            }
+            pthread_mutex_lock(&team.lock);
+            team.asleep++;
+            while (atomic_load(&team.round) < round) pthread_cond_wait(&team.wake, &team.lock);
+            team.asleep--;
+            pthread_mutex_unlock(&team.lock);
+        }
+        flushing(team.work, team.arguments, (long)part, team.size);
+        atomic_fetch_sub(&team.working, 1);
+    }
+    return 0;
+}
+
+// Empties the team, at the start and in a child process after fork(), which has none of the threads.
+static void disband(void) {
+    pthread_mutex_init(&team.busy, 0);
+    pthread_mutex_init(&team.lock, 0);
+    pthread_cond_init(&team.wake, 0);
+    team.round = team.working = team.size = team.asleep = 0;
 }
 
 void set_up(sgemm *gemm_, int threads_) {
     gemm = gemm_, threads = threads_;
-    pthread_atfork(0, 0, alone);
+    disband();
+    pthread_atfork(0, 0, disband);
 }
 
-// Runs a task in as many parts as there are threads; in one part if it is small.
+// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
 static void together(task *work, const void *arguments, long operations) {
-    int parts = operations < 1 << 18 ? 1 : threads;
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; part++) flushing(work, arguments, part, parts);
+    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
+        flushing(work, arguments, 0, 1);
+        return;
+    }
+    pthread_t id;
+    if (!team.size)
+        for (team.size = 1; team.size < threads; team.size++)
+            if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
+    team.work = work, team.arguments = arguments;
+    atomic_store(&team.working, team.size - 1);
+    pthread_mutex_lock(&team.lock);
+    atomic_fetch_add(&team.round, 1);
+    if (team.asleep) pthread_cond_broadcast(&team.wake);
+    pthread_mutex_unlock(&team.lock);
+    flushing(work, arguments, 0, team.size);
+    for (int spins = 0; atomic_load(&team.working); spins++)
+        if (spins < SPINS) PAUSE;
+        else sched_yield();
+    pthread_mutex_unlock(&team.busy);
 }
 
 // Returns the index at which a part begins: a multiple of 16 floats, a cache line.
@@ -74,7 +134,9 @@ struct adam {
     float beta1, beta2, alpha, eps;  // beta1 and beta2 are 1 - Chainer's
 };
 
-FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
+FOR_EACH_CPU static void adam_part(const void *a_, long part, long parts) {
+    const struct adam *a = a_;
+    const long from = start(a->n, part, parts), to = start(a->n, part + 1, parts);
     float *restrict p = a->p, *restrict m = a->m, *restrict v = a->v;
     const float *restrict g = a->g;
     const float beta1 = a->beta1, beta2 = a->beta2, alpha = a->alpha, eps = a->eps;
@@ -85,11 +147,6 @@ FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
     }
 }
 
-static void adam_part(const void *a_, long part, long parts) {
-    const struct adam *a = a_;
-    adam_loop(a, start(a->n, part, parts), start(a->n, part + 1, parts));
-}
-
 void adam(struct array *p, struct array *m, struct array *v, struct array *g, long n,
           float beta1, float beta2, float alpha, float eps) {
     struct adam a = {p->data, m->data, v->data, g->data, n, beta1, beta2, alpha, eps};
@@ -97,9 +154,9 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
 }
 
 struct product {
-    const float *a, *b, *bias;  // or 0
+    const float *a, *b, *bias;  // with a bias b is transposed; or 0
     float *c;
-    long m, n, k, trans_a, trans_b;
+    long m, n, k, trans_a;
 };
 
 FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
@@ -145,26 +202,29 @@ FOR_EACH_CPU static void few_rows(const struct product *p, long from, long to) {
 
 static void product_part(const void *p_, long part, long parts) {
     const struct product *p = p_;
-    long from = start(p->n, part, parts), to = start(p->n, part + 1, parts);
+    const long n = p->n, k = p->k, size = p->trans_a ? p->m : n;
+    const long from = start(size, part, parts), to = start(size, part + 1, parts);
     if (from == to) return;
-    if (p->bias && p->m <= FEW) {  // sgemm would first copy b
+    if (p->trans_a) {
+        gemm(ROWS, TRANSPOSED, PLAIN, to - from, n, k, 1, p->a + from, p->m, p->b, n, 0, p->c + from * n, n);
+    } else if (!p->bias) {
+        gemm(ROWS, PLAIN, PLAIN, p->m, to - from, k, 1, p->a, k, p->b + from, n, 0, p->c + from, n);
+    } else if (p->m <= FEW) {  // sgemm would first copy b
         few_rows(p, from, to);
-        return;
+    } else {
+        gemm(ROWS, PLAIN, TRANSPOSED, p->m, to - from, k, 1, p->a, k, p->b + from * k, k, 0, p->c + from, n);
+        add_bias(p, from, to);
     }
-    gemm(ROWS, p->trans_a ? TRANSPOSED : PLAIN, p->trans_b ? TRANSPOSED : PLAIN, p->m, to - from, p->k,
-         1, p->a, p->trans_a ? p->m : p->k, p->b + from * (p->trans_b ? p->k : 1), p->trans_b ? p->k : p->n,
-         0, p->c + from, p->n);
-    if (p->bias) add_bias(p, from, to);
 }
 
 // Computes y = x W' + b.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
-    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0, 1};
+    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0};
     together(product_part, &p, rows * out * in);
 }
 
 // Computes c = a b, or a' b.
 void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
-    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a, 0};
+    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a};
     together(product_part, &p, m * n * k);
 }

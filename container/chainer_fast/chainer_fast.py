@@ -18,8 +18,6 @@ from chainer.optimizers.adam import AdamRule
 
 def load():
     """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
-    # Threads of OpenMP spin that often before they sleep: longer, and they take NumPy's their cores.
-    os.environ.setdefault('GOMP_SPINCOUNT', '3000')
     try:
         import scipy_openblas64
 

@@ -676,11 +676,11 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
 if __name__ == '__main__':
     import chainer_fast
 
-    LOOPS = {'linear', 'product', 'adam'}
+    LOOPS = {('linear', None), ('product', False), ('product', True), ('adam', None)}
     used = set()
 
     def note(name, loop):
-        return lambda *args: (used.add(name), loop(*args))[1]
+        return lambda *args: (used.add((name, args[-1] if name == 'product' else None)), loop(*args))[1]
 
     assert hasattr(chainer_fast, 'loops') == (os.environ['CHAINER_FAST'] == '1')
     if os.environ['CHAINER_FAST'] == '1':
@@ -688,7 +688,7 @@ if __name__ == '__main__':
 
         # Use more threads than there are cores, and than some arrays have cache lines.
         chainer_fast.loops.set_up(chainer_fast.blas.scipy_cblas_sgemm64_, 5)
-        for name in LOOPS:
+        for name in 'linear', 'product', 'adam':
             setattr(chainer_fast.loops, name, note(name, getattr(chainer_fast.loops, name)))
     np.savez(
         sys.argv[1],

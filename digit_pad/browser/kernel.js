@@ -30,8 +30,8 @@ function notebookPath(panel, base) {
   return match && decodeURIComponent(match[1]);
 }
 
-// Return an error after which another try may succeed. A browser drops connections when the network changes, as it does
-// with each container that Docker starts. Sending a drawing twice does no harm.
+// Return an error after which another try may succeed. Browsers drop connections when the network changes, and each
+// container that Docker starts changes it. Sending a drawing twice does no harm.
 const lost = text => Object.assign(Error(text), {lost: true});
 
 // Return a function that runs code in this page's notebook: it takes the content of an execute_request, and
@@ -50,6 +50,7 @@ function findKernel(pad) {
     for (let tries = 3; ; tries--) {
       try { return await runOnServer(config, base, path, content); }
       catch (error) { if (!error.lost || tries === 1) throw error; }
+      await new Promise(done => setTimeout(done, 300));
     }
   };
 }

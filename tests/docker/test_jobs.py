@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 from local_mode.errors import EngineError, JobError
-from local_mode.s3 import checkpoints, local_copy, open_tar
+from local_mode.s3 import checkpoints, local_copy
 from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
@@ -25,7 +25,21 @@ from sagemaker.s3 import S3Downloader, S3Uploader
 from sagemaker.workflow.pipeline import Pipeline
 from sagemaker.workflow.pipeline_context import LocalPipelineSession
 from sagemaker.workflow.steps import TrainingStep
-from support import CSV, IMAGE, JSON, NPY, ROLE, containers, free_port, load, make_estimator, npy, output, pack
+from support import (
+    CSV,
+    IMAGE,
+    JSON,
+    NPY,
+    ROLE,
+    containers,
+    free_port,
+    load,
+    make_estimator,
+    npy,
+    open_tar,
+    output,
+    pack,
+)
 
 WRITES = """
 import json, os, sys
@@ -87,6 +101,14 @@ def test_a_job_is_described_as_it_was_asked_for_and_attached_to(session, script)
     assert described['Environment'] == {'PRICE': '1'}
     again = Chainer.attach(estimator._current_job_name, session)
     assert again.model_data == estimator.model_data and again.hyperparameters()['price'] == '2'
+
+
+def test_a_job_without_its_input_fails_with_the_reason(session, script):
+    estimator = make_estimator(session, script(WRITES))
+    with pytest.raises(JobError, match='Training job .* failed.*NoSuchBucket'):
+        estimator.fit({'train': 's3://no-such-bucket/data'})
+    described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+    assert described['TrainingJobStatus'] == 'Failed' and 'NoSuchBucket' in described['FailureReason']
 
 
 def test_a_failure_beside_local_output_is_told(session, script, tmp_path):

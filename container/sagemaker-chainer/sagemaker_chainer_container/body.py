@@ -14,7 +14,7 @@ FULL = 'The endpoint has more requests than it can take: try again later.'
 
 
 class Reservation(contextlib.AbstractContextManager):
-    """The bytes of one request's body, of all that may be held; the end of the `with` block gives them back."""
+    """Counts the bytes of a request's body among all that may be held; the end of the `with` block gives them back."""
 
     left, taken = 16 * MAX_PAYLOAD, 0
 
@@ -38,7 +38,7 @@ class Body:
     async def read(self, announced, reservation):
         """Return the body, bytes. Raises HTTPException: 413 (too large), 408 (stalled) or 503 (no memory).
 
-        announced: Content-Length in bytes, 0 if absent. reservation: for its bytes.
+        announced: Content-Length in bytes, 0 if absent. reservation: the Reservation that counts it.
         """
         chunks, size, refusal = [], 0, None
         # Most clients look for an answer only after sending all, so read up to twice the limit before a 413.

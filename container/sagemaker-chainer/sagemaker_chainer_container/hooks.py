@@ -165,7 +165,7 @@ class Predictor:
         try:
             return function(*args)
         except HTTPException as e:
-            return Response.text(e.code or 500, e.description)
+            return self.answer(e.response) if e.response else Response.text(e.code, e.description)
         except BaseException:  # SystemExit too: a request must not end the server
             logger.exception('A request failed')
             return Response.text(500, "The script failed on this request; the container's log has the traceback.")
@@ -203,13 +203,16 @@ class Predictor:
             self.unchecked = 1
             return [np.empty(0)] * len(inputs)  # equals nothing
 
+    def answer(self, output):
+        return Response(output.status_code, output.get_data(), raw(tuple(output.headers.to_wsgi_list())))
+
     def encode(self, prediction, accept):
         """Return the Response that output_fn makes of a prediction."""
         if isinstance(prediction, Response):
             return prediction
         output = self.output_fn(prediction, accept)
         if isinstance(output, WerkzeugResponse):
-            return Response(output.status_code, output.get_data(), raw(tuple(output.headers.to_wsgi_list())))
+            return self.answer(output)
         body, content_type = output if isinstance(output, tuple) else (output, None)  # as AWS's toolkits allow
         if not isinstance(body, (str, bytes, bytearray, memoryview)):
             raise TypeError(f'output_fn must return bytes or str, alone or with a content type, not {type(body)}.')
