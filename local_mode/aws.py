@@ -42,10 +42,9 @@ class RedirectedSession(boto3.Session):
     """
 
     def __init__(self, endpoint_url: str, key: str, secret: str, token: str | None = None) -> None:
-        session = botocore.session.Session()
-        for name in 'profile', 'config_file', 'credentials_file':  # of the user, whatever is wrong with them
-            session.set_config_variable(name, None if name == 'profile' else os.devnull)
-        super().__init__(key, secret, token, REGION, session)
+        nothing = (None, None, os.devnull, None)  # of the user's, whatever is wrong with it
+        variables = {'profile': (None, None, None, None), 'config_file': nothing, 'credentials_file': nothing}
+        super().__init__(key, secret, token, REGION, botocore.session.Session(session_vars=variables))
         self.endpoint_url = endpoint_url
 
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]

@@ -21,6 +21,7 @@ from local_mode.names import LABEL, label, of_this_user
 from local_mode.versions import SessionSettings, image, local_session
 
 __all__ = ['Session', 'open_session']
+PROXIES = 'http_proxy', 'https_proxy', 'no_proxy', 'all_proxy'
 
 
 class Session(local_session.LocalSession):
@@ -80,10 +81,7 @@ class Session(local_session.LocalSession):
 
     def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
         """Return a container's variables: credentials, proxies, and what is given."""
-        names = (
-            name + suffix for suffix in ('_proxy', '_PROXY') for name in ('http', 'https', 'no', 'HTTP', 'HTTPS', 'NO')
-        )
-        proxies = {name: os.environ[name] for name in names if name in os.environ}
+        proxies = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
         values = {name: str(value) for name, value in given.items()}
         return {'PYTHONUNBUFFERED': '1', **proxies, **self.credentials(), **values}
 
