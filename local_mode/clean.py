@@ -21,17 +21,20 @@ def clean() -> None:
     """Remove containers, networks, processes and temporary directories; print what could not be."""
     end_commands()
     Processes.noticed = True
+    failed = False
     engines: list[Engine] = [Docker(program) for program in ('docker', 'podman') if shutil.which(program)]
     for engine in [*engines, Processes()]:
         try:
             engine.reach()
             engine.remove(of_this_user())
         except EngineError as e:
+            failed = True
             print(f'clean: {e}\nclean: run this again then, if containers of yours may be left')
     for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*'):
         if directory.lstat().st_uid == os.getuid():
             shutil.rmtree(directory, ignore_errors=True)
-    print('clean: done')
+    if not failed:
+        print('clean: done')
 
 
 def end_commands() -> None:

@@ -125,7 +125,7 @@ def check_serving_port(session: Any, first: int = 8080) -> None:
     port = session.serving_port
     if is_free(engine.host, port):
         return
-    taken = engine.find({label('port'): str(port)}, want=[LABEL])
+    taken = engine.find({PORT: str(port)}, want=[LABEL])
     if not taken:
         who, remedy = 'another program', 'Stop it'
     elif {LABEL: session.name} in taken.values():

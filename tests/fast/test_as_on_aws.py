@@ -39,12 +39,19 @@ def test_input_fn_gets_text_for_json_and_csv_and_output_fn_a_type(mine):
 
 STRUCTURES = """
 import numpy as np
-from werkzeug.exceptions import abort
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 def model_fn(model_dir):
     return {'dict': {'scores': np.arange(2.0), 'best': np.int64(1)}, 'ragged': [np.arange(1), np.arange(2)]}
 def input_fn(input_data, content_type): return input_data
-def predict_fn(data, model): return abort(Response('short', 418)) if data == 'teapot' else model[data]
+def predict_fn(data, model):
+    if data == 'teapot':
+        raise HTTPException(response=Response('short', 418))
+    if data == 'unsendable':
+        raise HTTPException(response=Response('', headers={'A': '\\1'}))
+    if data == 'bare':
+        raise HTTPException('why')
+    return model[data]
 """
 
 
@@ -53,8 +60,12 @@ def test_what_is_no_array_becomes_json(mine):
         assert json.loads(post(url, b'dict', CSV, JSON).data) == {'scores': [0, 1], 'best': 1}
         assert json.loads(post(url, b'ragged', CSV, JSON).data) == [[0], [0, 1]]
         assert post(url, b'dict', CSV, NPY).status == 500
-        answer = post(url, b'teapot', CSV)  # an HTTPException that has a response, and no code
+        answer = post(url, b'teapot', CSV)
         assert (answer.status, answer.data) == (418, b'short')
+        answer = post(url, b'bare', CSV)  # an HTTPException without a code
+        assert (answer.status, answer.data) == (500, b'why\n')
+        assert post(url, b'unsendable', CSV).status == 500
+        assert post(url, b'dict', CSV, JSON).status == 200
 
 
 ECHO = """

@@ -5,12 +5,13 @@ import io
 import os
 import socket
 import tarfile
+import tempfile
 import types
 
 import botocore.exceptions
 import pytest
 import sagemaker
-from local_mode import aws, endpoints, image_uri, s3
+from local_mode import aws, clean, endpoints, image_uri, s3
 from local_mode import session as session_module
 from local_mode.engines import choose
 from local_mode.engines.docker import Docker
@@ -154,6 +155,15 @@ def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
         session.engine.find = lambda *_, **__: []
         with pytest.raises(EndpointError, match='Port 8080 is taken by another program'):
             endpoints.check_serving_port(session)
+
+
+@pytest.mark.parametrize('works', [True, False])
+def test_clean_is_done_only_if_every_engine_was_cleaned(path, tmp_path, monkeypatch, capsys, works):
+    path('docker', 'true' if works else 'echo no rights >&2; false')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # others' sessions stay
+    clean.clean()
+    output = capsys.readouterr().out
+    assert ('clean: done' in output, 'no rights' in output) == (works, not works)
 
 
 def test_a_port_whose_server_accepts_nothing_is_taken():

@@ -165,7 +165,7 @@ class Predictor:
         try:
             return function(*args)
         except HTTPException as e:
-            return self.answer(e.response) if e.response else Response.text(e.code, e.description)
+            return self.attempt(self.answer, e.response) if e.response else Response.text(e.code or 500, e.description)
         except BaseException:  # SystemExit too: a request must not end the server
             logger.exception('A request failed')
             return Response.text(500, "The script failed on this request; the container's log has the traceback.")
@@ -204,6 +204,7 @@ class Predictor:
             return [np.empty(0)] * len(inputs)  # equals nothing
 
     def answer(self, output):
+        """Return werkzeug's response as one of ours. Raises ValueError for headers that cannot be sent."""
         return Response(output.status_code, output.get_data(), raw(tuple(output.headers.to_wsgi_list())))
 
     def encode(self, prediction, accept):
