@@ -13,7 +13,14 @@ from local_mode.versions import parse_s3_url
 Message = tuple[bytes, str]  # a body and its content type
 
 
-def capture(session: Any, endpoint: str, config: Mapping[str, Any], given: Message, answer: Message) -> None:
+def capture(
+    session: Any,
+    endpoint: str,
+    config: Mapping[str, Any],
+    given: Message,
+    answer: Message,
+    inference_id: str | None = None,
+) -> None:
     """Write a request and its answer to where a DataCaptureConfig says, if they are in its sample."""
     if not config['EnableCapture'] or random.random() * 100 >= config['InitialSamplingPercentage']:
         return
@@ -22,7 +29,8 @@ def capture(session: Any, endpoint: str, config: Mapping[str, Any], given: Messa
     data = {name: encode(mode, message, config) for mode, name, message in sides if mode in modes}
     now = datetime.datetime.now(datetime.UTC)
     identity = str(uuid.uuid4())
-    metadata = {'eventId': identity, 'inferenceTime': now.strftime('%Y-%m-%dT%H:%M:%SZ')}
+    named = {'inferenceId': inference_id} if inference_id else {}
+    metadata = {'eventId': identity, **named, 'inferenceTime': now.strftime('%Y-%m-%dT%H:%M:%SZ')}
     line = json.dumps({'captureData': data, 'eventMetadata': metadata, 'eventVersion': '0'})
     bucket, prefix = parse_s3_url(config['DestinationS3Uri'])
     key = f'{prefix}/{endpoint}/AllTraffic/{now:%Y/%m/%d/%H/%M-%S}-{now.microsecond // 1000:03}-{identity}.jsonl'

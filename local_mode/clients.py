@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from local_mode import endpoints
-from local_mode.errors import EndpointError, EngineError, JobError
-from local_mode.instances import Instances, ServingInstance
+from local_mode.errors import EndpointError, EngineError, JobError, LocalModeError
+from local_mode.instances import START, Instances, ServingInstance
 from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
 from local_mode.validation import check
-from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
+from local_mode.versions import SUBMIT_DIRECTORY, UnexpectedStatusException, entities, local_session
+
+
+class FailedJob(JobError, UnexpectedStatusException):
+    """A JobError that code written for SageMaker catches, too."""
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
@@ -37,6 +41,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         self.sagemaker_session.engine.check(image)
         instances = Instances(request['ResourceConfig'], image, self.sagemaker_session, algorithm)
         instances.label(job=TrainingJobName)
+        instances.isolated = request.get('EnableNetworkIsolation', False)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job
         with ended(f'Training job {TrainingJobName}', job):
@@ -58,43 +63,41 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 environment.setdefault('SM_CHECKPOINT_DIR', inside)  # without Docker it is elsewhere
                 kept = checkpoints(instances.sagemaker_session, config['S3Uri'])
                 instances.mounts[inside] = stack.enter_context(kept)
-            stopped = stack.enter_context(stopped_after(limit, instances))
+            job.stopped = stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
-        if stopped:  # as on SageMaker, with what there is so far
+        if job.stopped:  # as on SageMaker, with what there is so far
             job.state, job.model_artifacts = 'Stopped', instances.artifacts
-            print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
+            print(f'Training job {name} was stopped: {job.stopped[0]}.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return what was asked for, and what has come of it."""
         described = super().describe_training_job(TrainingJobName)
-        request = getattr(self._training_jobs[TrainingJobName], 'request', None)
+        job = self._training_jobs[TrainingJobName]
+        request = getattr(job, 'request', None)
         if request is None:  # it is a plain session's: the SDK has them all in one table
             return described
-        output = {'KmsKeyId': '', **request['OutputDataConfig']}
-        # Environment: without what create_training_job has added.
+        state = 'Training' if job.state == 'created' else job.state
         return {
             **described,
-            **request,
-            'OutputDataConfig': output,
-            'FinalMetricDataList': self.final_metrics(TrainingJobName),
+            **request,  # its Environment is without what create_training_job has added
+            'OutputDataConfig': {'KmsKeyId': '', **request['OutputDataConfig']},
+            'TrainingJobStatus': 'InProgress' if state == 'Training' else state,
+            'SecondaryStatus': state,
+            'CreationTime': job.start_time,
+            'LastModifiedTime': job.end_time or job.start_time,
+            'FinalMetricDataList': [*{m['MetricName']: m for m in job.container.output.metrics}.values()],
         }
 
-    def metrics(self, job: str) -> list[tuple[str, float, float]]:
-        """Return the metrics in a training job's log: (name, time, value)."""
-        return self._training_jobs[job].container.output.values
-
-    def final_metrics(self, job: str) -> list[dict[str, Any]]:
-        """Return the last value of each metric, as describe_training_job does."""
-        last = {name: (when, value) for name, when, value in self.metrics(job)}
-        moment = datetime.datetime.fromtimestamp
-        return [dict(MetricName=name, Timestamp=moment(t), Value=value) for name, (t, value) in last.items()]
+    def metrics(self, job: str, name: str) -> list[dict[str, Any]]:
+        """Return the values of a metric in a training job's log, as in FinalMetricDataList."""
+        return [m for m in self._training_jobs[job].container.output.metrics if m['MetricName'] == name]
 
     def stop_training_job(self, TrainingJobName: str) -> None:
         """Stop a training job that another thread runs."""
-        engine = self.sagemaker_session.engine
-        if running := engine.find({label('job'): TrainingJobName}):
-            self._training_jobs[TrainingJobName].stopping = True
-            engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
+        job: Any = self._training_jobs[TrainingJobName]
+        if job.end_time is None:
+            job.stopped.append('by stop_training_job()')
+            stop_running(job.container)
 
     def list_training_jobs(self, NameContains: str = '', StatusEquals: str = '', **_: Any) -> dict[str, Any]:
         """List this process's training jobs, the newest first."""
@@ -106,6 +109,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
         """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
+        check('CreateHyperParameterTuningJob', {'HyperParameterTuningJobName': HyperParameterTuningJobName, **request})
         if 'TrainingJobDefinition' not in request or request.get('WarmStartConfig'):
             raise ValueError('In local mode a tuning job has one estimator and no warm start.')
         job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
@@ -121,13 +125,27 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """List a tuning job's training jobs."""
         return {'TrainingJobSummaries': self._tuning_jobs[HyperParameterTuningJobName].summaries}
 
+    def create_model(self, ModelName: str, PrimaryContainer: Any = None, **more: Any) -> None:  # type: ignore[override]
+        """Keep a model's description; ValueError for a chain of containers."""
+        if not PrimaryContainer:
+            raise ValueError('In local mode a model has one container.')
+        check('CreateModel', {'ModelName': ModelName, 'PrimaryContainer': PrimaryContainer})
+        if more.get('EnableNetworkIsolation'):
+            print('An endpoint in local mode reaches the network, in spite of enable_network_isolation.')
+        super().create_model(ModelName, PrimaryContainer)
+
     def create_endpoint_config(  # type: ignore[override]
         self, EndpointConfigName: str, ProductionVariants: Any, Tags: Any = None, **more: Any
     ) -> None:
         """Keep an endpoint's configuration; ValueError for what local mode does not have."""
+        check(
+            'CreateEndpointConfig', dict(EndpointConfigName=EndpointConfigName, ProductionVariants=ProductionVariants)
+        )
         capture = more.pop('DataCaptureConfig', None)
-        if more or any('ServerlessConfig' in variant for variant in ProductionVariants):
-            raise ValueError(f'Local mode has no {", ".join(more) or "ServerlessConfig"}: leave that out.')
+        more.pop('KmsKeyId', None)  # of a volume that is not there
+        refused = {*more} | {'ServerlessConfig', 'AcceleratorType'}.intersection(*ProductionVariants)
+        if refused:
+            raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
         super().create_endpoint_config(EndpointConfigName, ProductionVariants, Tags)
         self._endpoint_configs[EndpointConfigName].capture = capture
 
@@ -150,6 +168,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         with ended(f'Processing job {ProcessingJobName}', job):
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f'Local mode has no {name}: that needs SageMaker itself.')
+
     def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:
         """Return no tags: nothing here has any."""
         return {'Tags': []}
@@ -159,6 +180,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session = self.sagemaker_session
         endpoint: Any = entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
         model, variant = endpoint.primary_container, endpoint.production_variant
+        model_data = model_uri(model)
         if variant['InitialInstanceCount'] != 1:
             raise ValueError('In local mode an endpoint has one instance: deploy(1, ...).')
         session.engine.check(model['Image'])
@@ -173,10 +195,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
         self._endpoints[EndpointName] = endpoint
         try:
-            endpoint.container.serve(model['ModelDataUrl'], model['Environment'])
+            longest = variant.get('ContainerStartupHealthCheckTimeoutInSeconds') or START
+            endpoint.container.serve(model_data, model['Environment'], longest)
         except BaseException as e:
             self.delete_endpoint(EndpointName)
-            if isinstance(e, EngineError):
+            if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
                 raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
             raise
         endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
@@ -204,28 +227,46 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
-        session, source = self.sagemaker_session, {'ContentType': None, **request.pop('TransformInput')}
-        image = self.describe_model(ModelName)['PrimaryContainer']['Image']
+        session = self.sagemaker_session
+        check('CreateTransformJob', {'TransformJobName': TransformJobName, 'ModelName': ModelName, **request})
+        if 'DataCaptureConfig' in request:
+            raise ValueError('Local mode has no batch_data_capture_config: leave that out.')
+        model = self.describe_model(ModelName)['PrimaryContainer']
+        image = model['Image']
         session.engine.check(image)
         endpoints.check_serving_port(session)
-        if source.get('SplitType') in (None, 'None'):  # to join whole files the SDK takes them for text
-            request['BatchStrategy'] = 'SingleRecord'
+        source = {'ContentType': None, **request.pop('TransformInput')}
         output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
         job: Any = TransformJob(TransformJobName, ModelName, session)
         job.container = ServingInstance({**resources, 'InstanceCount': 1}, image, session)
         job.request, self._transform_jobs[TransformJobName] = {}, job
         with ended(f'Transform job {TransformJobName}', job):
-            job.start(source, output, resources, **request)
+            job.start(source, output, resources, model_uri(model), **request)
+
+
+def model_uri(container: dict[str, Any]) -> str:
+    """Return where a model's files are, packed or not."""
+    source = container.get('ModelDataSource', {}).get('S3DataSource', {})
+    if not (uri := container.get('ModelDataUrl') or source.get('S3Uri')):
+        raise ValueError('The model has no model_data: a training job that failed has left none.')
+    return uri
 
 
 def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
     """Raise ValueError for a training job that would run here in another way than on SageMaker."""
-    channels = request['InputDataConfig'] or []
-    modes = {request['AlgorithmSpecification'].get('TrainingInputMode'), *(c.get('InputMode') for c in channels)}
-    if 'Pipe' in modes:
+    modes, refused = {request['AlgorithmSpecification'].get('TrainingInputMode')}, set[str]()
+    for channel in request['InputDataConfig'] or []:
+        modes.add(channel.get('InputMode'))
+        refused |= {name for name in ('CompressionType', 'RecordWrapperType') if channel.get(name, 'None') != 'None'}
+        source = channel['DataSource'].get('S3DataSource', {})
+        refused |= {*channel['DataSource']} - {'S3DataSource', 'FileDataSource'}
+        refused |= {name for name in ('InstanceGroupNames', 'HubAccessConfig', 'ModelAccessConfig') if name in source}
+    refused |= {name for name in ('DebugRuleConfigurations', 'TensorBoardOutputConfig') if request.get(name)}
+    refused |= {'InstanceGroups'} & {*request['ResourceConfig']}
+    if modes - {None, 'File'}:
         raise ValueError("In local mode channels are files: input_mode='File'.")
-    if any(channel.get('CompressionType') == 'Gzip' for channel in channels):
-        raise ValueError('In local mode nothing decompresses channels: leave out compression.')
+    if refused:
+        raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
 
 
 @contextlib.contextmanager
@@ -242,25 +283,31 @@ def ended(name: str, job: Any) -> Iterator[None]:
         failure = (job.container.failure() or str(e)) + job.container.kept
         job.state, job.request['FailureReason'] = 'Failed', failure
         if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
-            raise JobError(f'{name} failed. {failure}') from None
+            raise FailedJob(f'{name} failed. {failure}', ['Completed', 'Stopped'], 'Failed') from None
         raise
     finally:
+        job.end_time = datetime.datetime.now()
         job.container.discard()
 
 
+def stop_running(instances: Instances) -> None:
+    """Send SIGTERM to a job's containers and, as on SageMaker after 120 seconds, SIGKILL."""
+    if running := instances.engine.find(instances.sagemaker_session.labels() | instances.labels):
+        instances.engine.stop([*running], 120)
+
+
 @contextlib.contextmanager
-def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[bool]]:
-    """Stop the job's containers after so many seconds; yield a list, which is then not empty."""
-    over, engine = threading.Event(), instances.engine
-    stopped: list[bool] = []
+def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[str]]:
+    """Stop the job's containers after so many seconds; yield a list, which then has the reason."""
+    over = threading.Event()
+    stopped: list[str] = []
 
     def watch() -> None:
         if not over.wait(seconds):
-            stopped.append(True)
+            stopped.append(f'it took longer than max_run, {seconds} seconds')
             while not over.wait(1):  # until there is a container, and the engine answers
                 with contextlib.suppress(EngineError):
-                    if running := engine.find(instances.sagemaker_session.labels()):
-                        engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
+                    stop_running(instances)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -17,6 +17,7 @@ from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
 PORT, CONFIG = label('port'), label('config')
+VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes
 
 
 def find(engine: Engine, name: str) -> dict[str, str] | None:
@@ -40,7 +41,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def __init__(self, session: Any) -> None:
         super().__init__(session.config)
         self.session = session
-        self.http = urllib3.PoolManager(timeout=self.timeout)
+        self.http = urllib3.PoolManager()
 
     def invoke_endpoint(  # type: ignore[override]
         self, Body: Any, EndpointName: str, ContentType: Any = None, Accept: Any = None, **more: Any
@@ -48,6 +49,10 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         """Send a request; ClientError ValidationError for an unknown name, ModelError for a 4xx, a 5xx or
         no answer in time.
         """
+        refused = {'TargetModel', 'TargetContainerHostname', 'InferenceComponentName'} & {*more}
+        if refused or more.get('TargetVariant', VARIANT) != VARIANT:
+            what = ', '.join(sorted(refused)) or 'other TargetVariant'
+            raise error('InvokeEndpoint', 'ValidationError', f'An endpoint in local mode has no {what}.')
         parts = {re.sub('(?<=[a-z])(?=[A-Z])', '-', name): value for name, value in more.items()}
         named = {f'X-Amzn-SageMaker-{part}': value for part, value in parts.items()}  # Custom-Attributes, ...
         headers = {'Content-Type': ContentType, 'Accept': Accept, **named}
@@ -61,13 +66,13 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         if config := getattr(self.session.sagemaker_client._endpoints.get(EndpointName), 'capture', None):
             answer = io.BytesIO(answer.read())
             sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
-            capture(self.session, EndpointName, config, *sides)
+            capture(self.session, EndpointName, config, *sides, more.get('InferenceId'))
         custom = headers.get('x-amzn-sagemaker-custom-attributes')
         metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
         return {
             'ResponseMetadata': metadata,
             'ContentType': headers.get('content-type', ''),
-            'InvokedProductionVariant': 'AllTraffic',  # the SDK's name for the one that deploy() makes
+            'InvokedProductionVariant': VARIANT,
             **({'CustomAttributes': custom} if custom else {}),
             'Body': StreamingBody(answer, headers.get('content-length')),
         }
@@ -81,7 +86,9 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
         url = f'http://{self.session.engine.host}:{port}/invocations'
         try:
-            return self.http.request('POST', url, body=body, preload_content=False, headers=headers)
+            return self.http.request(
+                'POST', url, body=body, preload_content=False, headers=headers, timeout=self.timeout
+            )
         except urllib3.exceptions.ReadTimeoutError:
             message = f'The container did not answer within {self.timeout:g} s.'
             raise error('InvokeEndpoint', 'ModelError', message) from None

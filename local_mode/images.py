@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from local_mode.engines.docker import Docker
 from local_mode.errors import EngineError, LocalModeError
-from local_mode.names import container_directory, image_uri
+from local_mode.names import container_directory, image_uri, proxies
 
 CONTAINER = container_directory()
 LOCKS = CONTAINER.parent / 'locks'
@@ -85,6 +85,7 @@ def build(image: str, processor: str, platform: str) -> None:
     arguments = f'--build-arg BASE={get_base(platform)} --build-arg PROCESSOR={processor}'.split()
     say(f'building {image}, in some minutes')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
+    options += [f'--build-arg={name}' for name in proxies()]  # with this process's values
     run(Docker().program, 'build', *options, *arguments, str(CONTAINER))
 
 

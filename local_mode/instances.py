@@ -5,6 +5,7 @@ overridden here (see docs/patches.md).
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import queue
@@ -29,11 +30,7 @@ from local_mode.sources import fetch, local_path
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
-CODES = {
-    135: ' (SIGBUS: most likely /dev/shm is too small)',
-    137: ' (SIGKILL: most likely there was not enough memory)',
-    139: ' (SIGSEGV: it crashed)',
-}
+CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 
 
 def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
@@ -89,6 +86,11 @@ def follow(engine: Engine, container: Container, lines: queue.SimpleQueue) -> No
         lines.put((container, e))
 
 
+@functools.cache  # once
+def say_where(instance_type: str) -> None:
+    print(f'{instance_type} is not started: sessions of local mode run jobs and endpoints on this machine.')
+
+
 class Instances(image._SageMakerContainer):
     """The instances of a job, whose files are in a directory of their own.
 
@@ -101,15 +103,18 @@ class Instances(image._SageMakerContainer):
         self.instance_type, self.instance_count = resources['InstanceType'], resources.get('InstanceCount', 1)
         self.container_entrypoint = program.get('ContainerEntrypoint') or []
         self.container_arguments = program.get('ContainerArguments') or []
+        if not self.instance_type.startswith('local'):
+            say_where(self.instance_type)
         suffix = uuid.uuid4().hex[:6]
         self.hosts = [f'algo-{i}-{suffix}' for i in range(1, self.instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
-        metrics = {found['Name']: found['Regex'] for found in program.get('MetricDefinitions') or []}
-        self.output = Output('', self.instance_count, metrics)
+        patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
+        self.output = Output('', self.instance_count, patterns)
         self.kept = ''  # a sentence on results that could not be collected
+        self.isolated = False
         self.cpus: float | None = None
         if self.instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / self.instance_count
@@ -144,6 +149,7 @@ class Instances(image._SageMakerContainer):
                 labels=self.sagemaker_session.labels() | self.labels,
                 cpus=self.cpus,
                 gpus=self.instance_type == 'local_gpu',
+                isolated=self.isolated,
             )
             for host in self.hosts
         ]
@@ -169,7 +175,7 @@ class Instances(image._SageMakerContainer):
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
         variables = self.sagemaker_session.variables(job_name) | environment
         containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
-        self.run(containers, self.container_root, lambda: self.collect(containers, output['S3OutputPath'], job_name))
+        self.run(containers, self.container_root, lambda: self.collect(containers, output, job_name))
         return self.artifacts
 
     def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
@@ -188,15 +194,20 @@ class Instances(image._SageMakerContainer):
         if self.kept:
             raise JobError('It has ended.')
 
-    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> None:
-        """Pack what all hosts wrote, and move it to the output path, or into the session's directory."""
-        session, packed = self.sagemaker_session, self._create_tmp_folder()
+    def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
+        """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""
+        session, packed, model = self.sagemaker_session, self._create_tmp_folder(), 'model.tar.gz'
         pack_results(containers, packed)
-        output = output or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
+        if config.get('CompressionType') == 'NONE':
+            model = 'model/'
+            for kind in 'model', 'output':  # without links that lead out
+                unpack(f'{packed}/{kind}.tar.gz', f'{packed}/{kind}')
+                os.remove(f'{packed}/{kind}.tar.gz')
+        output = config['S3OutputPath'] or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
         if output.startswith('file://'):  # as on S3, or the next job would overwrite this one's
             output = f'file://{local_path(output)}/{job_name}/output'
         uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
-        self.artifacts = f'{uri}/model.tar.gz'
+        self.artifacts = f'{uri}/{model}'
 
     def failure(self) -> str:
         """Return the text of the first /opt/ml/output/failure that the hosts wrote, or an empty string."""
@@ -274,8 +285,8 @@ class ServingInstance(Instances):
 
     container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
 
-    def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
-        """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""
+    def serve(self, model_dir: str, environment: dict[str, Any], longest: float = START) -> None:
+        """Start it, and return once /ping answers 200; EndpointError with its log if it stops, or takes longer."""
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         self.container_root = self._create_tmp_folder()
@@ -293,7 +304,7 @@ class ServingInstance(Instances):
         # A daemon, or a script that ends with a live endpoint would never exit.
         self.container = threading.Thread(target=show, args=(self.engine, container.name, output), daemon=True)
         self.container.start()
-        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping')
+        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping', longest)
 
     def start(self, container: Container) -> None:
         """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
@@ -309,15 +320,15 @@ class ServingInstance(Instances):
                     raise
                 endpoints.check_serving_port(session, container.port + 1)
 
-    def wait(self, container: threading.Thread, output: Output, url: str) -> None:
+    def wait(self, container: threading.Thread, output: Output, url: str, longest: float) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + longest
         while container.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
                 if http.request('GET', url).status == 200:
                     return
             time.sleep(0.1)
-        what = f'did not answer within {START} s' if container.is_alive() else 'stopped'
+        what = f'did not answer within {longest} s' if container.is_alive() else 'stopped'
         raise EndpointError(f'The endpoint {what}. {output.tail()}')
 
     def discard(self) -> None:

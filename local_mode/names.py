@@ -18,6 +18,12 @@ def of_this_user() -> dict[str, str]:
     return {label('user'): str(os.getuid()), label('tmp'): os.path.realpath(tempfile.gettempdir())}
 
 
+def proxies() -> dict[str, str]:
+    """Return the variables that name this machine's proxies, which containers need, too."""
+    names = 'http_proxy', 'https_proxy', 'no_proxy', 'all_proxy'
+    return {name: value for name, value in os.environ.items() if name.lower() in names}
+
+
 def image_uri(instance_type: str) -> str:
     """Return the name of our image for 'local', 'local_gpu' or an ml.* instance type."""
     gpu = instance_type == 'local_gpu' or instance_type.startswith(('ml.g', 'ml.p'))

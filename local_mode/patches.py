@@ -8,6 +8,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
+from local_mode.errors import JobError
 from local_mode.versions import PACKAGE
 
 
@@ -54,23 +55,42 @@ def without_telemetry(owner: Any, name: str) -> None:
 
 
 def replace_for_estimators() -> None:
-    """Estimators of version 2: allow checkpoint_s3_uri and use_mpi=False in local mode, and stop at Ctrl-C."""
+    """Estimators of version 2: checkpoints, use_mpi=False, metrics and failed jobs as on SageMaker; stop at Ctrl-C."""
     from sagemaker import estimator as estimators
+    from sagemaker.analytics import TrainingJobAnalytics
     from sagemaker.chainer import estimator as chainer
 
     Chainer: Any = chainer.Chainer
     _TrainingJob: Any = estimators._TrainingJob
-    add, given = _TrainingJob._add_spot_checkpoint_args, Chainer.hyperparameters
+    add, given, start = _TrainingJob._add_spot_checkpoint_args, Chainer.hyperparameters, _TrainingJob.start_new
+    fetch = TrainingJobAnalytics._fetch_metric
     without_telemetry(estimators.EstimatorBase, 'fit')
 
     def add_checkpoint_args(local_mode: bool, estimator: Any, train_args: Any) -> None:
-        """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it.
-
-        The job before is forgotten: if this one fails, nobody is to deploy that one's model for it.
-        """
-        if ours := is_ours(estimator.sagemaker_session):
-            estimator.latest_training_job = None
+        """Pass on checkpoint_s3_uri, which the SDK refuses in local mode; our sessions know it."""
+        ours = is_ours(estimator.sagemaker_session)
         add(local_mode and (estimator.use_spot_instances or not ours), estimator, train_args)
+
+    def start_new(estimator: Any, *args: Any) -> Any:
+        """Let an estimator know a job that runs or has failed, and not the one before, whose model is another."""
+        if not is_ours(estimator.sagemaker_session):
+            return start(estimator, *args)
+        estimator.latest_training_job = _TrainingJob(estimator.sagemaker_session, estimator._current_job_name)
+        try:
+            return start(estimator, *args)
+        except BaseException as e:
+            if not isinstance(e, JobError):  # it was refused, or stopped by Ctrl-C
+                estimator.latest_training_job = None
+            raise
+
+    def fetch_metric(self: Any, metric_name: str) -> None:
+        """Take a metric of a job of ours from its log, not from CloudWatch."""
+        if not hasattr(type(self._sage_client), 'metrics'):
+            return fetch(self, metric_name)
+        found = self._sage_client.metrics(self.name, metric_name)
+        for metric in found:
+            seconds = (metric['Timestamp'] - found[0]['Timestamp']).total_seconds()
+            self._add_single_metric(seconds, metric_name, metric['Value'])
 
     @functools.wraps(given)
     def hyperparameters(self: Any) -> dict[str, Any]:
@@ -79,6 +99,8 @@ def replace_for_estimators() -> None:
         return {**given(self), 'sagemaker_use_mpi': 'false'} if alone else given(self)
 
     _TrainingJob._add_spot_checkpoint_args = staticmethod(add_checkpoint_args)
+    _TrainingJob.start_new = staticmethod(start_new)
+    TrainingJobAnalytics._fetch_metric = fetch_metric
     Chainer.hyperparameters = hyperparameters
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tarfile
 import tempfile
 import threading
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from local_mode.sources import local_path
+from local_mode.sources import fetch, local_path
 from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
@@ -25,9 +26,9 @@ def local_copy(session: Any, code: str) -> str:
         return code
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
-    with tempfile.TemporaryDirectory(dir=session.directory) as packed:
-        S3Downloader.download(code, packed, sagemaker_session=session)
-        unpack(os.path.join(packed, os.path.basename(code)), directory)
+    packed = fetch(session, code)
+    unpack(os.path.join(packed, os.path.basename(code)), directory)
+    shutil.rmtree(packed)
     return 'file://' + directory
 
 

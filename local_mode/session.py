@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import boto3
+from botocore.exceptions import BotoCoreError
 from local_mode import aws, patches
 from local_mode.clients import SagemakerClient
 from local_mode.endpoints import RuntimeClient
 from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
-from local_mode.errors import EngineError
-from local_mode.names import LABEL, label, of_this_user
-from local_mode.versions import SessionSettings, image, local_session
+from local_mode.errors import EngineError, LocalModeError
+from local_mode.names import LABEL, label, of_this_user, proxies
+from local_mode.versions import BROKEN, SessionSettings, image, local_session
 
 __all__ = ['Session', 'open_session']
-PROXIES = 'http_proxy', 'https_proxy', 'no_proxy', 'all_proxy'
 
 
 class Session(local_session.LocalSession):
@@ -81,9 +81,8 @@ class Session(local_session.LocalSession):
 
     def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
         """Return a container's variables: credentials, proxies, and what is given."""
-        proxies = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
         values = {name: str(value) for name, value in given.items()}
-        return {'PYTHONUNBUFFERED': '1', **proxies, **self.credentials(), **values}
+        return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
 
     def variables(self, job: str) -> dict[str, str]:
         """Return the variables of a training job's containers that the SDK sets."""
@@ -116,6 +115,18 @@ class Session(local_session.LocalSession):
 
     logs_for_transform_job = local_session.LocalSession.logs_for_job  # which does nothing: the SDK's asks CloudWatch
 
+    def wait_for_job(self, job: str, poll: int = 0) -> Any:
+        """Return a training job's description, without a nap: it has ended."""
+        return super().wait_for_job(job, 0)
+
+    def wait_for_transform_job(self, job: str, poll: int = 0) -> Any:
+        """Return a transform job's description, without a nap: it has ended."""
+        return super().wait_for_transform_job(job, 0)
+
+    def wait_for_tuning_job(self, job: str, poll: int = 0) -> Any:
+        """Return a tuning job's description, without a nap: it has ended."""
+        return super().wait_for_tuning_job(job, 0)
+
     def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
         return self.sagemaker_client.describe_endpoint(endpoint)
@@ -128,6 +139,16 @@ class Session(local_session.LocalSession):
             print(f'Could not remove containers of this session: {e}')
 
 
+def has_credentials() -> bool:
+    """Return whether there are AWS credentials here that work; LocalModeError if some are broken."""
+    try:
+        session = boto3.Session()
+        return session.get_credentials() is not None and bool(session.get_credentials().get_frozen_credentials())
+    except BotoCoreError as e:  # a profile that is missing, a login that has expired, a file that cannot be read
+        remedy = 'Mend that, or use the stand-in: open_session(embedded=True).'
+        raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
+
+
 def open_session(embedded: bool | None = None, serving_port: int | None = None) -> Session:
     """Return a Session on your AWS account or on an embedded one; print which.
 
@@ -135,12 +156,14 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
     endpoints; by default each takes 8080 or the next port that is free.
     """
     if embedded is None:
-        embedded = boto3.Session().get_credentials() is None
+        embedded = not has_credentials()
     patches.apply()
     patches.quiet(embedded)
     engine = choose()  # or raise, before anything runs
     if embedded:
         boto_session, stop = aws.start()
+        if BROKEN:  # each estimator of the SDK makes a client of the default session
+            boto3.DEFAULT_SESSION = boto_session
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
         config = {'SchemaVersion': '1.0', **opt_out}
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)

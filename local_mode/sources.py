@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from botocore.exceptions import ClientError
-from local_mode.errors import JobError
+from local_mode.errors import LocalModeError
 from local_mode.versions import parse_s3_url
 
 
@@ -20,12 +20,12 @@ def local_path(uri: str) -> str:
 
 
 def fetch(session: Any, uri: str, kind: str = 'S3Prefix') -> str:
-    """Return a directory with the files that a data source names; JobError if there are none.
+    """Return a directory with the files that a data source names; LocalModeError if there are none.
 
     uri: s3:// or file://. kind: S3Prefix, or ManifestFile, whose object names the files.
     """
     if kind not in ('S3Prefix', 'ManifestFile'):
-        raise JobError(f'Local mode has no {kind}: use S3Prefix or ManifestFile.')
+        raise LocalModeError(f'Local mode has no {kind}: use S3Prefix or ManifestFile.')
     if uri.startswith('file://'):
         return fetch_local(session, local_path(uri))
     directory = tempfile.mkdtemp(dir=session.directory)
@@ -34,13 +34,13 @@ def fetch(session: Any, uri: str, kind: str = 'S3Prefix') -> str:
         for bucket, key, name in keys:
             path = os.path.normpath(os.path.join(directory, name))
             if not path.startswith(directory + os.sep):
-                raise JobError(f'The object s3://{bucket}/{key} would be written outside of its channel.')
+                raise LocalModeError(f'The object s3://{bucket}/{key} would be written outside of its channel.')
             os.makedirs(os.path.dirname(path), exist_ok=True)
             session.s3_client.download_file(bucket, key, path)
     except ClientError as e:
-        raise JobError(f'{uri} cannot be read: {e}') from None
+        raise LocalModeError(f'{uri} cannot be read: {e}') from None
     if not keys:
-        raise JobError(f'No S3 objects found under S3 URL "{uri}".')
+        raise LocalModeError(f'No S3 objects found under S3 URL "{uri}".')
     return directory
 
 
@@ -48,7 +48,7 @@ def fetch_local(session: Any, path: str) -> str:
     if os.path.isdir(path):
         return path
     if not os.path.exists(path):
-        raise JobError(f'There is no file or directory {path}.')
+        raise LocalModeError(f'There is no file or directory {path}.')
     directory = tempfile.mkdtemp(dir=session.directory)
     shutil.copy(path, directory)
     return directory
@@ -77,4 +77,4 @@ def manifest(session: Any, uri: str) -> Iterator[tuple[str, str, str]]:
         for name in names:
             yield prefix.netloc, prefix.path.lstrip('/') + name, name
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise JobError(f'{uri} is no manifest: [{{"prefix": "s3://bucket/prefix/"}}, "name", ...].') from None
+        raise LocalModeError(f'{uri} is no manifest: [{{"prefix": "s3://bucket/prefix/"}}, "name", ...].') from None

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import urllib3
-from jsonpath import JSONPathError, compile  # of RFC 9535, in plain Python
 from local_mode.errors import EndpointError, JobError
 from local_mode.instances import ServingInstance
 from local_mode.sources import fetch
 from local_mode.versions import entities
-from sagemaker.amazon.common import read_recordio
 
 
 class TransformJob(entities._LocalTransformJob):
@@ -24,15 +22,19 @@ class TransformJob(entities._LocalTransformJob):
 
     container: ServingInstance
 
-    def start(self, input_data: Any, output_data: Any, transform_resources: Any, **kwargs: Any) -> None:
-        """Run the job to its end."""
+    def start(
+        self, input_data: Any, output_data: Any, transform_resources: Any, model: str = '', **kwargs: Any
+    ) -> None:
+        """Run the job to its end. model: a URI."""
         self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
         session = self.local_session = self.container.sagemaker_session
         source = input_data['DataSource']['S3DataSource']
         here = pathlib.Path(fetch(session, source['S3Uri'], source['S3DataType']))
         self.container.label(transform=self.name)
-        self.container.serve(self.primary_container['ModelDataUrl'], environment)
+        told = kwargs.get('ModelClientConfig') or {}
+        session.sagemaker_runtime_client.timeout = told.get('InvocationsTimeoutInSeconds') or 600  # as on SageMaker
+        self.container.serve(model, environment)
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
         kwargs = {**execution_parameters(url), **kwargs}
         kwargs.update(self._get_required_defaults(**kwargs))
@@ -64,13 +66,15 @@ class TransformJob(entities._LocalTransformJob):
         try:
             for records in batches(divide(body, split), together, int(job['MaxPayloadInMB']) * 2**20):
                 yield associate(b''.join(records), ask, kinds, job.get('DataProcessing') or {}) + end
-        except (OSError, ValueError, JSONPathError) as e:
+        except (OSError, ValueError) as e:
             raise JobError(f'{path.name}: {e}') from None
 
 
 def divide(body: bytes, split: str) -> Iterable[bytes]:
     """Return the records in a file's bytes; split: None, Line or RecordIO."""
     if split == 'RecordIO':
+        from sagemaker.amazon.common import read_recordio  # of version 2, which transform jobs are for
+
         return read_recordio(io.BytesIO(body))
     return body.splitlines(keepends=True) if split == 'Line' else [body]
 
@@ -150,7 +154,12 @@ def joined(record: Any, result: Any) -> Any:
 
 def select(path: str, value: Any) -> Any:
     """Return what a JSONPath selects: one thing, an object of the names in it, or a list. ValueError if nothing."""
-    found = compile(path)
+    import jsonpath  # of RFC 9535, in plain Python; late, as version 3 of the SDK has no transform jobs here
+
+    try:
+        found = jsonpath.compile(path)
+    except jsonpath.JSONPathError as e:
+        raise ValueError(f'{path} is no JSONPath: {e}') from None
     nodes = list(found.finditer(value))
     if not nodes:
         raise ValueError(f'{path} selects nothing of {json.dumps(value)[:200]}.')

@@ -79,7 +79,8 @@ class Docker(Engine):
 
     def run(self, containers: Sequence[Container]) -> None:
         network = containers[0].name
-        self('network', 'create', *options('label', containers[0].labels), network)
+        internal = ['--internal'] * containers[0].isolated
+        self('network', 'create', *internal, *options('label', containers[0].labels), network)
         for container in containers:
             for directory in container.mounts.values():
                 os.makedirs(directory, exist_ok=True)

@@ -33,6 +33,7 @@ class Container:
     cpus: float | None = None
     gpus: bool = False
     options: Sequence[str] = ()  # of `docker run`; processes have none
+    isolated: bool = False  # reaches its group only
     read_only: bool = False  # but for its mounts and /tmp
 
 

@@ -54,7 +54,7 @@ class Processes(Engine):
     def run(self, containers: Sequence[Container]) -> None:
         container = containers[0]
         told = container.entrypoint or list(container.command) not in (['train'], ['serve'])
-        if len(containers) > 1 or told or not is_our_image(container.image):
+        if len(containers) > 1 or told or container.isolated or not is_our_image(container.image):
             raise refusal(container.image)
         base = base_directory(container)
         with listen(container.port or 0) as listener:
@@ -119,7 +119,9 @@ class Processes(Engine):
 
 
 def refusal(image: str) -> EngineError:
-    return EngineError(f'Without Docker only `train` and `serve` of our image run, on one host: not {image}.')
+    return EngineError(
+        f'Without Docker only `train` and `serve` of our image run, on one host and with its network: not {image}.'
+    )
 
 
 def base_directory(container: Container) -> pathlib.Path:
@@ -213,13 +215,15 @@ def prepare(container: Container, base: pathlib.Path, listener: int) -> tuple[li
 
 def image_variables() -> dict[str, str]:
     """Return the variables that container/Dockerfile sets, for processes."""
-    stubs = pathlib.Path(__file__).parent / 'stubs'
+    stubs, sources = pathlib.Path(__file__).parent / 'stubs', container_directory() / 'sagemaker-chainer'
     return {
-        'PYTHONPATH': os.pathsep.join([str(container_directory() / 'sagemaker-chainer'), str(stubs)]),
+        'PYTHONPATH': os.pathsep.join([str(sources), str(stubs)]),
         'PYTHONUNBUFFERED': '1',
         'PYTHONDONTWRITEBYTECODE': '1',
         'PYTHONUTF8': '1',  # LC_ALL=C and a path with an é
         'MPLBACKEND': 'Agg',
         'SPT_NOENV': '1',  # or setproctitle, where gunicorn finds it, would write over the environment
+        # A script's requirements go into the notebook's environment, and may not replace its Chainer.
+        'PIP_CONSTRAINT': ' '.join(filter(None, [str(sources / 'constraints.txt'), os.environ.get('PIP_CONSTRAINT')])),
         'SAGEMAKER_TRAINING_MODULE': 'sagemaker_chainer_container.training:main',
     }

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 from botocore.exceptions import ClientError
-from local_mode import JobError, open_session
+from local_mode import LocalModeError, open_session
 from local_mode.sources import fetch
 from local_mode.validation import check
 
@@ -56,7 +56,7 @@ def test_a_manifest_stands_for_the_objects_that_it_names(session):
 
 @pytest.mark.parametrize('content', [{}, [], [{'prefix': 1}, 'a'], ['s3://bucket/data/f1.txt'], 'text'])
 def test_what_is_no_manifest_is_said(session, content):
-    with pytest.raises(JobError, match=r's3://bucket/a.manifest is no manifest'):
+    with pytest.raises(LocalModeError, match=r's3://bucket/a.manifest is no manifest'):
         manifest(session, content)
 
 
@@ -71,13 +71,13 @@ def test_what_is_no_manifest_is_said(session, content):
     ],
 )
 def test_what_is_not_there_is_named(session, uri, kind, why):
-    with pytest.raises(JobError, match=why):
+    with pytest.raises(LocalModeError, match=why):
         fetch(session, uri, kind)
 
 
 def test_no_key_leads_out_of_its_channel(session):
     session.s3_client.put_object(Bucket='bucket', Key='evil/../../out', Body=b'')
-    with pytest.raises(JobError, match='outside of its channel'):
+    with pytest.raises(LocalModeError, match='outside of its channel'):
         fetch(session, 's3://bucket/evil')
     session.s3_client.delete_object(Bucket='bucket', Key='evil/../../out')
 
@@ -99,7 +99,9 @@ def training_job(**request):
 
 def test_requests_that_aws_takes_are_taken():
     where = {'S3OutputPath': 'file:///my data'}
-    training_job(HyperParameters={'a': 'x' * 2500}, OutputDataConfig=where, ResourceConfig={'InstanceType': 'local_gpu'})
+    training_job(
+        HyperParameters={'a': 'x' * 2500}, OutputDataConfig=where, ResourceConfig={'InstanceType': 'local_gpu'}
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ session = open_session(embedded=True)
 uri = session.upload_data('README.md', key_prefix='a')
 assert session.read_s3_file(uri.split('/')[2], 'a/README.md').startswith('# MNIST')
 print(session.environment({}))
+from sagemaker.chainer.estimator import Chainer
+Chainer('any.py', role='any', instance_count=1, instance_type='local', image_uri='any', sagemaker_session=session)
 session.close()
 """
 

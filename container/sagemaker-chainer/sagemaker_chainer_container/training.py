@@ -16,6 +16,9 @@ from sagemaker_training import entry_point, environment, errors, runner
 from sagemaker_chainer_container.cpus import blas_settings
 from sagemaker_chainer_container.mpi import mpi_options, prepare_mpi, processes_per_host
 
+KILLED = 'Killed by SIGKILL, most likely because there was not enough memory.'
+NO_ROOM = "Killed by SIGBUS, most likely because /dev/shm is too small: docker run's option --shm-size sets its size."
+SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 
 
@@ -51,7 +54,7 @@ def copied_stderr():
 
 
 def main():
-    """Run the script. Raises ExecuteUserScriptError with the end of its stderr if it fails.
+    """Run the script. Raises the toolkit's errors with the end of its stderr, or pip's, if it fails.
 
     The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the live log.
     """
@@ -81,10 +84,10 @@ def main():
     with copied_stderr() as read:
         try:
             entry_point.run(*script, runner_type=way, extra_opts=options)
-        except errors.ExecuteUserScriptError as e:
+        except (errors.ExecuteUserScriptError, errors.InstallRequirementsError, errors.InstallModuleError) as e:
             e.output = read()
             if stopped:
                 e.output += 'Stopped by SIGTERM.'
-            elif e.return_code in ('-9', '137'):  # mpirun returns 137
-                e.output += 'Killed by SIGKILL, most likely because there was not enough memory.'
+            else:
+                e.output += SIGNALS.get(e.return_code, '')
             raise
