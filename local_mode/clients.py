@@ -3,9 +3,10 @@
 import contextlib
 import datetime
 import json
+import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from local_mode import endpoints
@@ -19,7 +20,7 @@ from local_mode.validation import check
 from local_mode.versions import SUBMIT_DIRECTORY, UnexpectedStatusException, entities, local_session
 
 
-class FailedJob(JobError, UnexpectedStatusException):
+class FailedJob(UnexpectedStatusException, JobError):
     """A JobError that code written for SageMaker catches, too."""
 
 
@@ -33,8 +34,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """Run a training job; JobError with the script's traceback where it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
         check('CreateTrainingJob', request)
-        if TrainingJobName in self._training_jobs:
-            raise endpoints.error('CreateTrainingJob', 'ResourceInUse', f'There is a job {TrainingJobName} already.')
+        refuse_used('CreateTrainingJob', TrainingJobName, self._training_jobs)
         refuse_what_only_aws_does(request)
         algorithm = request['AlgorithmSpecification']
         image = algorithm['TrainingImage']
@@ -63,11 +63,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 environment.setdefault('SM_CHECKPOINT_DIR', inside)  # without Docker it is elsewhere
                 kept = checkpoints(instances.sagemaker_session, config['S3Uri'])
                 instances.mounts[inside] = stack.enter_context(kept)
-            job.stopped = stack.enter_context(stopped_after(limit, instances))
+            stopped = stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
-        if job.stopped:  # as on SageMaker, with what there is so far
+        if stopped:  # as on SageMaker, with what there is so far
             job.state, job.model_artifacts = 'Stopped', instances.artifacts
-            print(f'Training job {name} was stopped: {job.stopped[0]}.')
+            print(f'Training job {name} was stopped: {stopped[0]}.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return what was asked for, and what has come of it."""
@@ -95,9 +95,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def stop_training_job(self, TrainingJobName: str) -> None:
         """Stop a training job that another thread runs."""
         job: Any = self._training_jobs[TrainingJobName]
-        if job.end_time is None:
-            job.stopped.append('by stop_training_job()')
-            stop_running(job.container)
+        job.container.stops.put('by stop_training_job()')
 
     def list_training_jobs(self, NameContains: str = '', StatusEquals: str = '', **_: Any) -> dict[str, Any]:
         """List this process's training jobs, the newest first."""
@@ -110,6 +108,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
         """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
         check('CreateHyperParameterTuningJob', {'HyperParameterTuningJobName': HyperParameterTuningJobName, **request})
+        refuse_used('CreateHyperParameterTuningJob', HyperParameterTuningJobName, self._tuning_jobs)
         if 'TrainingJobDefinition' not in request or request.get('WarmStartConfig'):
             raise ValueError('In local mode a tuning job has one estimator and no warm start.')
         job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
@@ -158,6 +157,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""
+        check('CreateProcessingJob', {'ProcessingJobName': ProcessingJobName, **request})
+        refuse_used('CreateProcessingJob', ProcessingJobName, self._processing_jobs)
         program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
         self.sagemaker_session.engine.check(program['ImageUri'])
         instances = Instances(cluster, program['ImageUri'], self.sagemaker_session, program)
@@ -229,6 +230,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
         session = self.sagemaker_session
         check('CreateTransformJob', {'TransformJobName': TransformJobName, 'ModelName': ModelName, **request})
+        refuse_used('CreateTransformJob', TransformJobName, self._transform_jobs)
         if 'DataCaptureConfig' in request:
             raise ValueError('Local mode has no batch_data_capture_config: leave that out.')
         model = self.describe_model(ModelName)['PrimaryContainer']
@@ -252,6 +254,12 @@ def model_uri(container: dict[str, Any]) -> str:
     return uri
 
 
+def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:
+    """Raise ClientError for the name of a job that was."""
+    if name in jobs:
+        raise endpoints.error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
+
+
 def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
     """Raise ValueError for a training job that would run here in another way than on SageMaker."""
     modes, refused = {request['AlgorithmSpecification'].get('TrainingInputMode')}, set[str]()
@@ -261,7 +269,8 @@ def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
         source = channel['DataSource'].get('S3DataSource', {})
         refused |= {*channel['DataSource']} - {'S3DataSource', 'FileDataSource'}
         refused |= {name for name in ('InstanceGroupNames', 'HubAccessConfig', 'ModelAccessConfig') if name in source}
-    refused |= {name for name in ('DebugRuleConfigurations', 'TensorBoardOutputConfig') if request.get(name)}
+    rules = 'DebugRuleConfigurations', 'ProfilerRuleConfigurations', 'TensorBoardOutputConfig'
+    refused |= {name for name in rules if request.get(name)}
     refused |= {'InstanceGroups'} & {*request['ResourceConfig']}
     if modes - {None, 'File'}:
         raise ValueError("In local mode channels are files: input_mode='File'.")
@@ -290,12 +299,6 @@ def ended(name: str, job: Any) -> Iterator[None]:
         job.container.discard()
 
 
-def stop_running(instances: Instances) -> None:
-    """Send SIGTERM to a job's containers and, as on SageMaker after 120 seconds, SIGKILL."""
-    if running := instances.engine.find(instances.sagemaker_session.labels() | instances.labels):
-        instances.engine.stop([*running], 120)
-
-
 @contextlib.contextmanager
 def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[str]]:
     """Stop the job's containers after so many seconds; yield a list, which then has the reason."""
@@ -303,11 +306,16 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
     stopped: list[str] = []
 
     def watch() -> None:
-        if not over.wait(seconds):
-            stopped.append(f'it took longer than max_run, {seconds} seconds')
+        try:
+            reason = instances.stops.get(timeout=seconds)
+        except queue.Empty:
+            reason = f'it took longer than max_run, {seconds} seconds'
+        if reason:
+            stopped.append(reason)
             while not over.wait(1):  # until there is a container, and the engine answers
                 with contextlib.suppress(EngineError):
-                    stop_running(instances)
+                    if running := instances.engine.find(instances.sagemaker_session.labels()):
+                        instances.engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -318,4 +326,5 @@ def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[
             raise
     finally:
         over.set()
+        instances.stops.put('')
         thread.join()

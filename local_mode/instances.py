@@ -113,6 +113,7 @@ class Instances(image._SageMakerContainer):
         self.mounts: dict[str, str] = {}
         patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
         self.output = Output('', self.instance_count, patterns)
+        self.stops: queue.SimpleQueue[str] = queue.SimpleQueue()  # reasons to stop them
         self.kept = ''  # a sentence on results that could not be collected
         self.isolated = False
         self.cpus: float | None = None

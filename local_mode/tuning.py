@@ -34,7 +34,8 @@ class TuningJob:
         for number, point in enumerate(itertools.islice(points, most), 1):
             name = f'{self.name[:55]}-{number:03}'
             print(f'Training job {number}{f" of {most}" if most else ""}: {point}')
-            definition = {k: v for k, v in self.definition.items() if k != 'StaticHyperParameters'}
+            definition = {k: v for k, v in self.definition.items() if not k.startswith(('Static', 'HyperParameterT'))}
+            definition.setdefault('ResourceConfig', self.definition.get('HyperParameterTuningResourceConfig'))
             parameters = self.definition['StaticHyperParameters'] | point
             try:
                 client.create_training_job(name, **definition, HyperParameters=parameters)

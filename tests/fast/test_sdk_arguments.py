@@ -40,8 +40,7 @@ ARGUMENTS = {
         (SAME, 'test_more_arguments_are_as_on_sagemaker'): 'checkpoint_local_path code_location model_uri '
         'model_channel_name base_job_name container_log_level',
         (SAME, 'test_a_model_that_is_not_packed_is_deployed'): 'disable_output_compression',
-        (SAME, 'test_a_job_without_the_network'): 'enable_network_isolation(of a training job; an endpoint reaches the '
-        'network, which is printed)',
+        (SAME, 'test_a_job_without_the_network'): 'enable_network_isolation(the job reaches this machine only)',
         (SAME, 'test_the_command_of_a_container_is_the_estimators'): 'container_entry_point container_arguments',
         (SAME, 'test_arguments_that_the_sdk_itself_handles'): 'git_config framework_version(ignored with `image_uri`) '
         'py_version(ignored with `image_uri`)',
@@ -78,9 +77,9 @@ ARGUMENTS = {
         (SAME, 'test_requests_and_answers_are_captured'): 'data_capture_config',
         (RAISES, 'test_an_endpoint_has_one_instance'): 'initial_instance_count(but 1)',
         (RAISES, 'test_what_an_endpoint_cannot_be_is_refused'): 'serverless_inference_config async_inference_config '
-        'accelerator_type explainer_config use_compiled_model inference_recommendation_id',
+        'accelerator_type explainer_config use_compiled_model',
         (NONE, 'test_arguments_of_deploy'): 'wait(`deploy` always waits) kms_key tags volume_size '
-        'model_data_download_timeout',
+        'model_data_download_timeout inference_recommendation_id(beside an instance type)',
     },
     'estimator.transformer(...)': {
         (SAME, 'test_a_transform_filters_and_joins'): 'instance_type strategy assemble_with output_path accept',

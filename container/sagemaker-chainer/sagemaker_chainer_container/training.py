@@ -18,6 +18,7 @@ from sagemaker_chainer_container.mpi import mpi_options, prepare_mpi, processes_
 
 KILLED = 'Killed by SIGKILL, most likely because there was not enough memory.'
 NO_ROOM = "Killed by SIGBUS, most likely because /dev/shm is too small: docker run's option --shm-size sets its size."
+PINNED = 'Chainer and NumPy stay in the versions of this environment: leave them out of requirements.txt.'
 SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 
@@ -89,5 +90,5 @@ def main():
             if stopped:
                 e.output += 'Stopped by SIGTERM.'
             else:
-                e.output += SIGNALS.get(e.return_code, '')
+                e.output += SIGNALS.get(e.return_code, '') + PINNED * ('ResolutionImpossible' in e.output)
             raise
