@@ -63,7 +63,8 @@ def replace_for_estimators() -> None:
     Chainer: Any = chainer.Chainer
     _TrainingJob: Any = estimators._TrainingJob
     add, given, start = _TrainingJob._add_spot_checkpoint_args, Chainer.hyperparameters, _TrainingJob.start_new
-    fetch = TrainingJobAnalytics._fetch_metric
+    analytics: Any = TrainingJobAnalytics
+    fetch = analytics._fetch_metric
     without_telemetry(estimators.EstimatorBase, 'fit')
 
     def add_checkpoint_args(local_mode: bool, estimator: Any, train_args: Any) -> None:
@@ -100,7 +101,7 @@ def replace_for_estimators() -> None:
 
     _TrainingJob._add_spot_checkpoint_args = staticmethod(add_checkpoint_args)
     _TrainingJob.start_new = staticmethod(start_new)
-    TrainingJobAnalytics._fetch_metric = fetch_metric
+    analytics._fetch_metric = fetch_metric
     Chainer.hyperparameters = hyperparameters
 
 

@@ -163,7 +163,7 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
     if embedded:
         boto_session, stop = aws.start()
         if BROKEN:  # each estimator of the SDK makes a client of the default session
-            boto3.DEFAULT_SESSION = boto_session
+            boto3.DEFAULT_SESSION = boto_session  # type: ignore[assignment]
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
         config = {'SchemaVersion': '1.0', **opt_out}
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)

@@ -157,7 +157,7 @@ def select(path: str, value: Any) -> Any:
     import jsonpath  # of RFC 9535, in plain Python; late, as version 3 of the SDK has no transform jobs here
 
     try:
-        found = jsonpath.compile(path)
+        found: Any = jsonpath.compile(path)
     except jsonpath.JSONPathError as e:
         raise ValueError(f'{path} is no JSONPath: {e}') from None
     nodes = list(found.finditer(value))

@@ -24,7 +24,7 @@ try:
 
     PACKAGE = 'sagemaker'
 except ModuleNotFoundError:
-    from sagemaker.core.exceptions import UnexpectedStatusException  # type: ignore[assignment]
+    from sagemaker.core.exceptions import UnexpectedStatusException  # type: ignore[no-redef]
     from sagemaker.core.local import data, entities, image, local_session  # type: ignore[no-redef]
     from sagemaker.core.s3 import S3Downloader, parse_s3_url  # type: ignore[no-redef]
     from sagemaker.core.session_settings import SessionSettings  # type: ignore[no-redef]

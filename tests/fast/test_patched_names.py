@@ -14,6 +14,8 @@ TRANSFORM = 'local.entities:_LocalTransformJob'
 PATCHED = {  # in the SDK: the first parameters, on which we rely
     'estimator:_TrainingJob._add_spot_checkpoint_args': 'local_mode estimator train_args',
     'chainer.estimator:Chainer.hyperparameters': 'self',
+    'estimator:_TrainingJob.start_new': 'estimator inputs experiment_config',
+    'analytics:TrainingJobAnalytics._fetch_metric': 'self metric_name',
     'estimator:EstimatorBase.fit': 'self inputs wait logs',
     CONTAINER + '.train': JOB,
     CONTAINER + '.process': 'self processing_inputs processing_output_config environment processing_job_name',
@@ -30,19 +32,23 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     CLIENT + '.describe_training_job': 'self TrainingJobName',
     CLIENT + '.create_transform_job': 'self TransformJobName ModelName '
     'TransformInput TransformOutput TransformResources kwargs',
+    CLIENT + '.create_model': 'self ModelName PrimaryContainer',
+    CLIENT + '.create_endpoint_config': 'self EndpointConfigName ProductionVariants Tags',
     CLIENT + '.describe_endpoint': 'self EndpointName',
     CLIENT + '.create_endpoint': 'self EndpointName EndpointConfigName Tags',
     CLIENT + '.delete_endpoint': 'self EndpointName',
     'local.local_session:LocalSagemakerRuntimeClient.invoke_endpoint': 'self Body EndpointName ContentType '
     'Accept CustomAttributes TargetModel TargetVariant InferenceId',
     'local.local_session:LocalSession.wait_for_endpoint': 'self endpoint poll live_logging',
+    'session:Session.wait_for_job': 'self job poll',
+    'session:Session.wait_for_transform_job': 'self job poll',
+    'session:Session.wait_for_tuning_job': 'self job poll',
 }
 VOLUMES = 'self data_dir'
 CALLED = {
     CONTAINER: 'instance_type instance_count image sagemaker_session container_entrypoint container_arguments',
     CONTAINER + '._prepare_training_volumes': f'{VOLUMES} input_data_config output_data_config hyperparameters',
     CONTAINER + '._prepare_processing_volumes': f'{VOLUMES} processing_inputs processing_output_config',
-    'local.data:get_data_source_instance': 'data_source sagemaker_session',
     CONTAINER + '._update_local_src_path': 'self params key',
     CONTAINER + '.write_config_files': 'self host hyperparameters input_data_config',
     CONTAINER + '.write_processing_config_files': 'self host environment processing_inputs '
@@ -57,7 +63,6 @@ CALLED = {
     'local.entities:_LocalTrainingJob.start': JOB,
     TRANSFORM + '._get_container_environment': 'self kwargs',
     TRANSFORM + '._get_required_defaults': 'self kwargs',
-    TRANSFORM + '._perform_batch_inference': 'self input_data output_data kwargs',
     'local.local_session:LocalSagemakerRuntimeClient': 'config',
     'local.local_session:LocalSession': 'boto_session',
 }
