@@ -1,4 +1,4 @@
-"""The libraries of docs/from-aws.md install from a requirements.txt, import, and leave NumPy and Chainer as they are."""
+"""The libraries of docs/from-aws.md install by requirements.txt, import, and leave NumPy and Chainer as they are."""
 
 import re
 
