@@ -14,14 +14,9 @@ Message = tuple[bytes, str]  # a body and its content type
 
 
 def capture(
-    session: Any,
-    endpoint: str,
-    config: Mapping[str, Any],
-    given: Message,
-    answer: Message,
-    inference_id: str | None = None,
+    session: Any, name: str, config: Mapping[str, Any], given: Message, answer: Message, inference_id: Any
 ) -> None:
-    """Write a request and its answer to where a DataCaptureConfig says, if they are in its sample."""
+    """Write a request to an endpoint, and its answer, where a DataCaptureConfig says, if they are in its sample."""
     if not config['EnableCapture'] or random.random() * 100 >= config['InitialSamplingPercentage']:
         return
     modes = {option['CaptureMode'] for option in config['CaptureOptions']}
@@ -33,7 +28,7 @@ def capture(
     metadata = {'eventId': identity, **named, 'inferenceTime': now.strftime('%Y-%m-%dT%H:%M:%SZ')}
     line = json.dumps({'captureData': data, 'eventMetadata': metadata, 'eventVersion': '0'})
     bucket, prefix = parse_s3_url(config['DestinationS3Uri'])
-    key = f'{prefix}/{endpoint}/AllTraffic/{now:%Y/%m/%d/%H/%M-%S}-{now.microsecond // 1000:03}-{identity}.jsonl'
+    key = f'{prefix}/{name}/AllTraffic/{now:%Y/%m/%d/%H/%M-%S}-{now.microsecond // 1000:03}-{identity}.jsonl'
     session.s3_client.put_object(Bucket=bucket, Key=key.lstrip('/'), Body=line.encode() + b'\n')
 
 

@@ -6,7 +6,7 @@ import json
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from local_mode import endpoints
@@ -16,7 +16,7 @@ from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
-from local_mode.validation import check
+from local_mode.validation import check, refuse_used, refuse_what_only_aws_does
 from local_mode.versions import SUBMIT_DIRECTORY, UnexpectedStatusException, entities, local_session
 
 
@@ -99,10 +99,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def list_training_jobs(self, NameContains: str = '', StatusEquals: str = '', **_: Any) -> dict[str, Any]:
         """List this process's training jobs, the newest first."""
-        jobs = [
-            (name, self.describe_training_job(name)) for name in reversed(self._training_jobs) if NameContains in name
-        ]
-        rows = [{'TrainingJobName': name, 'TrainingJobStatus': job['TrainingJobStatus']} for name, job in jobs]
+        names = [name for name in reversed(self._training_jobs) if NameContains in name]
+        states = [self.describe_training_job(name)['TrainingJobStatus'] for name in names]
+        rows = [{'TrainingJobName': name, 'TrainingJobStatus': state} for name, state in zip(names, states)]
         return {'TrainingJobSummaries': [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]}
 
     def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
@@ -118,11 +117,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         """Describe a tuning job of this process."""
         return self._tuning_jobs[HyperParameterTuningJobName].describe()
 
-    def list_training_jobs_for_hyper_parameter_tuning_job(
-        self, HyperParameterTuningJobName: str, **_: Any
-    ) -> dict[str, Any]:
+    def list_training_jobs_for_hyper_parameter_tuning_job(self, **request: Any) -> dict[str, Any]:
         """List a tuning job's training jobs."""
-        return {'TrainingJobSummaries': self._tuning_jobs[HyperParameterTuningJobName].summaries}
+        return {'TrainingJobSummaries': self._tuning_jobs[request['HyperParameterTuningJobName']].summaries}
 
     def create_model(self, ModelName: str, PrimaryContainer: Any = None, **more: Any) -> None:  # type: ignore[override]
         """Keep a model's description; ValueError for a chain of containers."""
@@ -252,30 +249,6 @@ def model_uri(container: dict[str, Any]) -> str:
     if not (uri := container.get('ModelDataUrl') or source.get('S3Uri')):
         raise ValueError('The model has no model_data: a training job that failed has left none.')
     return uri
-
-
-def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:
-    """Raise ClientError for the name of a job that was."""
-    if name in jobs:
-        raise endpoints.error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
-
-
-def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
-    """Raise ValueError for a training job that would run here in another way than on SageMaker."""
-    modes, refused = {request['AlgorithmSpecification'].get('TrainingInputMode')}, set[str]()
-    for channel in request['InputDataConfig'] or []:
-        modes.add(channel.get('InputMode'))
-        refused |= {name for name in ('CompressionType', 'RecordWrapperType') if channel.get(name, 'None') != 'None'}
-        source = channel['DataSource'].get('S3DataSource', {})
-        refused |= {*channel['DataSource']} - {'S3DataSource', 'FileDataSource'}
-        refused |= {name for name in ('InstanceGroupNames', 'HubAccessConfig', 'ModelAccessConfig') if name in source}
-    rules = 'DebugRuleConfigurations', 'ProfilerRuleConfigurations', 'TensorBoardOutputConfig'
-    refused |= {name for name in rules if request.get(name)}
-    refused |= {'InstanceGroups'} & {*request['ResourceConfig']}
-    if modes - {None, 'File'}:
-        raise ValueError("In local mode channels are files: input_mode='File'.")
-    if refused:
-        raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
 
 
 @contextlib.contextmanager

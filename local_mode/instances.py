@@ -206,7 +206,11 @@ class Instances(image._SageMakerContainer):
                 os.remove(f'{packed}/{kind}.tar.gz')
         output = config['S3OutputPath'] or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
         if output.startswith('file://'):  # as on S3, or the next job would overwrite this one's
-            output = f'file://{local_path(output)}/{job_name}/output'
+            place = local_path(output)
+            os.makedirs(place, exist_ok=True)
+            for file in pathlib.Path(packed).glob('*.tar.gz'):  # where the SDK leaves those of the newest job
+                shutil.copy(file, os.path.join(place, file.name))
+            output = f'file://{place}/{job_name}/output'
         uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
         self.artifacts = f'{uri}/{model}'
 

@@ -116,16 +116,16 @@ class Session(local_session.LocalSession):
     logs_for_transform_job = local_session.LocalSession.logs_for_job  # which does nothing: the SDK's asks CloudWatch
 
     def wait_for_job(self, job: str, poll: int = 0) -> Any:
-        """Return a training job's description, without a nap: it has ended."""
-        return super().wait_for_job(job, 0)
+        """Return a training job's description, without the SDK's naps."""
+        return super().wait_for_job(job, 0.1)
 
     def wait_for_transform_job(self, job: str, poll: int = 0) -> Any:
-        """Return a transform job's description, without a nap: it has ended."""
-        return super().wait_for_transform_job(job, 0)
+        """Return a transform job's description, without the SDK's naps."""
+        return super().wait_for_transform_job(job, 0.1)
 
     def wait_for_tuning_job(self, job: str, poll: int = 0) -> Any:
-        """Return a tuning job's description, without a nap: it has ended."""
-        return super().wait_for_tuning_job(job, 0)
+        """Return a tuning job's description, without the SDK's naps."""
+        return super().wait_for_tuning_job(job, 0.1)
 
     def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""

@@ -18,12 +18,9 @@ class TuningJob:
     """
 
     def __init__(self, name: str, request: Mapping[str, Any]) -> None:
-        self.name, self.config, self.definition = (
-            name,
-            request['HyperParameterTuningJobConfig'],
-            request['TrainingJobDefinition'],
-        )
-        self.state, self.summaries = 'InProgress', list[dict[str, Any]]()
+        self.name, self.config = name, request['HyperParameterTuningJobConfig']
+        self.definition = request['TrainingJobDefinition']
+        self.state, self.summaries = 'Stopped', list[dict[str, Any]]()  # if it does not come to its end
         self.objective = self.config['HyperParameterTuningJobObjective']
 
     def run(self, client: Any) -> None:
@@ -44,20 +41,14 @@ class TuningJob:
             self.summaries.append(self.summary(client.describe_training_job(name), point))
         self.state = 'Completed' if self.best() else 'Failed'
         if not self.best():
-            raise JobError(
-                f'No job of tuning job {self.name} has succeeded with a metric {self.objective["MetricName"]}.'
-            )
+            metric = self.objective['MetricName']
+            raise JobError(f'No job of tuning job {self.name} has succeeded with a metric {metric}.')
 
     def summary(self, job: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-        kept = {
-            name: job.get(name)
-            for name in ('TrainingJobName', 'TrainingJobStatus', 'TrainingStartTime', 'TrainingEndTime')
-        }
-        values = [m['Value'] for m in job['FinalMetricDataList'] if m['MetricName'] == self.objective['MetricName']]
-        final = (
-            {'FinalHyperParameterTuningJobObjectiveMetric': {**self.objective, 'Value': values[0]}} if values else {}
-        )
-        return {**kept, 'TunedHyperParameters': point, **final}
+        names = 'TrainingJobName', 'TrainingJobStatus', 'TrainingStartTime', 'TrainingEndTime'
+        found = [m['Value'] for m in job['FinalMetricDataList'] if m['MetricName'] == self.objective['MetricName']]
+        final = {METRIC: {**self.objective, 'Value': found[0]}} if found else {}
+        return {**{name: job.get(name) for name in names}, 'TunedHyperParameters': point, **final}
 
     def best(self) -> dict[str, Any] | None:
         """Return the summary of the best job that has completed."""

@@ -1,8 +1,8 @@
-"""Checks of requests by botocore's model of SageMaker's API: names, lengths, what is required."""
+"""Checks of requests: by botocore's model of SageMaker's API, and for what local mode does not have."""
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import botocore.session
@@ -43,11 +43,33 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
             yield from breaches(shape.value, item, f'{path}.{key}')
     elif shape.type_name == 'string' and not LOCAL.match(value):
         limits = shape.metadata
-        pattern, start = (
-            limits.get('pattern'),
-            f"Value '{value:.80}' at '{path}' failed to satisfy constraint: Member must",
-        )
+        pattern = limits.get('pattern')
+        start = f"Value '{value:.80}' at '{path}' failed to satisfy constraint: Member must"
         if len(value) > limits.get('max', len(value)):
             yield f'{start} have length less than or equal to {limits["max"]}'
         if pattern and '\\p' not in pattern and not re.fullmatch(pattern, value, re.DOTALL):
             yield f'{start} satisfy regular expression pattern: {pattern}'
+
+
+def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:
+    """Raise ClientError for the name of a job that was."""
+    if name in jobs:
+        raise error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
+
+
+def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
+    """Raise ValueError for a training job that would run here in another way than on SageMaker."""
+    modes, refused = {request['AlgorithmSpecification'].get('TrainingInputMode')}, set[str]()
+    for channel in request['InputDataConfig'] or []:
+        modes.add(channel.get('InputMode'))
+        refused |= {name for name in ('CompressionType', 'RecordWrapperType') if channel.get(name, 'None') != 'None'}
+        source = channel['DataSource'].get('S3DataSource', {})
+        refused |= {*channel['DataSource']} - {'S3DataSource', 'FileDataSource'}
+        refused |= {name for name in ('InstanceGroupNames', 'HubAccessConfig', 'ModelAccessConfig') if name in source}
+    rules = 'DebugRuleConfigurations', 'ProfilerRuleConfigurations', 'TensorBoardOutputConfig'
+    refused |= {name for name in rules if request.get(name)}
+    refused |= {'InstanceGroups'} & {*request['ResourceConfig']}
+    if modes - {None, 'File'}:
+        raise ValueError("In local mode channels are files: input_mode='File'.")
+    if refused:
+        raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')

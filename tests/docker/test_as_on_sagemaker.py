@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 import shutil
 import threading
 
@@ -191,6 +192,8 @@ def test_each_local_output_has_its_jobs_name(session, script, tmp_path):
     for name, model in zip(('one', 'two'), models):
         with open_tar(session, model) as tar:
             assert tar.extractfile('name').read().decode() == name
+    newest = tmp_path / 'my out' / 'model.tar.gz'  # where the SDK writes it
+    assert newest.read_bytes() == pathlib.Path(models[1].removeprefix('file://')).read_bytes()
 
 
 @pytest.mark.parametrize('where', ['s3', 'file'])
