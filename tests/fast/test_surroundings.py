@@ -1,6 +1,7 @@
 """The stand-in for AWS works whatever a laptop has set for the real one: proxies, profiles, broken files."""
 
 import os
+import re
 import socket
 import threading
 
@@ -38,9 +39,9 @@ def proxy():
         yield f'http://127.0.0.1:{server.getsockname()[1]}', seen
 
 
-def opened(**environment):
+def opened(code=CODE, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
-    return python('-c', CODE, env={**kept, **environment}, cwd=ROOT)
+    return python('-c', code, env={**kept, **environment}, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -67,5 +68,9 @@ def test_what_is_broken_in_the_users_configuration_is_not_read(tmp_path, what):
     sso = 'sso_start_url = https://example.com\nsso_region = eu-west-1\nsso_account_id = 1\nsso_role_name = a\n'
     (tmp_path / 'sso').write_text(f'[profile sso]\n{sso}')
     files = {name: str(tmp_path / name) for name in ('broken', 'sso')}
-    done = opened(**{name: value.format(**files) for name, value in BROKEN[what].items()})
+    broken = {name: value.format(**files) for name, value in BROKEN[what].items()}
+    done = opened(**broken)
     assert done.returncode == 0, done.stderr
+    done = opened('import local_mode; local_mode.open_session()', **broken)
+    said = 'LocalModeError: Your AWS configuration cannot be used: .*or use the stand-in: open_session'
+    assert re.search(said, ' '.join((done.stdout + done.stderr).split())), done.stdout
