@@ -21,6 +21,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+from local_mode.versions import UNCONFIGURED
 from moto.moto_server import werkzeug_app as moto
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
@@ -42,9 +43,7 @@ class RedirectedSession(boto3.Session):
     """
 
     def __init__(self, endpoint_url: str, key: str, secret: str, token: str | None = None) -> None:
-        nothing = (None, None, os.devnull, None)  # of the user's, whatever is wrong with it
-        variables = {'profile': (None, None, None, None), 'config_file': nothing, 'credentials_file': nothing}
-        super().__init__(key, secret, token, REGION, botocore.session.Session(session_vars=variables))
+        super().__init__(key, secret, token, REGION, botocore.session.Session(session_vars=UNCONFIGURED))
         self.endpoint_url = endpoint_url
 
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]

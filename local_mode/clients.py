@@ -17,11 +17,7 @@ from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
 from local_mode.validation import check, refuse_used, refuse_what_only_aws_does
-from local_mode.versions import SUBMIT_DIRECTORY, UnexpectedStatusException, entities, local_session
-
-
-class FailedJob(UnexpectedStatusException, JobError):
-    """A JobError that code written for SageMaker catches, too."""
+from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
@@ -97,19 +93,20 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job: Any = self._training_jobs[TrainingJobName]
         job.container.stops.put('by stop_training_job()')
 
-    def list_training_jobs(self, NameContains: str = '', StatusEquals: str = '', **_: Any) -> dict[str, Any]:
+    def list_training_jobs(
+        self, NameContains: str = '', StatusEquals: str = '', MaxResults: int | None = None
+    ) -> dict[str, Any]:
         """List this process's training jobs, the newest first."""
-        names = [name for name in reversed(self._training_jobs) if NameContains in name]
-        states = [self.describe_training_job(name)['TrainingJobStatus'] for name in names]
-        rows = [{'TrainingJobName': name, 'TrainingJobStatus': state} for name, state in zip(names, states)]
-        return {'TrainingJobSummaries': [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]}
+        jobs = [self.describe_training_job(name) for name in [*self._training_jobs][::-1] if NameContains in name]
+        names = 'TrainingJobName', 'TrainingJobStatus', 'CreationTime', 'LastModifiedTime', 'TrainingEndTime'
+        rows = [{name: job.get(name) for name in names} for job in jobs]
+        found = [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]
+        return {'TrainingJobSummaries': found[:MaxResults]}
 
     def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
         """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
         check('CreateHyperParameterTuningJob', {'HyperParameterTuningJobName': HyperParameterTuningJobName, **request})
         refuse_used('CreateHyperParameterTuningJob', HyperParameterTuningJobName, self._tuning_jobs)
-        if 'TrainingJobDefinition' not in request or request.get('WarmStartConfig'):
-            raise ValueError('In local mode a tuning job has one estimator and no warm start.')
         job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
         job.run(self)
 
@@ -139,14 +136,16 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         )
         capture = more.pop('DataCaptureConfig', None)
         more.pop('KmsKeyId', None)  # of a volume that is not there
-        refused = {*more} | {'ServerlessConfig', 'AcceleratorType'}.intersection(*ProductionVariants)
+        if len(ProductionVariants) != 1:
+            raise ValueError('In local mode an endpoint has one variant.')
+        refused = {*more} | {'ServerlessConfig', 'AcceleratorType'} & {*ProductionVariants[0]}
         if refused:
             raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
         super().create_endpoint_config(EndpointConfigName, ProductionVariants, Tags)
         self._endpoint_configs[EndpointConfigName].capture = capture
 
-    def list_endpoints(self, NameContains: str = '', **_: Any) -> dict[str, Any]:
-        """List this machine's endpoints."""
+    def list_endpoints(self, NameContains: str = '') -> dict[str, Any]:
+        """List this machine's endpoints, which are in service."""
         found = self.sagemaker_session.engine.find({label('endpoint'): ''}, want=[label('endpoint')]).values()
         names = sorted(names[label('endpoint')] for names in found)
         rows = [{'EndpointName': name, 'EndpointStatus': 'InService'} for name in names if NameContains in name]
@@ -178,7 +177,6 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session = self.sagemaker_session
         endpoint: Any = entities._LocalEndpoint(EndpointName, EndpointConfigName, Tags, session)
         model, variant = endpoint.primary_container, endpoint.production_variant
-        model_data = model_uri(model)
         if variant['InitialInstanceCount'] != 1:
             raise ValueError('In local mode an endpoint has one instance: deploy(1, ...).')
         session.engine.check(model['Image'])
@@ -194,7 +192,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         self._endpoints[EndpointName] = endpoint
         try:
             longest = variant.get('ContainerStartupHealthCheckTimeoutInSeconds') or START
-            endpoint.container.serve(model_data, model['Environment'], longest)
+            endpoint.container.packed = is_packed(model)
+            endpoint.container.serve(model_uri(model), model['Environment'], longest)
         except BaseException as e:
             self.delete_endpoint(EndpointName)
             if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
@@ -238,6 +237,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
         job: Any = TransformJob(TransformJobName, ModelName, session)
         job.container = ServingInstance({**resources, 'InstanceCount': 1}, image, session)
+        job.container.packed = is_packed(model)
         job.request, self._transform_jobs[TransformJobName] = {}, job
         with ended(f'Transform job {TransformJobName}', job):
             job.start(source, output, resources, model_uri(model), **request)
@@ -247,8 +247,13 @@ def model_uri(container: dict[str, Any]) -> str:
     """Return where a model's files are, packed or not."""
     source = container.get('ModelDataSource', {}).get('S3DataSource', {})
     if not (uri := container.get('ModelDataUrl') or source.get('S3Uri')):
-        raise ValueError('The model has no model_data: a training job that failed has left none.')
+        raise ValueError('The model has no model_data, which local mode needs; a training job that failed leaves none.')
     return uri
+
+
+def is_packed(container: dict[str, Any]) -> bool:
+    """Return whether a model is a tar file."""
+    return container.get('ModelDataSource', {}).get('S3DataSource', {}).get('CompressionType') != 'None'
 
 
 @contextlib.contextmanager
@@ -265,7 +270,7 @@ def ended(name: str, job: Any) -> Iterator[None]:
         failure = (job.container.failure() or str(e)) + job.container.kept
         job.state, job.request['FailureReason'] = 'Failed', failure
         if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
-            raise FailedJob(f'{name} failed. {failure}', ['Completed', 'Stopped'], 'Failed') from None
+            raise FailedJob(f'{name} failed. {failure}') from None
         raise
     finally:
         job.end_time = datetime.datetime.now()

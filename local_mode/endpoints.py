@@ -17,7 +17,7 @@ from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
 PORT, CONFIG = label('port'), label('config')
-VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes
+VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes, also in another process
 
 
 def find(engine: Engine, name: str) -> dict[str, str] | None:
@@ -50,7 +50,9 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         no answer in time.
         """
         refused = {'TargetModel', 'TargetContainerHostname', 'InferenceComponentName'} & {*more}
-        if refused or more.get('TargetVariant', VARIANT) != VARIANT:
+        endpoint = self.session.sagemaker_client._endpoints.get(EndpointName)
+        variant = endpoint.production_variant['VariantName'] if endpoint else VARIANT
+        if refused or more.get('TargetVariant', variant) != variant:
             what = ', '.join(sorted(refused)) or 'other TargetVariant'
             raise error('InvokeEndpoint', 'ValidationError', f'An endpoint in local mode has no {what}.')
         parts = {re.sub('(?<=[a-z])(?=[A-Z])', '-', name): value for name, value in more.items()}
@@ -63,16 +65,16 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             text = answer.read().decode('utf-8', 'replace').strip()
             raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        if config := getattr(self.session.sagemaker_client._endpoints.get(EndpointName), 'capture', None):
+        if getattr(endpoint, 'capture', None):
             answer = io.BytesIO(answer.read())
             sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
-            capture(self.session, EndpointName, config, *sides, more.get('InferenceId'))
+            capture(endpoint, *sides, more.get('InferenceId'))
         custom = headers.get('x-amzn-sagemaker-custom-attributes')
         metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
         return {
             'ResponseMetadata': metadata,
             'ContentType': headers.get('content-type', ''),
-            'InvokedProductionVariant': VARIANT,
+            'InvokedProductionVariant': variant,
             **({'CustomAttributes': custom} if custom else {}),
             'Body': StreamingBody(answer, headers.get('content-length')),
         }
@@ -86,9 +88,8 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
         url = f'http://{self.session.engine.host}:{port}/invocations'
         try:
-            return self.http.request(
-                'POST', url, body=body, preload_content=False, headers=headers, timeout=self.timeout
-            )
+            raw: Any = dict(headers=headers, preload_content=False, decode_content=False)
+            return self.http.request('POST', url, body=body, timeout=self.timeout, **raw)
         except urllib3.exceptions.ReadTimeoutError:
             message = f'The container did not answer within {self.timeout:g} s.'
             raise error('InvokeEndpoint', 'ModelError', message) from None
@@ -97,7 +98,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
 
     def port(self, name: str) -> int:
         """Return the port on which the endpoint answers; ClientError where there is none of this name."""
-        if not name:  # the SDK's batch transform asks so
+        if not name:  # batch transform asks so
             return self.session.serving_port
         client, found = self.session.sagemaker_client, None
         if endpoint := client.running(name):

@@ -205,13 +205,10 @@ class Instances(image._SageMakerContainer):
                 unpack(f'{packed}/{kind}.tar.gz', f'{packed}/{kind}')
                 os.remove(f'{packed}/{kind}.tar.gz')
         output = config['S3OutputPath'] or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
-        if output.startswith('file://'):  # as on S3, or the next job would overwrite this one's
-            place = local_path(output)
-            os.makedirs(place, exist_ok=True)
-            for file in pathlib.Path(packed).glob('*.tar.gz'):  # where the SDK leaves those of the newest job
-                shutil.copy(file, os.path.join(place, file.name))
-            output = f'file://{place}/{job_name}/output'
-        uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
+        if output.startswith('file://'):
+            uri = move(packed, local_path(output), job_name)
+        else:
+            uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
         self.artifacts = f'{uri}/{model}'
 
     def failure(self) -> str:
@@ -254,6 +251,21 @@ def pack_results(containers: Iterable[Container], directory: str) -> None:
         pack(f'{directory}/{kind}.tar.gz', dict.fromkeys(container.mounts[inside] for container in containers), inside)
 
 
+def move(packed: str, place: str, job_name: str) -> str:
+    """Move a job's results to a directory of this machine, below the job's name as on S3; return their URI.
+
+    Their tar files stay where the SDK leaves those of the newest job, too.
+    """
+    there = os.path.join(place, job_name, 'output')
+    shutil.copytree(packed, there, dirs_exist_ok=True)
+    for file in pathlib.Path(packed).glob('*.tar.gz'):
+        new = os.path.join(place, f'.{job_name}-{file.name}')  # two jobs may end at once
+        shutil.move(file, new)
+        os.replace(new, os.path.join(place, file.name))
+    shutil.rmtree(packed)
+    return 'file://' + there
+
+
 def pack(archive: str, directories: Iterable[str], inside: str) -> None:
     """Write a .tar.gz of what is below directories, which containers have `inside`.
 
@@ -289,6 +301,7 @@ class ServingInstance(Instances):
     """
 
     container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
+    packed = True  # its model is a tar file
 
     def serve(self, model_dir: str, environment: dict[str, Any], longest: float = START) -> None:
         """Start it, and return once /ping answers 200; EndpointError with its log if it stops, or takes longer."""
@@ -346,9 +359,9 @@ class ServingInstance(Instances):
 
     def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
         """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""
-        directory = fetch(self.sagemaker_session, model_location)
+        directory = fetch(self.sagemaker_session, model_location, 'S3Object' if self.packed else 'S3Prefix')
         files = [entry.path for entry in os.scandir(directory) if entry.is_file()]
-        if files and all(map(tarfile.is_tarfile, files)):
+        if self.packed and files and all(map(tarfile.is_tarfile, files)):
             ours, directory = directory, self._create_tmp_folder()
             for file in files:
                 unpack(file, directory)

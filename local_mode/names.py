@@ -19,9 +19,12 @@ def of_this_user() -> dict[str, str]:
 
 
 def proxies() -> dict[str, str]:
-    """Return the variables that name this machine's proxies, which containers need, too."""
-    names = 'http_proxy', 'https_proxy', 'no_proxy', 'all_proxy'
-    return {name: value for name, value in os.environ.items() if name.lower() in names}
+    """Return the variables that name this machine's proxies, which containers need, too, but not for loopback."""
+    names = 'http_proxy', 'https_proxy', 'all_proxy'
+    found = {name: value for name, value in os.environ.items() if name.lower() in names}
+    given = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
+    direct = ','.join(filter(None, [given, 'localhost,127.0.0.1']))
+    return {**found, 'no_proxy': direct, 'NO_PROXY': direct} if found else {}
 
 
 def image_uri(instance_type: str) -> str:

@@ -32,7 +32,7 @@ class Output:
         """Take a line, with its end, and print it or not."""
         for name, pattern in self.patterns.items():
             for found in re.finditer(pattern, line):
-                with contextlib.suppress(ValueError, IndexError):  # no number: CloudWatch takes none either
+                with contextlib.suppress(ValueError, IndexError, TypeError):  # no number: CloudWatch takes none either
                     metric = dict(MetricName=name, Timestamp=datetime.datetime.now(), Value=float(found[1]))
                     self.metrics.append(metric)
         line = f'{host} | {line}' if self.several else line

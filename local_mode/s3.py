@@ -26,7 +26,7 @@ def local_copy(session: Any, code: str) -> str:
         return code
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
-    packed = fetch(session, code)
+    packed = fetch(session, code, 'S3Object')
     unpack(os.path.join(packed, os.path.basename(code)), directory)
     shutil.rmtree(packed)
     return 'file://' + directory

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import boto3
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from local_mode import aws, patches
 from local_mode.clients import SagemakerClient
 from local_mode.endpoints import RuntimeClient
@@ -19,7 +19,7 @@ from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
 from local_mode.errors import EngineError, LocalModeError
 from local_mode.names import LABEL, label, of_this_user, proxies
-from local_mode.versions import BROKEN, SessionSettings, image, local_session
+from local_mode.versions import SessionSettings, image, is_broken, local_session
 
 __all__ = ['Session', 'open_session']
 
@@ -108,6 +108,8 @@ class Session(local_session.LocalSession):
             if self.stop_aws:
                 stack.callback(self.stop_aws)
                 self.stop_aws = None
+                if boto3.DEFAULT_SESSION is self.boto_session:
+                    boto3.DEFAULT_SESSION = None
             stack.callback(self.remove_containers)
             for name, endpoint in list(self.sagemaker_client._endpoints.items()):
                 if endpoint.local_session is self:
@@ -144,7 +146,10 @@ def has_credentials() -> bool:
     try:
         session = boto3.Session()
         return session.get_credentials() is not None and bool(session.get_credentials().get_frozen_credentials())
-    except BotoCoreError as e:  # a profile that is missing, a login that has expired, a file that cannot be read
+    except (
+        BotoCoreError,
+        ClientError,
+    ) as e:  # a profile that is missing, a login that has expired, a file that cannot be read
         remedy = 'Mend that, or use the stand-in: open_session(embedded=True).'
         raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
 
@@ -162,7 +167,7 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
     engine = choose()  # or raise, before anything runs
     if embedded:
         boto_session, stop = aws.start()
-        if BROKEN:  # each estimator of the SDK makes a client of the default session
+        if is_broken():  # each estimator of the SDK makes a client of the default session
             boto3.DEFAULT_SESSION = boto_session  # type: ignore[assignment]
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
         config = {'SchemaVersion': '1.0', **opt_out}

@@ -22,26 +22,38 @@ def local_path(uri: str) -> str:
 def fetch(session: Any, uri: str, kind: str = 'S3Prefix') -> str:
     """Return a directory with the files that a data source names; LocalModeError if there are none.
 
-    uri: s3:// or file://. kind: S3Prefix, or ManifestFile, whose object names the files.
+    uri: s3:// or file://. kind: S3Prefix; ManifestFile, whose object names the files; or S3Object, which is a prefix
+    only if there is no such object.
     """
-    if kind not in ('S3Prefix', 'ManifestFile'):
-        raise LocalModeError(f'Local mode has no {kind}: use S3Prefix or ManifestFile.')
+    if kind not in ('S3Prefix', 'ManifestFile', 'S3Object') or kind == 'ManifestFile' and uri.startswith('file://'):
+        raise LocalModeError(f'Local mode has no {kind} at {uri}: use S3Prefix, or ManifestFile on S3.')
     if uri.startswith('file://'):
         return fetch_local(session, local_path(uri))
     directory = tempfile.mkdtemp(dir=session.directory)
     try:
-        keys = list(manifest(session, uri) if kind == 'ManifestFile' else below(session, uri))
-        for bucket, key, name in keys:
-            path = os.path.normpath(os.path.join(directory, name))
-            if not path.startswith(directory + os.sep):
-                raise LocalModeError(f'The object s3://{bucket}/{key} would be written outside of its channel.')
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            session.s3_client.download_file(bucket, key, path)
+        found = list(manifest(session, uri) if kind == 'ManifestFile' else below(session, uri))
     except ClientError as e:
         raise LocalModeError(f'{uri} cannot be read: {e}') from None
-    if not keys:
+    for bucket, key, name in [one for one in found if kind == 'S3Object' and uri == f's3://{one[0]}/{one[1]}'] or found:
+        download(session, bucket, key, directory, name)
+    if not found:
         raise LocalModeError(f'No S3 objects found under S3 URL "{uri}".')
     return directory
+
+
+def download(session: Any, bucket: str, key: str, directory: str, name: str) -> None:
+    path, uri = os.path.normpath(os.path.join(directory, name)), f's3://{bucket}/{key}'
+    if not path.startswith(directory + os.sep):
+        raise LocalModeError(f'The object {uri} would be written outside of its channel.')
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.exists(path):
+            raise FileExistsError
+        session.s3_client.download_file(bucket, key, path)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise LocalModeError(f'The object {uri} has the name of another one, or of its directory: {name}.') from None
+    except ClientError as e:
+        raise LocalModeError(f'{uri} cannot be read: {e}') from None
 
 
 def fetch_local(session: Any, path: str) -> str:

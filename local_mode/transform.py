@@ -7,10 +7,12 @@ import io
 import json
 import pathlib
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import urllib3
+from botocore.exceptions import ClientError
 from local_mode.errors import EndpointError, JobError
 from local_mode.instances import ServingInstance
 from local_mode.sources import fetch
@@ -50,23 +52,23 @@ class TransformJob(entities._LocalTransformJob):
         self.end_time, self.state = datetime.datetime.now(), self._COMPLETED
 
     def answers(self, path: pathlib.Path, **job: Any) -> Iterator[bytes]:
-        """Yield what is written for each of the requests that a file's records make."""
+        """Yield what is written for each of the requests that a file's records make; JobError names the file."""
         given, wanted, split = self.input_data, self.output_data, self.input_data.get('SplitType') or 'None'
-        kinds = Kinds(given.get('ContentType') or '', wanted.get('Accept') or '', split == 'Line')
-        client = self.local_session.sagemaker_runtime_client
+        client, types = self.local_session.sagemaker_runtime_client, (given.get('ContentType'), wanted.get('Accept'))
 
-        def ask(body: bytes) -> bytes:
-            return client.invoke_endpoint(body, '', given.get('ContentType'), wanted.get('Accept'))['Body'].read()
+        def ask(body: bytes) -> Message:
+            answer = client.invoke_endpoint(body, '', *types)
+            return Message(answer['Body'].read(), wanted.get('Accept') or answer['ContentType'], split == 'Line')
 
-        body = path.read_bytes()
-        if given.get('CompressionType') == 'Gzip':
-            body = gzip.decompress(body)
         together = job['BatchStrategy'] == 'MultiRecord' and split != 'None'
         end = b'\n' if wanted.get('AssembleWith') == 'Line' else b''
         try:
+            body = path.read_bytes()
+            body = gzip.decompress(body) if given.get('CompressionType') == 'Gzip' else body
             for records in batches(divide(body, split), together, int(job['MaxPayloadInMB']) * 2**20):
-                yield associate(b''.join(records), ask, kinds, job.get('DataProcessing') or {}) + end
-        except (OSError, ValueError) as e:
+                message = Message(b''.join(records), given.get('ContentType') or '', split == 'Line')
+                yield associate(message, ask, job.get('DataProcessing') or {}, end)
+        except (ClientError, EOFError, OSError, ValueError, csv.Error, zlib.error) as e:
             raise JobError(f'{path.name}: {e}') from None
 
 
@@ -95,17 +97,20 @@ def batches(records: Iterable[bytes], together: bool, limit: int) -> Iterator[li
         yield batch
 
 
-class Kinds(NamedTuple):
-    """The content types of a job's input and output, and whether each line is a record."""
+class Message(NamedTuple):
+    """The body of a request or an answer, its content type, and whether each line of JSON is a record."""
 
-    given: str
-    wanted: str
+    body: bytes
+    kind: str
     lines: bool
 
-    def parse(self, body: bytes, kind: str) -> list[Any]:
+    def is_csv(self) -> bool:
+        return self.kind.partition(';')[0].strip() == 'text/csv'
+
+    def records(self) -> list[Any]:
         """Return the records in CSV, each a list of str, or in JSON. ValueError for other types."""
-        kind, text = kind.partition(';')[0].strip(), body.decode()
-        if kind == 'text/csv':
+        kind, text = self.kind.partition(';')[0].strip(), self.body.decode()
+        if self.is_csv():
             return list(csv.reader(io.StringIO(text)))
         if kind == 'application/jsonlines' or kind == 'application/json' and self.lines:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -113,43 +118,41 @@ class Kinds(NamedTuple):
             raise ValueError(f'Records are filtered and joined in CSV, JSON and JSON lines only, not in {kind!r}.')
         return [json.loads(text)]
 
+    def of(self, records: Iterable[Any]) -> bytes:
+        """Return other records in the same type, one a line."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator='\n')
+        for record in records:
+            if self.is_csv():
+                rows.writerow(record if isinstance(record, list) else [record])
+            else:
+                text.write(json.dumps(record) + '\n')
+        return text.getvalue().encode()
 
-def write(records: Iterable[Any], kind: str) -> bytes:
-    """Return records as CSV or JSON, one a line."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator='\n')
-    for record in records:
-        if kind.startswith('text/csv'):
-            rows.writerow(record if isinstance(record, list) else [record])
-        else:
-            text.write(json.dumps(record) + '\n')
-    return text.getvalue().encode()
 
-
-def associate(body: bytes, ask: Callable[[bytes], bytes], kinds: Kinds, processing: dict[str, str]) -> bytes:
+def associate(given: Message, ask: Callable[[bytes], Message], processing: dict[str, str], end: bytes = b'') -> bytes:
     """Return the answer to records, of which InputFilter selects a part; joined with them, and filtered, if so wanted.
 
-    As SageMaker's developer guide says in "Associate Prediction Results with Input Records".
+    end: what AssembleWith adds. See "Associate Prediction Results with Input Records" in SageMaker's developer guide.
     """
     taken, kept = processing.get('InputFilter') or '$', processing.get('OutputFilter') or '$'
     join = processing.get('JoinSource') == 'Input'
-    records = kinds.parse(body, kinds.given) if join or taken != '$' else []
-    answer = ask(write([select(taken, record) for record in records], kinds.given) if taken != '$' else body)
+    records = given.records() if join or taken != '$' else []
+    answer = ask(given.of(select(taken, record) for record in records) if taken != '$' else given.body)
     if not join and kept == '$':
-        return answer
-    results = kinds.parse(answer, kinds.wanted)
+        return answer.body + end
+    results = answer.records()
     if join:
         if len(results) != len(records):
             raise ValueError(f'{len(results)} results cannot be joined with {len(records)} records.')
-        results = [joined(record, result) for record, result in zip(records, results)]
-    return write([select(kept, result) for result in results], kinds.wanted)
+        results = [joined(record, result, answer.is_csv()) for record, result in zip(records, results)]
+    return answer.of(select(kept, result) for result in results).removesuffix(b'\n') + end
 
 
-def joined(record: Any, result: Any) -> Any:
-    if isinstance(record, dict):
-        return {**record, 'SageMakerOutput': result}
-    both = isinstance(record, list) and isinstance(result, list)
-    return record + result if both else {'SageMakerInput': record, 'SageMakerOutput': result}
+def joined(record: Any, result: Any, rows: bool) -> Any:
+    if rows and isinstance(record, list):
+        return record + result
+    return {**(record if isinstance(record, dict) else {'SageMakerInput': record}), 'SageMakerOutput': result}
 
 
 def select(path: str, value: Any) -> Any:
@@ -165,8 +168,8 @@ def select(path: str, value: Any) -> Any:
         raise ValueError(f'{path} selects nothing of {json.dumps(value)[:200]}.')
     if found.singular_query():
         return nodes[0].value
-    names = [node.parts[-1] for node in nodes]
-    return dict(zip(names, (n.value for n in nodes))) if isinstance(names[0], str) else [n.value for n in nodes]
+    named = {node.parts[-1]: node.value for node in nodes}
+    return named if len(named) == len(nodes) and all(isinstance(n, str) for n in named) else [n.value for n in nodes]
 
 
 def execution_parameters(url: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Hyperparameter tuning jobs: training jobs one after another, their parameters drawn at random or from a grid."""
 
+import collections
 import itertools
 import math
 import random
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from local_mode.errors import JobError
+from local_mode.versions import FailedJob
 
 METRIC = 'FinalHyperParameterTuningJobObjectiveMetric'
 
@@ -19,18 +21,34 @@ class TuningJob:
 
     def __init__(self, name: str, request: Mapping[str, Any]) -> None:
         self.name, self.config = name, request['HyperParameterTuningJobConfig']
-        self.definition = request['TrainingJobDefinition']
-        self.state, self.summaries = 'Stopped', list[dict[str, Any]]()  # if it does not come to its end
+        limits = self.config.get('ResourceLimits', {})
+        refused = {'WarmStartConfig', 'TrainingJobDefinitions'} & {*request} | {'MaxRuntimeInSeconds'} & {*limits}
+        refused |= {'TuningJobCompletionCriteria'} & {*self.config}
+        if refused or self.config.get('TrainingJobEarlyStoppingType', 'Off') != 'Off':
+            what = ', '.join(sorted(refused)) or 'early stopping'
+            raise ValueError(f'A tuning job in local mode has no {what}: leave that out.')
+        self.definition, self.most = request['TrainingJobDefinition'], limits.get('MaxNumberOfTrainingJobs')
+        self.state, self.summaries = 'InProgress', list[dict[str, Any]]()
         self.objective = self.config['HyperParameterTuningJobObjective']
 
     def run(self, client: Any) -> None:
-        """Run all training jobs; JobError if none succeeds."""
+        """Run all training jobs; FailedJob if none succeeds."""
+        try:
+            self.run_all(client)
+        except BaseException:
+            self.state = 'Stopped'
+            raise
+        self.state = 'Completed' if self.best() else 'Failed'
+        if not self.best():
+            metric = self.objective['MetricName']
+            raise FailedJob(f'No job of tuning job {self.name} has succeeded with a metric {metric}.')
+
+    def run_all(self, client: Any) -> None:
         ranges = self.config['ParameterRanges']
         points = grid(ranges) if self.config['Strategy'] == 'Grid' else draws(ranges, self.config.get('RandomSeed'))
-        most = self.config['ResourceLimits'].get('MaxNumberOfTrainingJobs')
-        for number, point in enumerate(itertools.islice(points, most), 1):
+        for number, point in enumerate(itertools.islice(points, self.most), 1):
             name = f'{self.name[:55]}-{number:03}'
-            print(f'Training job {number}{f" of {most}" if most else ""}: {point}')
+            print(f'Training job {number}{f" of {self.most}" if self.most else ""}: {point}')
             definition = {k: v for k, v in self.definition.items() if not k.startswith(('Static', 'HyperParameterT'))}
             definition.setdefault('ResourceConfig', self.definition.get('HyperParameterTuningResourceConfig'))
             parameters = self.definition['StaticHyperParameters'] | point
@@ -39,10 +57,6 @@ class TuningJob:
             except JobError as e:
                 print(e)
             self.summaries.append(self.summary(client.describe_training_job(name), point))
-        self.state = 'Completed' if self.best() else 'Failed'
-        if not self.best():
-            metric = self.objective['MetricName']
-            raise JobError(f'No job of tuning job {self.name} has succeeded with a metric {metric}.')
 
     def summary(self, job: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
         names = 'TrainingJobName', 'TrainingJobStatus', 'TrainingStartTime', 'TrainingEndTime'
@@ -63,7 +77,7 @@ class TuningJob:
             'HyperParameterTuningJobConfig': self.config,
             'HyperParameterTuningJobStatus': self.state,
             'TrainingJobDefinition': self.definition,
-            'TrainingJobStatusCounters': {'Completed': len(self.summaries)},
+            'TrainingJobStatusCounters': dict(collections.Counter(s['TrainingJobStatus'] for s in self.summaries)),
             **({'BestTrainingJob': best} if best else {}),
         }
 

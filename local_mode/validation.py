@@ -7,18 +7,22 @@ from typing import Any
 
 import botocore.session
 from local_mode.endpoints import error
+from local_mode.versions import UNCONFIGURED
 
-LOCAL = re.compile('file://|local(_gpu)?$')  # what only local mode takes
+LOCAL = re.compile('(file://.*|local|local_gpu|)', re.DOTALL)  # what only local mode takes; '' as an output_path
 
 
 @functools.cache
 def shape(operation: str) -> Any:
-    model = botocore.session.get_session().get_service_model('sagemaker')
+    model = botocore.session.Session(session_vars=UNCONFIGURED).get_service_model('sagemaker')
     return model.operation_model(operation).input_shape
 
 
 def check(operation: str, request: dict[str, Any]) -> None:
-    """Raise ClientError, a ValidationException, unless AWS's API would take a request."""
+    """Raise ClientError, a ValidationException, for values that AWS's API refuses by pattern, length or size.
+
+    Not checked: enumerations, such as the instance types, and dependencies of values on each other.
+    """
     faults = [*breaches(shape(operation), request, '')]
     if faults:
         text = f'{len(faults)} validation error{"s" * (len(faults) > 1)} detected: {"; ".join(faults)}'
@@ -26,7 +30,7 @@ def check(operation: str, request: dict[str, Any]) -> None:
 
 
 def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
-    """Yield a sentence for each value that breaks the model's patterns or lengths."""
+    """Yield a sentence for each value that breaks the model's patterns, lengths or sizes."""
     if value is None:
         return
     if shape.type_name == 'structure':
@@ -38,17 +42,27 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
     elif shape.type_name == 'map':
         for key, item in value.items():
             yield from breaches(shape.key, key, path)
-            if item is None:
-                yield f"Value 'None' at '{path}.{key}' failed to satisfy constraint: Member must be a string"
-            yield from breaches(shape.value, item, f'{path}.{key}')
-    elif shape.type_name == 'string' and not LOCAL.match(value):
-        limits = shape.metadata
-        pattern = limits.get('pattern')
-        start = f"Value '{value:.80}' at '{path}' failed to satisfy constraint: Member must"
-        if len(value) > limits.get('max', len(value)):
-            yield f'{start} have length less than or equal to {limits["max"]}'
+            yield from breaches(shape.value, str if item is None else item, f'{path}.{key}')  # None is no value
+    for must in limits(shape, value):
+        yield f"Value '{value!s:.80}' at '{path}' failed to satisfy constraint: Member must {must}"
+
+
+def limits(shape: Any, value: Any) -> Iterator[str]:
+    """Yield what the model demands of a value that it is not, as AWS words it."""
+    kind, least, most = shape.type_name, shape.metadata.get('min'), shape.metadata.get('max')
+    if kind == 'string' and not isinstance(value, str):
+        yield 'be a string'
+    elif kind in ('string', 'list', 'map') and not (kind == 'string' and LOCAL.fullmatch(value)):
+        if most is not None and len(value) > most:
+            yield f'have length less than or equal to {most}'
+        pattern = shape.metadata.get('pattern', '') if kind == 'string' else ''
         if pattern and '\\p' not in pattern and not re.fullmatch(pattern, value, re.DOTALL):
-            yield f'{start} satisfy regular expression pattern: {pattern}'
+            yield f'satisfy regular expression pattern: {pattern}'
+    elif kind in ('integer', 'long', 'float'):
+        if least is not None and value < least:
+            yield f'have value greater than or equal to {least}'
+        if most is not None and value > most:
+            yield f'have value less than or equal to {most}'
 
 
 def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:

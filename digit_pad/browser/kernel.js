@@ -47,10 +47,10 @@ function findKernel(pad) {
   const panel = pad.closest('.jp-NotebookPanel'), path = panel && notebookPath(panel, base.pathname);
   if (!path) throw Error('this pad is not inside its notebook (draw in the notebook itself).');
   return async content => {
-    for (let tries = 3; ; tries--) {
+    for (let tries = 1; ; tries++) {
       try { return await runOnServer(config, base, path, content); }
-      catch (error) { if (!error.lost || tries === 1) throw error; }
-      await new Promise(done => setTimeout(done, 300));
+      catch (error) { if (!error.lost || tries === 6) throw error; }
+      await new Promise(done => setTimeout(done, 300 * tries));  // several containers may start at once
     }
   };
 }

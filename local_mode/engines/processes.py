@@ -54,8 +54,10 @@ class Processes(Engine):
     def run(self, containers: Sequence[Container]) -> None:
         container = containers[0]
         told = container.entrypoint or list(container.command) not in (['train'], ['serve'])
-        if len(containers) > 1 or told or container.isolated or not is_our_image(container.image):
+        if len(containers) > 1 or told or not is_our_image(container.image):
             raise refusal(container.image)
+        if container.isolated:
+            raise EngineError('Without Docker nothing isolates a job: leave out enable_network_isolation.')
         base = base_directory(container)
         with listen(container.port or 0) as listener:
             base.mkdir()
@@ -119,9 +121,7 @@ class Processes(Engine):
 
 
 def refusal(image: str) -> EngineError:
-    return EngineError(
-        f'Without Docker only `train` and `serve` of our image run, on one host and with its network: not {image}.'
-    )
+    return EngineError(f'Without Docker only `train` and `serve` of our image run, on one host: not {image}.')
 
 
 def base_directory(container: Container) -> pathlib.Path:
@@ -224,6 +224,6 @@ def image_variables() -> dict[str, str]:
         'MPLBACKEND': 'Agg',
         'SPT_NOENV': '1',  # or setproctitle, where gunicorn finds it, would write over the environment
         # A script's requirements go into the notebook's environment, and may not replace its Chainer.
-        'PIP_CONSTRAINT': ' '.join(filter(None, [str(sources / 'constraints.txt'), os.environ.get('PIP_CONSTRAINT')])),
+        'PIP_CONSTRAINT': f'{(sources / "constraints.txt").as_uri()} {os.environ.get("PIP_CONSTRAINT", "")}',
         'SAGEMAKER_TRAINING_MODULE': 'sagemaker_chainer_container.training:main',
     }

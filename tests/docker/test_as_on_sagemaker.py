@@ -25,7 +25,7 @@ from sagemaker.serializers import CSVSerializer, JSONSerializer
 from sagemaker.serverless import ServerlessInferenceConfig
 from sagemaker.transformer import Transformer
 from sagemaker.tuner import CategoricalParameter, ContinuousParameter, HyperparameterTuner, IntegerParameter
-from support import CSV, JSON, containers, make_estimator, make_model, open_tar, run, wait_for
+from support import CSV, JSON, containers, free_port, make_estimator, make_model, open_tar, run, wait_for
 
 # Trains nothing; its model doubles.
 SCRIPT = """
@@ -93,10 +93,10 @@ def deployed(trained, session):
 
     def deploy(**options):
         given = dict(serializer=JSONSerializer(), deserializer=JSONDeserializer()) | options
+        session.set_serving_port(free_port())
         predictors.append(trained.deploy(1, 'local', **given))
         return predictors[-1]
 
-    session.set_serving_port(None)
     yield deploy
     for predictor in predictors:
         predictor.delete_endpoint()
@@ -146,7 +146,8 @@ def test_a_job_is_stopped_and_listed(session, script):
     assert described['TrainingJobStatus'] == 'Stopped' and containers(session) == []
     estimator.latest_training_job.stop()  # again
     jobs = session.sagemaker_client.list_training_jobs(NameContains='stopped', StatusEquals='Stopped')
-    assert jobs['TrainingJobSummaries'] == [{'TrainingJobName': 'stopped-one', 'TrainingJobStatus': 'Stopped'}]
+    (job,) = jobs['TrainingJobSummaries']
+    assert (job['TrainingJobName'], job['TrainingJobStatus']) == ('stopped-one', 'Stopped') and job['CreationTime']
 
 
 def tune(session, script, ranges, **options):
@@ -204,7 +205,7 @@ def test_a_model_that_is_not_packed_is_deployed(session, script, bucket, tmp_pat
     estimator.fit()
     uri = estimator.model_data['S3DataSource']['S3Uri']
     assert uri == f'{output}/{estimator.latest_training_job.name}/output/model/'
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     predictor = estimator.deploy(1, 'local')
     try:
         assert predictor.predict(np.ones((1, 2), np.float32)).tolist() == [[2, 2]]
@@ -275,6 +276,11 @@ REFUSED = {
     'compression': (dict(compression='Gzip'), 'no CompressionType'),
     'sharded': (dict(distribution='ShardedByS3Key'), 'DataDistribution'),
     'wrapped': (dict(record_wrapping='RecordIO'), 'has no RecordWrapperType'),
+    'from a hub': (
+        dict(hub_access_config={'HubContentArn': 'arn:aws:sagemaker:us-east-1:123456789012:hub-content/a/b/c/1.0.0'}),
+        'has no HubAccessConfig',
+    ),
+    'by a licence': (dict(model_access_config={'AcceptEula': True}), 'has no ModelAccessConfig'),
     'for a group': (dict(instance_groups=['a']), 'has no InstanceGroupNames'),
 }
 
@@ -317,7 +323,7 @@ def transform(trained, data, out, arguments, **options):
 
 
 def test_a_transform_keeps_names_and_takes_all_below_a_prefix(trained, put, bucket, session):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     data = put('t1/in', {'a.csv': '1,2\n3,4\n', 'sub/b.csv': '5,6\n'})
     given = dict(content_type=CSV, split_type='Line')
     done = transform(trained, data, f'{bucket}/t1/out', given, accept=CSV, assemble_with='Line')
@@ -332,18 +338,18 @@ def test_a_transform_keeps_names_and_takes_all_below_a_prefix(trained, put, buck
 
 
 def test_a_transform_filters_and_joins(trained, put, bucket, session):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     data = put('t2/in', {'a.csv': 'id1,1,2\nid2,3,4\n'})
     given = dict(
         content_type=CSV, split_type='Line', input_filter='$[1:]', join_source='Input', output_filter='$[0,-1]'
     )
     options = dict(accept=CSV, assemble_with='Line', strategy='MultiRecord')
     done = transform(trained, data, f'{bucket}/t2/out', given, **options)
-    assert done['a.csv.out'].split() == ['id1,4.0', 'id2,8.0']
+    assert done['a.csv.out'] == 'id1,4.0\nid2,8.0\n'
 
 
 def test_a_transform_unpacks_gzip_and_names_the_file_that_it_cannot_read(trained, put, bucket, session):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     data = put('t3/in', {'a.csv.gz': gzip.compress(b'1,2\n')})
     given = dict(content_type=CSV, compression_type='Gzip')
     assert transform(trained, data, f'{bucket}/t3/out', given, accept=CSV)['a.csv.gz.out'].strip() == '2.0,4.0'
@@ -355,7 +361,7 @@ def test_a_transform_unpacks_gzip_and_names_the_file_that_it_cannot_read(trained
 
 
 def test_a_transform_is_attached_to_without_waiting(trained, put, bucket, session):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     transformer = trained.transformer(1, 'local', output_path=f'{bucket}/t4/out', accept=JSON)
     transformer.transform(put('t4/in', {'a.csv': '1,2'}), content_type=CSV)
     again = Transformer.attach(transformer.latest_transform_job.name, session)
@@ -385,10 +391,12 @@ def test_a_predictor_reads_pandas_and_streams(deployed):
 def test_requests_and_answers_are_captured(deployed, bucket, session):
     where = f'{bucket}/captured'
     predictor = deployed(data_capture_config=DataCaptureConfig(True, 100, where, sagemaker_session=session))
-    predictor.predict([[1, 2]])
+    predictor.predict([[1, 2]], inference_id='seven')
     (uri,) = S3Downloader.list(where, session)
     assert uri.startswith(f'{where}/{predictor.endpoint_name}/AllTraffic/') and uri.endswith('.jsonl')
-    data = json.loads(S3Downloader.read_file(uri, session))['captureData']
+    line = json.loads(S3Downloader.read_file(uri, session))
+    assert line['eventMetadata']['inferenceId'] == 'seven'
+    data = line['captureData']
     assert json.loads(data['endpointInput']['data']) == [[1, 2]] and data['endpointInput']['encoding'] == 'JSON'
     assert json.loads(data['endpointOutput']['data']) == [[2, 4]]
 
@@ -430,7 +438,7 @@ def test_arguments_of_an_estimator_that_are_refused(session, script):
     tensorboard = TensorBoardOutputConfig('s3://b/a')
     for options, why in (
         (dict(tensorboard_output_config=tensorboard), 'has no TensorBoardOutputConfig'),
-        (dict(rules=[ProfilerRule.sagemaker(rule_configs.ProfilerReport())]), 'has no|rules'),
+        (dict(rules=[ProfilerRule.sagemaker(rule_configs.ProfilerReport())]), 'has no ProfilerRuleConfigurations'),
         (dict(use_spot_instances=True, max_wait=90000), 'spot'),
         (
             dict(instance_groups=[InstanceGroup('a', 'local', 1)], instance_count=None, instance_type=None),
@@ -514,20 +522,20 @@ def test_arguments_that_the_sdk_itself_handles(session, script, tmp_path, monkey
 
 
 def test_arguments_of_deploy(trained, session, monkeypatch):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     without = dict(wait=False, kms_key='k', tags=[dict(Key='a', Value='b')], volume_size=9)
     without.update(model_data_download_timeout=99, inference_recommendation_id='a/b')
+    monkeypatch.setattr('local_mode.clients.START', 0.01)
     predictor = trained.deploy(1, 'local', model_name='my-model', container_startup_health_check_timeout=60, **without)
     assert predictor.predict(np.ones((1, 2), np.float32)).tolist() == [[2, 2]]
     assert session.sagemaker_client.describe_model('my-model')['ModelName'] == 'my-model'
     predictor.delete_endpoint()
     with pytest.raises(EndpointError, match='did not answer within 0.01 s'):
-        monkeypatch.setattr('local_mode.clients.START', 0.01)
         trained.deploy(1, 'local')
 
 
 def test_arguments_of_a_transform(trained, put, bucket, session, script, capsys):
-    session.set_serving_port(None)
+    session.set_serving_port(free_port())
     without = dict(output_kms_key='k', volume_kms_key='k', max_concurrent_transforms=4, tags=[dict(Key='a', Value='b')])
     without['vpc_config_override'] = {'Subnets': ['subnet-1'], 'SecurityGroupIds': ['sg-1']}
     same = dict(env={'SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT': CSV}, max_payload=1, model_name='for-transform')
@@ -564,3 +572,15 @@ def test_what_a_request_cannot_name_is_refused(deployed, session):
     assert predictor.predict([[1, 2]], target_variant='AllTraffic') == [[2, 4]]
     with pytest.raises(ClientError, match='InferenceComponentName'):
         Predictor(predictor.endpoint_name, session, component_name='a').predict(b'1')
+
+
+def test_data_of_a_local_disk_and_no_output_path(session, script, tmp_path):
+    """With the SDK's local_code neither S3 nor an output path is needed."""
+    session.config = {'local': {**session.config['local'], 'local_code': True}}
+    try:
+        estimator = make_estimator(session, script, dict(output_path=None))
+        estimator.fit(f'file://{tmp_path}')
+        with open_tar(session, estimator.model_data) as tar:
+            assert tar.getnames() == ['name']
+    finally:
+        session.config['local']['local_code'] = False

@@ -14,7 +14,7 @@ import local_mode.s3
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError
-from local_mode.errors import EngineError, JobError
+from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
@@ -324,7 +324,7 @@ def test_code_that_is_not_there_is_told_and_the_session_closes(script, tmp_path)
         data = session.upload_data(pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), key_prefix='model')
         submitted = f's3://{session.default_bucket()}/none.tar.gz'
         model = Model(IMAGE, data, ROLE, env={'SAGEMAKER_SUBMIT_DIRECTORY': submitted}, sagemaker_session=session)
-        with pytest.raises((FileNotFoundError, ClientError), match='none.tar.gz|404'):
+        with pytest.raises(EndpointError, match='No S3 objects found .*none.tar.gz'):
             model.deploy(1, 'local')
     assert not os.path.exists(session.directory)
 

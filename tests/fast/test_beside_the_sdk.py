@@ -1,4 +1,4 @@
-"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session three names."""
+"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session five names."""
 
 import contextlib
 import logging
@@ -14,6 +14,7 @@ from sagemaker.local import LocalSession
 from sagemaker.workflow.pipeline_context import LocalPipelineSession
 from support import ROLE, python
 
+REPLACED = {'_add_spot_checkpoint_args', '_fetch_metric', 'fit', 'hyperparameters', 'start_new'}
 # What the SDK's modules hold: functions and classes, and those of classes, by identity and by code.
 SNAPSHOT = """
 import json, logging, sys
@@ -51,9 +52,7 @@ def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
     opened = IMPORTS + 'open_session(embedded=True, serving_port=1).close()'
     done = python('-c', SNAPSHOT.replace('# CHANGE', opened))
     changed = re.findall(r"\('sagemaker[\w.]*', '(\w+)'(?:, '(\w+)')?\)", done.stdout.splitlines()[-1])
-    assert {name[-1] for name in changed if name[-1]} == {'_add_spot_checkpoint_args', 'hyperparameters', 'fit'}, (
-        changed
-    )
+    assert {name[-1] for name in changed if name[-1]} == REPLACED, changed
 
 
 USERS = """

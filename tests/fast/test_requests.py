@@ -1,5 +1,6 @@
 """Requests to endpoints have the headers that SageMaker sends, and their answers the keys of boto3's."""
 
+import gzip
 import http.server
 import threading
 import types
@@ -16,9 +17,10 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers['Content-Length']))
         self.send_response(200)
         self.send_header('Content-Type', 'text/plain')
+        self.send_header('Content-Encoding', 'gzip')  # the client decodes it, if it wants
         self.send_header('X-Amzn-SageMaker-Custom-Attributes', 'answered')
         self.end_headers()
-        self.wfile.write(str(self.headers).encode())
+        self.wfile.write(gzip.compress(str(self.headers).encode()))
 
     def log_message(self, *_):
         pass
@@ -33,7 +35,9 @@ def endpoint():
         thread.start()
         running = types.SimpleNamespace(container=thread)
         name = 'echo'
-        session.sagemaker_client._endpoints[name] = types.SimpleNamespace(port=server.server_port, container=running)
+        session.sagemaker_client._endpoints[name] = types.SimpleNamespace(
+            port=server.server_port, container=running, production_variant={'VariantName': 'AllTraffic'}
+        )
         yield session, name
         del session.sagemaker_client._endpoints[name]
         server.shutdown()
@@ -44,7 +48,7 @@ def test_headers_of_a_request_reach_the_script(endpoint):
     session, name = endpoint
     predictor = Predictor(name, session)
     given = dict(custom_attributes='mine', inference_id='7', initial_args={'ContentType': 'a/b', 'SessionId': 'NEW'})
-    headers = predictor.predict(b'1', **given).decode().splitlines()
+    headers = gzip.decompress(predictor.predict(b'1', **given)).decode().splitlines()
     for header in 'Custom-Attributes: mine', 'Inference-Id: 7', 'Session-Id: NEW':
         assert f'X-Amzn-SageMaker-{header}' in headers
     assert 'Content-Type: a/b' in headers

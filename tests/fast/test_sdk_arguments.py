@@ -84,8 +84,8 @@ ARGUMENTS = {
     'estimator.transformer(...)': {
         (SAME, 'test_a_transform_filters_and_joins'): 'instance_type strategy assemble_with output_path accept',
         (SAME, 'test_arguments_of_a_transform'): 'env max_payload model_name model_server_workers entry_point role '
-        'enable_network_isolation(the container reaches the network, which is printed)',
-        (NONE, 'test_arguments_of_a_transform'): 'instance_count(there is one) output_kms_key volume_kms_key '
+        (NONE, 'test_arguments_of_a_transform'): 'enable_network_isolation(the container reaches the network, which is printed) '
+        'instance_count(there is one) output_kms_key volume_kms_key '
         'max_concurrent_transforms(there is one) tags vpc_config_override',
     },
     'transformer.transform(...)': {
@@ -154,11 +154,15 @@ def test_the_page_is_written():
     assert PAGE.read_text() == page()
 
 
-def test_the_tests_on_the_page_exist():
-    sources = ''.join(path.read_text() for path in (ROOT / 'tests').rglob('test_*.py'))
+def test_the_tests_on_the_page_use_the_arguments():
+    """At least their file names them, or support.py, by which they make estimators."""
+    sources = [path.read_text() for path in (ROOT / 'tests').rglob('test_*.py') if path.name != 'test_sdk_arguments.py']
+    support = (ROOT / 'tests' / 'support.py').read_text()
     for effects in ARGUMENTS.values():
-        for _, test in effects:
-            assert f'def {test}(' in sources, test
+        for (_, test), arguments in effects.items():
+            (source,) = [source for source in sources if f'def {test}(' in source]
+            for name, _ in ITEM.findall(arguments):
+                assert re.search(rf'\b{name}\b', source + support), (test, name)
 
 
 if __name__ == '__main__':

@@ -67,12 +67,35 @@ def test_what_is_no_manifest_is_said(session, content):
         ('s3://missing/a', 'S3Prefix', 's3://missing/a cannot be read: .*NoSuchBucket'),
         ('s3://bucket/none.manifest', 'ManifestFile', 's3://bucket/none.manifest cannot be read'),
         ('s3://bucket/data', 'AugmentedManifestFile', 'Local mode has no AugmentedManifestFile'),
+        ('file:///a.manifest', 'ManifestFile', 'Local mode has no ManifestFile at file://'),
         ('file:///no/such/thing', 'S3Prefix', 'There is no file or directory /no/such/thing'),
     ],
 )
 def test_what_is_not_there_is_named(session, uri, kind, why):
     with pytest.raises(LocalModeError, match=why):
         fetch(session, uri, kind)
+
+
+def test_a_manifest_names_the_object_that_is_missing(session):
+    with pytest.raises(LocalModeError, match='s3://bucket/data/none cannot be read'):
+        manifest(session, [{'prefix': 's3://bucket/data/'}, 'none'])
+
+
+@pytest.mark.parametrize('keys', [('c/d/d1', 'c/d1'), ('c/x', 'c/x/y')])
+def test_objects_that_cannot_lie_side_by_side_are_named(session, keys):
+    for key in keys:
+        session.s3_client.put_object(Bucket='bucket', Key=key, Body=b'')
+    with pytest.raises(LocalModeError, match='The object s3://bucket/c/.* has the name of another one'):
+        fetch(session, 's3://bucket/c/d' if 'c/d1' in keys else 's3://bucket/c')
+    for key in keys:
+        session.s3_client.delete_object(Bucket='bucket', Key=key)
+
+
+def test_an_object_comes_without_others_that_begin_like_it(session):
+    for key in 'm/model.tar.gz', 'm/model.tar.gz.old':
+        session.s3_client.put_object(Bucket='bucket', Key=key, Body=b'')
+    assert names(fetch(session, 's3://bucket/m/model.tar.gz', 'S3Object')) == {'model.tar.gz'}
+    assert names(fetch(session, 's3://bucket/m', 'S3Object')) == {'model.tar.gz', 'model.tar.gz.old'}
 
 
 def test_no_key_leads_out_of_its_channel(session):
@@ -98,6 +121,7 @@ def training_job(**request):
 
 
 def test_requests_that_aws_takes_are_taken():
+    training_job(OutputDataConfig={'S3OutputPath': ''})
     where = {'S3OutputPath': 'file:///my data'}
     training_job(
         HyperParameters={'a': 'x' * 2500}, OutputDataConfig=where, ResourceConfig={'InstanceType': 'local_gpu'}
@@ -112,6 +136,9 @@ def test_requests_that_aws_takes_are_taken():
         ({'InputDataConfig': [{'ChannelName': 'my chan'}]}, "'my chan' at 'inputDataConfig.1.member.channelName'"),
         ({'HyperParameters': {'a': 'x' * 2501}}, "'hyperParameters.a' .*less than or equal to 2500"),
         ({'Environment': {'A': None}}, "'environment.A' .*must be a string"),
+        ({'Environment': {'A': 1}}, "'1' at 'environment.A' .*must be a string"),
+        ({'HyperParameters': dict.fromkeys(map(str, range(101)), '')}, 'less than or equal to 100'),
+        ({'StoppingCondition': {'MaxRuntimeInSeconds': 0}}, 'have value greater than or equal to 1'),
     ],
 )
 def test_requests_that_aws_refuses_are_refused(request_, why):

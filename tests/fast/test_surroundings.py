@@ -9,14 +9,18 @@ import pytest
 from support import ROOT, python
 
 CODE = """
+import boto3
 from local_mode import open_session
 session = open_session(embedded=True)
 uri = session.upload_data('README.md', key_prefix='a')
 assert session.read_s3_file(uri.split('/')[2], 'a/README.md').startswith('# MNIST')
 print(session.environment({}))
 from sagemaker.chainer.estimator import Chainer
+from local_mode.validation import check
+check('CreateTrainingJob', {})
 Chainer('any.py', role='any', instance_count=1, instance_type='local', image_uri='any', sagemaker_session=session)
 session.close()
+print('default', boto3.DEFAULT_SESSION)
 """
 
 
@@ -52,6 +56,7 @@ def test_no_request_to_the_stand_in_leaves_by_a_proxy(proxy):
     assert done.returncode == 0, done.stderr
     assert not seen
     assert f"'http_proxy': '{url}'" in done.stdout  # containers get it, for pip
+    assert "'no_proxy': 'localhost,127.0.0.1'" in done.stdout
 
 
 BROKEN = {
@@ -70,7 +75,7 @@ def test_what_is_broken_in_the_users_configuration_is_not_read(tmp_path, what):
     files = {name: str(tmp_path / name) for name in ('broken', 'sso')}
     broken = {name: value.format(**files) for name, value in BROKEN[what].items()}
     done = opened(**broken)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and 'default None' in done.stdout, done.stdout + done.stderr
     done = opened('import local_mode; local_mode.open_session()', **broken)
     said = 'LocalModeError: Your AWS configuration cannot be used: .*or use the stand-in: open_session'
     assert re.search(said, ' '.join((done.stdout + done.stderr).split())), done.stdout

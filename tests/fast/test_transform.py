@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from local_mode.transform import Kinds, associate, batches, divide
+from local_mode.transform import Message, associate, batches, divide
 
 CSV, JSON, LINES = 'text/csv', 'application/json', 'application/jsonlines'
 ROWS = b'id1,1,2\nid2,3,4\n'
@@ -16,17 +16,17 @@ def transformed(body, kind, answer, split=True, **processing):
 
     def ask(body):
         asked.append(body)
-        return answer
+        return Message(answer, kind, split)
 
-    return asked, associate(body, ask, Kinds(kind, kind, split), processing)
+    return asked, associate(Message(body, kind, split), ask, processing, b'\n')
 
 
 @pytest.mark.parametrize(
     'processing, asked, written',
     [
-        ({}, ROWS, b'.5\n.7\n'),
-        ({'InputFilter': '$'}, ROWS, b'.5\n.7\n'),
-        ({'InputFilter': '$[1:]'}, b'1,2\n3,4\n', b'.5\n.7\n'),
+        ({}, ROWS, b'.5\n.7\n\n'),  # as the model answers, and what AssembleWith adds
+        ({'InputFilter': '$'}, ROWS, b'.5\n.7\n\n'),
+        ({'InputFilter': '$[1:]'}, b'1,2\n3,4\n', b'.5\n.7\n\n'),
         ({'InputFilter': '$[1:]', 'JoinSource': 'Input'}, b'1,2\n3,4\n', b'id1,1,2,.5\nid2,3,4,.7\n'),
         ({'JoinSource': 'Input', 'OutputFilter': '$[0,-1]'}, ROWS, b'id1,.5\nid2,.7\n'),
         ({'JoinSource': 'Input', 'OutputFilter': '$[0,2:]'}, ROWS, b'id1,2,.5\nid2,4,.7\n'),
@@ -47,9 +47,16 @@ def test_lines_of_json(kind):
     ]
 
 
-def test_a_file_of_json_that_is_no_object():
-    _, written = transformed(b'[1, 2]', JSON, b'0.5', split=False, JoinSource='Input')
-    assert json.loads(written) == {'SageMakerInput': [1, 2], 'SageMakerOutput': 0.5}
+@pytest.mark.parametrize('answer', [0.5, [0.5], {'p': 0.5}])
+def test_a_file_of_json_that_is_no_object(answer):
+    _, written = transformed(b'[1, 2]', JSON, json.dumps(answer).encode(), split=False, JoinSource='Input')
+    assert json.loads(written) == {'SageMakerInput': [1, 2], 'SageMakerOutput': answer}
+
+
+def test_a_path_to_several_values_of_one_name_gives_a_list():
+    body = b'{"items": [{"name": 1}, {"name": 2}]}\n'
+    asked, _ = transformed(body, LINES, b'1\n', InputFilter='$.items[*].name')
+    assert asked == [b'[1, 2]\n']
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ the end of the script's stderr in /opt/ml/output/failure, and the Chainer estima
 
 import contextlib
 import os
+import re
 import select
 import signal
 import threading
@@ -90,5 +91,6 @@ def main():
             if stopped:
                 e.output += 'Stopped by SIGTERM.'
             else:
-                e.output += SIGNALS.get(e.return_code, '') + PINNED * ('ResolutionImpossible' in e.output)
+                pinned = re.search('Cannot install (chainer|numpy)', e.output)
+                e.output += SIGNALS.get(e.return_code, PINNED if pinned else '')
             raise
