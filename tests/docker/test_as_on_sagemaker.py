@@ -129,7 +129,7 @@ def test_a_failed_job_is_known_and_raises_sagemakers_exception(session, script):
     described = estimator.latest_training_job.describe()
     assert (described['TrainingJobStatus'], described['SecondaryStatus']) == ('Failed', 'Failed')
     assert 'the reason' in described['FailureReason'] and described['TrainingEndTime']
-    with pytest.raises(ValueError, match='no model_data: a training job that failed'):
+    with pytest.raises(ValueError, match='no model_data, which local mode needs; a training job that failed'):
         estimator.deploy(1, 'local')
     with pytest.raises(UnexpectedStatusException, match='the reason'):
         Chainer.attach(estimator.latest_training_job.name, session)
@@ -551,8 +551,11 @@ def test_arguments_of_a_transform(trained, put, bucket, session, script, capsys)
     given['model_client_config'] = {'InvocationsTimeoutInSeconds': 30, 'InvocationsMaxRetries': 1}
     transformer.transform(data, content_type=CSV, **given)
     assert transformer.latest_transform_job.name == 'my-transform'
-    assert 'reaches the network, in spite of enable_network_isolation' in capsys.readouterr().out
     assert S3Downloader.read_file(f'{bucket}/t5/out/a.csv.out', session).strip() == '2.0,4.0'
+    alone = trained.transformer(1, 'local', enable_network_isolation=True)
+    with pytest.raises(JobError, match='/opt/ml/model/code'):
+        alone.transform(data, content_type=CSV)
+    assert 'reaches the network, in spite of enable_network_isolation' in capsys.readouterr().out
     big = put('t5/big', {'a.csv': '1,2\n' * 300000})
     with pytest.raises(JobError, match='a.csv: A record has 1200000 bytes, more than max_payload'):
         transformer.transform(big, content_type=CSV)

@@ -13,7 +13,6 @@ import time
 import local_mode.s3
 import numpy as np
 import pytest
-from botocore.exceptions import ClientError
 from local_mode.errors import EndpointError, EngineError, JobError
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.session import Session, open_session

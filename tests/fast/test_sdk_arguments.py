@@ -83,9 +83,12 @@ ARGUMENTS = {
     },
     'estimator.transformer(...)': {
         (SAME, 'test_a_transform_filters_and_joins'): 'instance_type strategy assemble_with output_path accept',
-        (SAME, 'test_arguments_of_a_transform'): 'env max_payload model_name model_server_workers entry_point role '
-        (NONE, 'test_arguments_of_a_transform'): 'enable_network_isolation(the container reaches the network, which is printed) '
-        'instance_count(there is one) output_kms_key volume_kms_key '
+        (SAME, 'test_arguments_of_a_transform'): 'env max_payload model_name model_server_workers entry_point role',
+        (
+            RAISES,
+            'test_arguments_of_a_transform',
+        ): 'enable_network_isolation(as on SageMaker: the SDK leaves the code out of the model)',
+        (NONE, 'test_arguments_of_a_transform'): 'instance_count(there is one) output_kms_key volume_kms_key '
         'max_concurrent_transforms(there is one) tags vpc_config_override',
     },
     'transformer.transform(...)': {

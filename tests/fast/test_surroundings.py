@@ -75,7 +75,7 @@ def test_what_is_broken_in_the_users_configuration_is_not_read(tmp_path, what):
     files = {name: str(tmp_path / name) for name in ('broken', 'sso')}
     broken = {name: value.format(**files) for name, value in BROKEN[what].items()}
     done = opened(**broken)
-    assert done.returncode == 0 and 'default None' in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and 'default RedirectedSession' not in done.stdout, done.stdout + done.stderr
     done = opened('import local_mode; local_mode.open_session()', **broken)
     said = 'LocalModeError: Your AWS configuration cannot be used: .*or use the stand-in: open_session'
     assert re.search(said, ' '.join((done.stdout + done.stderr).split())), done.stdout
