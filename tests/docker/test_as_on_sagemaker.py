@@ -247,7 +247,7 @@ def test_a_script_that_reads_stdin_goes_on(session, script, capsys):
 def test_channels_have_sagemakers_names(session, script, put, capsys):
     data = put('chan', {'train-data.csv': 'a', 'train/in.csv': 'b'})
     manifest = put('man', {'all': json.dumps([{'prefix': data + '/'}, 'train/in.csv'])}) + '/all'
-    channels = {'train': data + '/train', 'named': TrainingInput(manifest, s3_data_type='ManifestFile')}
+    channels = {'train': data + '/train', 'named': TrainingInput(s3_data=manifest, s3_data_type='ManifestFile')}
     make_estimator(session, script).fit(channels)
     out = capsys.readouterr().out
     for name in 'train/train-data.csv', 'train/in.csv', 'named/train/in.csv':
@@ -268,7 +268,7 @@ def test_local_channels_may_have_any_name(session, script, tmp_path, capsys):
 
 REFUSED = {
     'augmented manifest': (
-        dict(s3_data_type='AugmentedManifestFile', attribute_names=['a']),
+        dict(s3_data_type='AugmentedManifestFile', attribute_names=['a'], target_attribute_name='a'),
         'has no AugmentedManifest',
     ),
     'Pipe': (dict(input_mode='Pipe'), "input_mode='File'"),
@@ -539,12 +539,7 @@ def test_arguments_of_a_transform(trained, put, bucket, session, script, capsys)
     without = dict(output_kms_key='k', volume_kms_key='k', max_concurrent_transforms=4, tags=[dict(Key='a', Value='b')])
     without['vpc_config_override'] = {'Subnets': ['subnet-1'], 'SecurityGroupIds': ['sg-1']}
     same = dict(env={'SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT': CSV}, max_payload=1, model_name='for-transform')
-    same.update(
-        enable_network_isolation=True,
-        model_server_workers=1,
-        entry_point=str(script),
-        role='arn:aws:iam::123456789012:role/b',
-    )
+    same.update(model_server_workers=1, entry_point=str(script), role='arn:aws:iam::123456789012:role/b')
     transformer = trained.transformer(2, 'local', output_path=f'{bucket}/t5/out', **same, **without)
     data = put('t5/in', {'a.csv': '1,2'})
     given = dict(job_name='my-transform', wait=False, logs=False, experiment_config={'ExperimentName': 'a'})

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import threading
+import time
 
 import psutil
 from sagemaker_training import entry_point, environment, errors, runner
@@ -55,6 +56,18 @@ def copied_stderr():
         read()
 
 
+def stop_script(program):
+    """Pass SIGTERM on to the script, which may handle it, or to pip; also if it is about to start."""
+    told = set()
+    while True:
+        with contextlib.suppress(psutil.Error):  # one has just ended
+            for child in set(psutil.Process().children()) - told:
+                if program in (line := ' '.join(child.cmdline())) or ' pip install ' in line:
+                    told.add(child)
+                    child.terminate()
+        time.sleep(0.05)
+
+
 def main():
     """Run the script. Raises the toolkit's errors with the end of its stderr, or pip's, if it fails.
 
@@ -69,16 +82,10 @@ def main():
     stopped = []
 
     def stop(*_):
-        """Pass SIGTERM on to the script, which may handle it."""
         stopped.append(True)
-        program = os.path.splitext(env.user_entry_point)[0]
-        scripts = [p for p in psutil.Process().children() if program in ' '.join(p.cmdline())]
-        for script in scripts:
-            script.terminate()
+        threading.Thread(target=stop_script, args=(os.path.splitext(env.user_entry_point)[0],), daemon=True).start()
         if options and not env.is_master:  # mpirun on the first host stops the script, and reports why
             threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
-        elif not scripts:
-            raise errors.ClientError('Stopped by SIGTERM.')
 
     signal.signal(signal.SIGTERM, stop)
     script = env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars()
