@@ -330,7 +330,7 @@ def test_code_that_is_not_there_is_told_and_the_session_closes(script, tmp_path)
 
 def test_an_endpoint_has_one_instance(estimator):
     with pytest.raises(ValueError, match=r'one instance: deploy\(1'):
-        estimator.deploy(2, 'local')
+        estimator.deploy(initial_instance_count=2, instance_type='local')
 
 
 def test_batch_transform(session, estimator, small_mnist, other_port):
