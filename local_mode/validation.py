@@ -9,6 +9,7 @@ import botocore.session
 from local_mode.endpoints import error
 from local_mode.versions import UNCONFIGURED
 
+ROLES = {'RoleArn', 'ExecutionRoleArn'}  # nobody takes a role here: any name does
 LOCAL = re.compile('(file://.*|local|local_gpu|)', re.DOTALL)  # what only local mode takes; '' as an output_path
 
 
@@ -34,8 +35,8 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
     if value is None:
         return
     if shape.type_name == 'structure':
-        for name, member in shape.members.items():
-            yield from breaches(member, value.get(name), f'{path}.{name[0].lower()}{name[1:]}'.lstrip('.'))
+        for name in shape.members.keys() - ROLES:
+            yield from breaches(shape.members[name], value.get(name), f'{path}.{name[0].lower()}{name[1:]}'.lstrip('.'))
     elif shape.type_name == 'list':
         for i, item in enumerate(value):
             yield from breaches(shape.member, item, f'{path}.{i + 1}.member')

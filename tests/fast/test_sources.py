@@ -121,7 +121,7 @@ def training_job(**request):
 
 
 def test_requests_that_aws_takes_are_taken():
-    training_job(OutputDataConfig={'S3OutputPath': ''})
+    training_job(OutputDataConfig={'S3OutputPath': ''}, RoleArn='any')
     where = {'S3OutputPath': 'file:///my data'}
     training_job(
         HyperParameters={'a': 'x' * 2500}, OutputDataConfig=where, ResourceConfig={'InstanceType': 'local_gpu'}
