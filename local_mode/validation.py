@@ -10,7 +10,8 @@ from local_mode.endpoints import error
 from local_mode.versions import UNCONFIGURED
 
 ROLES = {'RoleArn', 'ExecutionRoleArn'}  # nobody takes a role here: any name does
-LOCAL = re.compile('(file://.*|local|local_gpu|)', re.DOTALL)  # what only local mode takes; '' as an output_path
+# What only local mode takes: file://, an empty output_path, and the names that the SDK's local pipelines give jobs.
+LOCAL = re.compile(r'file://.*|local|local_gpu||[\w-]+-\d{10}-[0-9a-f]{4}', re.DOTALL)
 
 
 @functools.cache

@@ -122,6 +122,7 @@ def training_job(**request):
 
 def test_requests_that_aws_takes_are_taken():
     training_job(OutputDataConfig={'S3OutputPath': ''}, RoleArn='any')
+    training_job(TrainingJobName='a_step-1795789879-da43')  # of a local pipeline of the SDK
     where = {'S3OutputPath': 'file:///my data'}
     training_job(
         HyperParameters={'a': 'x' * 2500}, OutputDataConfig=where, ResourceConfig={'InstanceType': 'local_gpu'}
