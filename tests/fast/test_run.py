@@ -51,7 +51,7 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     notebook.cells.insert(3, nbformat.v4.new_code_cell('data[0][400] = 1.0'))
     execute(notebook)
     assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
-    assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
+    assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run.main(tmp_path / 'sub' / 'drawn.ipynb') == 0
     _, pad, clean_up, data = nbformat.read(tmp_path / 'output' / 'drawn.ipynb', as_version=4).cells
-    assert clean_up.outputs[0].text == 'deleted\ndeleted\n'
+    assert clean_up.outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
     drawn = json.loads(html.unescape(re.search("data-drawn='(.*?)'", pad.outputs[0].data['text/html'])[1]))
     (pixels,) = ast.literal_eval(data.outputs[0].text)
     assert run_raster(f'rasterise({drawn["strokes"]})') == pytest.approx(pixels, abs=2e-4)
