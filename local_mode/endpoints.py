@@ -30,7 +30,7 @@ def error(operation: str, code: str, message: str) -> ClientError:
 
 
 def silence(name: str, port: int) -> str:
-    return f'Nothing answers on port {port}: has the endpoint {name} stopped?'
+    return f'Nothing answers on port {port}: has the endpoint {name} stopped? Then deploy it again.'
 
 
 class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
@@ -113,7 +113,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             return int(found[PORT])
         if known:  # at its port another one may answer
             raise ConnectionError(silence(name, known.port))
-        message = f'Endpoint {name} of account {self.session.account_id()} not found.'
+        message = f'Endpoint {name} of account {self.session.account_id()} not found: deploy it first.'
         raise error('InvokeEndpoint', 'ValidationError', message)
 
 

@@ -5,10 +5,11 @@ Only what no subclass can reach is here (see docs/patches.md).
 
 import functools
 import logging
+import sys
 from importlib import import_module
 from typing import Any
 
-from local_mode.errors import JobError
+from local_mode.errors import JobError, LocalModeError
 from local_mode.versions import PACKAGE
 
 
@@ -19,11 +20,26 @@ def is_ours(session: Any) -> bool:
 
 @functools.cache
 def apply() -> None:
-    """Replace the SDK's names, once a process."""
+    """Replace the SDK's names, once a process; and let notebooks show errors of ours as a paragraph."""
+    logging.getLogger('sagemaker').addFilter(lambda _: not isinstance(sys.exc_info()[1], LocalModeError))
+    if shell := 'IPython' in sys.modules and sys.modules['IPython'].get_ipython():
+        show_reasons(shell)
     if PACKAGE == 'sagemaker':
         replace_for_estimators()
     else:
         replace_for_trainers()
+
+
+def show_reasons(shell: Any) -> None:
+    """Show errors of ours without the way through the SDK, of which its dependency rich would draw 130 lines."""
+    others = shell._showtraceback
+
+    def show(kind: type, error: BaseException, lines: Any) -> None:
+        if issubclass(kind, LocalModeError):
+            return type(shell)._showtraceback(shell, kind, error, [f'{kind.__name__}: {error}'])
+        others(kind, error, lines)
+
+    shell._showtraceback = show
 
 
 def quiet(embedded: bool) -> None:

@@ -178,5 +178,6 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
         session = Session(serving_port=serving_port, engine=engine)
-        print(f'AWS: your account {session.account_id()} in {session.boto_region_name}')
+        instead = 'open_session(embedded=True) takes a stand-in instead'
+        print(f'AWS: your account {session.account_id()} in {session.boto_region_name} ({instead})')
     return session

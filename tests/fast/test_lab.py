@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import psutil
@@ -42,6 +43,20 @@ class Lab:
             return []
         process = psutil.Process(self.process.pid)
         return [process, *process.children(recursive=True)]
+
+
+@pytest.mark.parametrize(
+    'command, python, notebooks',
+    [
+        ('lab', '.venv/bin/python', ['chainer_mnist_local_mode', 'chainer_mnist_two_hosts']),
+        ('lab-sdk3', '.venv-sdk3/bin/python', ['chainer_mnist_sdk_v3']),
+    ],
+)
+def test_each_notebook_opens_where_it_works(command, python, notebooks):
+    recipe = run('make', '--dry-run', command).stdout
+    assert f' {python} -m jupyterlab' in recipe
+    assert set(re.findall(r'chainer_mnist_\w+', recipe)) == {*notebooks}
+    assert f'default_url=/lab/tree/my-notebooks/{notebooks[0]}.ipynb' in recipe
 
 
 @pytest.fixture(scope='module')
