@@ -6,7 +6,6 @@ import http.server
 import json
 import re
 import threading
-import time
 import uuid
 
 import numpy as np
