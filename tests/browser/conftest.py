@@ -76,7 +76,7 @@ from sagemaker.chainer.model import ChainerPredictor
 session = open_session(embedded=True)
 if isinstance(ENDPOINT, int):
     alive = SimpleNamespace(container=SimpleNamespace(is_alive=lambda: True))
-    variant = {'VariantName': 'AllTraffic'}
+    variant = dict(VariantName='AllTraffic')
     fake = SimpleNamespace(port=ENDPOINT, local_session=None, container=alive, production_variant=variant)
     session.sagemaker_client._endpoints[ENDPOINT] = fake
 predictor = ChainerPredictor(ENDPOINT, session)
