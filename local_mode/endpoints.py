@@ -73,7 +73,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
         return {
             'ResponseMetadata': metadata,
-            'ContentType': headers.get('content-type', ''),
+            'ContentType': headers.get('content-type', 'application/octet-stream'),
             'InvokedProductionVariant': variant,
             **({'CustomAttributes': custom} if custom else {}),
             'Body': StreamingBody(answer, headers.get('content-length')),

@@ -10,7 +10,7 @@ import uuid
 
 import numpy as np
 import pytest
-from support import BLANK, FOOT, ONE, draw, npy, says, wait_for
+from support import BLANK, FOOT, NPY, ONE, draw, npy, says, wait_for
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
@@ -100,6 +100,7 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
         status, body = self.server.reply
         self.send_response(status)
         self.send_header('Content-Length', str(len(body)))
+        self.send_header('Content-Type', NPY)
         self.end_headers()
         self.wfile.write(body)
 
