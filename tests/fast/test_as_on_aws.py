@@ -87,3 +87,25 @@ def test_boto3s_path_with_the_endpoints_name(mine):
         assert (response.status, response.data) == (200, b'[1.0,1.0]')
         for path in '/endpoints/my-name', '/endpoints//invocations', '/endpoints/a/b/invocations':
             assert http.request('POST', url + path, body=b'[1]').status == 404
+
+
+FRAMEWORK = """
+from sagemaker_containers.beta.framework import content_types, encoders, modules, worker
+def model_fn(model_dir): return modules.__name__
+def input_fn(input_data, content_type): return encoders.decode(input_data, content_type)
+def predict_fn(data, model): return data * 2
+def output_fn(prediction, accept):
+    encoded = encoders.encode(prediction, accept)
+    if accept == content_types.JSON:
+        return worker.Response(encoded, accept, status=201)
+    return worker.Response(response=encoded, mimetype=accept)
+"""
+
+
+def test_names_of_sagemaker_containers_work_as_their_scripts_use_them(mine):
+    with mine(FRAMEWORK) as url:
+        answer = post(url, b'[[1, 2]]', JSON, JSON)
+        assert (answer.status, json.loads(answer.data)) == (201, [[2, 4]])
+        answer = post(url, npy(np.ones((1, 2))), NPY, CSV)
+        assert (answer.data, answer.headers['Content-Type'].partition(';')[0]) == (b'2.0,2.0\n', CSV)
+        assert post(url, b'1', 'a/b', CSV).status == 415 and post(url, b'[1]', JSON, 'a/b').status == 406
