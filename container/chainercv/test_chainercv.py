@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     from chainercv.utils.bbox.non_maximum_suppression import _nms_gpu_post
 
 
+@pytest.mark.slow
 def test_01_no_pkg_resources(monkeypatch, tmp_path, capsys):
     assert chainercv.__version__ == '0.13.1+numpy2'
     with warnings.catch_warnings():

@@ -79,6 +79,7 @@ def test_what_cannot_be_removed_keeps_nothing_else(program, capsys, monkeypatch,
     assert 'clean: Docker does not answer: start it' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_given_up(program, monkeypatch, capsys):
     monkeypatch.setattr(Docker, 'limit', 0.5)
     program('exec sleep 60')

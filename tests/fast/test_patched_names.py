@@ -5,6 +5,7 @@ import json
 import re
 
 import chainer_fast
+import pytest
 from support import ROOT, python
 
 PAGE = (ROOT / 'docs' / 'patches.md').read_text()
@@ -75,6 +76,7 @@ print('FOUND', json.dumps([list(signature.parameters) for signature in found]))
 """
 
 
+@pytest.mark.slow  # imports the SDK anew
 def test_the_sdk_has_what_we_replace_and_the_page_names_it():
     names = PATCHED | CALLED
     done = python('-c', PARAMETERS, json.dumps([*names]))
