@@ -16,7 +16,7 @@ from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
-from local_mode.validation import check, refuse_used, refuse_what_only_aws_does
+from local_mode.validation import check, refuse, refuse_used, refuse_what_only_aws_does
 from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
@@ -138,9 +138,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         more.pop('KmsKeyId', None)  # of a volume that is not there
         if len(ProductionVariants) != 1:
             raise ValueError('In local mode an endpoint has one variant.')
-        refused = {*more} | {'ServerlessConfig', 'AcceleratorType'} & {*ProductionVariants[0]}
-        if refused:
-            raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
+        refuse({*more} | {'ServerlessConfig', 'AcceleratorType'} & {*ProductionVariants[0]})
         super().create_endpoint_config(EndpointConfigName, ProductionVariants, Tags)
         self._endpoint_configs[EndpointConfigName].capture = capture
 
@@ -228,7 +226,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         check('CreateTransformJob', {'TransformJobName': TransformJobName, 'ModelName': ModelName, **request})
         refuse_used('CreateTransformJob', TransformJobName, self._transform_jobs)
         if 'DataCaptureConfig' in request:
-            raise ValueError('Local mode has no batch_data_capture_config: leave that out.')
+            refuse(['batch_data_capture_config'])
         model = self.describe_model(ModelName)['PrimaryContainer']
         image = model['Image']
         session.engine.check(image)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from local_mode.errors import JobError
+from local_mode.validation import refuse
 from local_mode.versions import FailedJob
 
 METRIC = 'FinalHyperParameterTuningJobObjectiveMetric'
@@ -24,9 +25,8 @@ class TuningJob:
         limits = self.config.get('ResourceLimits', {})
         refused = {'WarmStartConfig', 'TrainingJobDefinitions'} & {*request} | {'MaxRuntimeInSeconds'} & {*limits}
         refused |= {'TuningJobCompletionCriteria'} & {*self.config}
-        if refused or self.config.get('TrainingJobEarlyStoppingType', 'Off') != 'Off':
-            what = ', '.join(sorted(refused)) or 'early stopping'
-            raise ValueError(f'A tuning job in local mode has no {what}: leave that out.')
+        refused |= {'early stopping'} if self.config.get('TrainingJobEarlyStoppingType', 'Off') != 'Off' else set()
+        refuse(refused, 'A tuning job in local mode')
         self.definition, self.most = request['TrainingJobDefinition'], limits.get('MaxNumberOfTrainingJobs')
         self.state, self.summaries = 'InProgress', list[dict[str, Any]]()
         self.objective = self.config['HyperParameterTuningJobObjective']

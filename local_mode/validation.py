@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import botocore.session
@@ -15,9 +15,9 @@ LOCAL = re.compile(r'file://.*|local|local_gpu||[\w-]+-\d{10}-[0-9a-f]{4}', re.D
 
 
 @functools.cache
-def shape(operation: str) -> Any:
-    model = botocore.session.Session(session_vars=UNCONFIGURED).get_service_model('sagemaker')
-    return model.operation_model(operation).input_shape
+def model() -> Any:
+    """Return botocore's model of SageMaker's API, a file of megabytes."""
+    return botocore.session.Session(session_vars=UNCONFIGURED).get_service_model('sagemaker')
 
 
 def check(operation: str, request: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def check(operation: str, request: dict[str, Any]) -> None:
 
     Not checked: enumerations, such as the instance types, and dependencies of values on each other.
     """
-    faults = [*breaches(shape(operation), request, '')]
+    faults = [*breaches(model().operation_model(operation).input_shape, request, '')]
     if faults:
         text = f'{len(faults)} validation error{"s" * (len(faults) > 1)} detected: {"; ".join(faults)}'
         raise error(operation, 'ValidationException', text)
@@ -36,8 +36,9 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
     if value is None:
         return
     if shape.type_name == 'structure':
-        for name in shape.members.keys() - ROLES:
-            yield from breaches(shape.members[name], value.get(name), f'{path}.{name[0].lower()}{name[1:]}'.lstrip('.'))
+        for name, member in shape.members.items():
+            given = None if name in ROLES else value.get(name)
+            yield from breaches(member, given, f'{path}.{name[0].lower()}{name[1:]}'.lstrip('.'))
     elif shape.type_name == 'list':
         for i, item in enumerate(value):
             yield from breaches(shape.member, item, f'{path}.{i + 1}.member')
@@ -73,6 +74,12 @@ def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:
         raise error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
 
 
+def refuse(names: Collection[str], who: str = 'Local mode') -> None:
+    """Raise ValueError if there are names of what local mode does not have."""
+    if names:
+        raise ValueError(f'{who} has no {", ".join(sorted(names))}: leave that out.')
+
+
 def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
     """Raise ValueError for a training job that would run here in another way than on SageMaker."""
     modes, refused = {request['AlgorithmSpecification'].get('TrainingInputMode')}, set[str]()
@@ -87,5 +94,4 @@ def refuse_what_only_aws_does(request: dict[str, Any]) -> None:
     refused |= {'InstanceGroups'} & {*request['ResourceConfig']}
     if modes - {None, 'File'}:
         raise ValueError("In local mode channels are files: input_mode='File'.")
-    if refused:
-        raise ValueError(f'Local mode has no {", ".join(sorted(refused))}: leave that out.')
+    refuse(refused)
