@@ -12,12 +12,25 @@ run-sdk3:  ## the same with version 3 of the SDK
 	.venv-sdk3/bin/python -m local_mode.run notebooks/chainer_mnist_sdk_v3.ipynb
 
 lab: setup  ## set up, then open the notebook in JupyterLab, to draw digits
-	@for f in notebooks/*.ipynb; do [ -e my-$$f ] || { mkdir -p my-notebooks; cp $$f my-notebooks; }; done
-	$(PYTHON) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
-		--LabApp.default_url=/lab/tree/my-notebooks/chainer_mnist_local_mode.ipynb
+	$(call open,$(PYTHON),chainer_mnist_local_mode chainer_mnist_two_hosts)
+
+lab-sdk3:  ## the same with version 3 of the SDK
+	@./setup.sh sdk3
+	$(call open,.venv-sdk3/bin/python,chainer_mnist_sdk_v3)
+
+# Opens copies of notebooks in JupyterLab, the first of them. Kernels listen on sockets in a directory of this user:
+# whoever connects to a port reads all that they print.
+define open
+@for f in $(2); do [ -e my-notebooks/$$f.ipynb ] || { mkdir -p my-notebooks; cp notebooks/$$f.ipynb my-notebooks; }; done
+@runtime=$$(mktemp -d /tmp/chainer-mnist-local-mode-XXXXXX) && trap 'rm -rf $$runtime' EXIT INT TERM && \
+		JUPYTER_RUNTIME_DIR=$$runtime \
+		$(1) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
+		--ServerApp.ip=127.0.0.1 --KernelManager.transport=ipc \
+		--LabApp.default_url=/lab/tree/my-notebooks/$(firstword $(2)).ipynb
+endef
 
 test: lint  ## set up, then run all tests but those below
-	$(PYTHON) -m pytest -n 3 --dist loadfile tests/fast tests/docker tests/process tests/browser container
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/fast tests/docker tests/process tests/browser container
 
 lint:  ## check style, faults and types
 	@./setup.sh tests
@@ -70,4 +83,4 @@ audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 clean:  ## remove what sessions of this user left (containers, networks, files), and what running ones use
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -m local_mode clean
 
-.PHONY: help run lab test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean
+.PHONY: help run run-sdk3 lab lab-sdk3 test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean

@@ -11,9 +11,9 @@ import chainer
 import numpy as np
 
 from chainer_mnist import channels, saving
-from chainer_mnist_single_machine import make_model, make_trainer, model_fn, parse_args, report
+from chainer_mnist_single_machine import ROWS_ARE_INDEPENDENT, make_model, make_trainer, model_fn, parse_args, report
 
-__all__ = ['model_fn']  # for hosting, which needs no MPI
+__all__ = ['ROWS_ARE_INDEPENDENT', 'model_fn']  # for hosting, which needs no MPI
 
 
 def train(args):

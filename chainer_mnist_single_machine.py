@@ -26,6 +26,8 @@ from chainer.training import extensions
 from chainer_mnist import augment, channels, progress, saving
 from chainer_mnist.arguments import fraction, parse, positive
 
+ROWS_ARE_INDEPENDENT = True  # each row's scores depend on that row only: the server may predict requests together
+
 
 class MLP(chainer.Chain):
     """A multilayer perceptron: 784 pixels -> n_units -> n_units -> n_out scores, with ReLU in between."""
@@ -43,8 +45,7 @@ class MLP(chainer.Chain):
         x: float32, ink 1 on paper 0, of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28); a flat (784,) counts as N = 1.
         Any other shape raises chainer.utils.type_check.InvalidType.
         """
-        if x.ndim == 1:
-            x = x[None]
+        x = x[None] if x.ndim == 1 else x
         h = F.relu(self.l1(x))
         h = F.relu(self.l2(h))
         return self.l3(h)

@@ -84,7 +84,7 @@ bring_uv() {
 # $1: the lock; $2: these packages; the others: the requirements.
 install_packages() {
     local lock=$1 own=$2 installed=$venv/installed-${tier:-notebook} state; shift 2
-    state=$({ find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainer_fast \
+    state=$({ find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
         \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum)
     if [ "$state" = "$(cat "$installed" 2>/dev/null)" ]; then return; fi
     say "installing packages"

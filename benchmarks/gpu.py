@@ -70,7 +70,7 @@ def chainer_steps(variant, net, batch):
     import chainer
     from chainer.backends import cuda
 
-    from benchmarks import graphs
+    from benchmarks import batches, graphs  # noqa: F401  # batches replaces methods
     from chainer_mnist import channels
 
     script, device = chainer_net(net), 0 if cuda.available else -1

@@ -62,18 +62,18 @@ def matrix_products(images, labels, size):
     for rows, columns in (size.units, 784), (size.units, size.units), (10, size.units):
         W, b = np.ones((rows, columns), np.float32), np.zeros(rows, np.float32)
         x, y = np.ones((size.batch, columns), np.float32), np.empty((size.batch, rows), np.float32)
-        layers.append((x, W, b, y, x.copy(), W.copy(), size.batch, columns, rows))
+        layers.append((x, W, b, y, x.copy(), W.copy()))
     layers[0][0][:] = images[: size.batch]
 
     def run(steps):
         for _ in range(steps):
-            for x, W, b, y, _, _, *n in layers:
-                loops.linear(y, x, W, b, *n)
+            for x, W, b, y, _, _ in layers:
+                loops.linear(y, x, W, b, *y.shape, x.shape[1])
             for layer in 2, 1, 0:
-                x, W, b, y, gx, gW, *n = layers[layer]
+                x, W, b, y, gx, gW = layers[layer]
                 if layer:  # nobody wants the images' gradients
-                    loops.linear_grad_data(gx, W, y, *n)
-                loops.linear_grad_weight(gW, x, y, *n)
+                    loops.product(gx, y, W, *gx.shape, len(W), False)
+                loops.product(gW, y, x, *gW.shape, len(x), True)
 
     return run
 

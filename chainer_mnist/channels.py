@@ -25,7 +25,7 @@ def shard(images, labels, rank, size):
     if size > 1:
         mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
         images, labels = images[mine], labels[mine]
-    images.flags.writeable = labels.flags.writeable = False  # lets chainer_fast keep them on a GPU
+    images.flags.writeable = labels.flags.writeable = False  # lets benchmarks/batches.py keep them on a GPU
     return chainer.datasets.TupleDataset(images, labels)
 
 

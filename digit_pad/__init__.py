@@ -2,7 +2,7 @@
 
 DigitPad: the pad as a widget; needs the package anywidget, which nothing else here does.
 build: the pad as HTML. page: the pad with a trained network in it, as one file.
-hand, ways: digits in many hands, as strokes. raster: the pad's pixels of strokes.
+hand, ways: a generator of synthetic handwriting, as strokes. raster: the pad's pixels of strokes.
 """
 
 from typing import TYPE_CHECKING

@@ -17,6 +17,8 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # weights, bias
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; form-action 'none'; base-uri 'none'; \
+script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>Draw a digit</title>
 <body style="margin: 16px">
 {pad}
@@ -60,7 +62,7 @@ def write(model: Path, path: Path, images: NDArray[np.float32], scores: NDArray[
 
 def read(model: Path) -> list[Layer]:
     """Return [(weights, bias), ...], in the order of their names, or none where there is anything else."""
-    with np.load(model) as file:
+    with np.load(model, allow_pickle=False) as file:
         arrays = {name: file[name] for name in sorted(file.files, key=lambda name: (len(name), name))}
     layers = [(arrays.pop(name), arrays.pop(name[:-1] + 'b', None)) for name in [*arrays] if name.endswith('/W')]
     sizes = [784] + [weights.shape[0] for weights, _ in layers]

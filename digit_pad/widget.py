@@ -6,19 +6,13 @@
 It needs the package anywidget. JupyterLab and Jupyter Notebook can show HTML(open('input.html').read()) without it.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
 from digit_pad.build import BROWSER, build
-
-
-class Predictor(Protocol):
-    """What the pad asks: an endpoint's predictor, or any object like it."""
-
-    def predict(self, images: np.ndarray, /) -> Any: ...
 
 
 class DigitPad(anywidget.AnyWidget):
@@ -33,7 +27,7 @@ class DigitPad(anywidget.AnyWidget):
     _esm = BROWSER / 'widget.js'
     data = traitlets.List(traitlets.List(traitlets.CFloat()), [[0.0] * 784]).tag(sync=True)
 
-    def __init__(self, predictor: Predictor | None = None) -> None:
+    def __init__(self, predictor: Any = None) -> None:
         super().__init__()
         self.predictor = predictor
         self.on_msg(self._take)

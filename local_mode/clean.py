@@ -14,31 +14,33 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Engine
 from local_mode.engines.processes import Processes
 from local_mode.errors import EngineError
-from local_mode.names import LABEL, of_this_user
+from local_mode.names import LABEL, label, of_this_user
 
 
 def clean() -> None:
     """Remove containers, networks, processes and temporary directories; print what could not be."""
     end_commands()
     Processes.noticed = True
+    failed = False
     engines: list[Engine] = [Docker(program) for program in ('docker', 'podman') if shutil.which(program)]
     for engine in [*engines, Processes()]:
         try:
+            engine.reach()
             engine.remove(of_this_user())
         except EngineError as e:
-            name = getattr(engine, 'program', 'engine').capitalize()
-            print(f'clean: {name} does not answer: start it and run this again, if it may have')
-            print(f'clean: containers of ours ({e})')
+            failed = True
+            print(f'clean: {e}\nclean: run this again then, if containers of yours may be left')
     for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*'):
         if directory.lstat().st_uid == os.getuid():
             shutil.rmtree(directory, ignore_errors=True)
-    print('clean: done')
+    if not failed:
+        print('clean: done')
 
 
 def end_commands() -> None:
     """End commands of killed notebooks that are about to start a container."""
-    label = '--label=' + '='.join(list(of_this_user().items())[1])
+    option = f'--label={label("tmp")}={of_this_user()[label("tmp")]}'
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.uids().real == os.getuid() and label in process.cmdline():
+            if process.uids().real == os.getuid() and option in process.cmdline():
                 process.kill()

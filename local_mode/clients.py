@@ -1,45 +1,47 @@
 """An in-process SageMaker API for local mode: training, processing and transform jobs, and endpoints."""
 
 import contextlib
+import datetime
 import json
+import queue
 import secrets
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from local_mode import endpoints
-from local_mode.endpoints import label
-from local_mode.errors import EndpointError, EngineError, JobError
-from local_mode.instances import Instances, ServingInstance
-from local_mode.s3 import artifacts, checkpoints, local_copy, read_failure
+from local_mode.errors import EndpointError, EngineError, JobError, LocalModeError
+from local_mode.instances import START, Instances, ServingInstance
+from local_mode.names import label
+from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
-from local_mode.versions import SUBMIT_DIRECTORY, entities, local_session
+from local_mode.tuning import TuningJob
+from local_mode.validation import check, refuse, refuse_used, refuse_what_only_aws_does
+from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
     """Jobs and endpoints in containers of this machine."""
 
     sagemaker_session: Any
+    _tuning_jobs: ClassVar[dict[str, TuningJob]] = {}
 
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
-        session, output = self.sagemaker_session, request['OutputDataConfig']['S3OutputPath']
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
+        check('CreateTrainingJob', request)
+        refuse_used('CreateTrainingJob', TrainingJobName, self._training_jobs)
+        refuse_what_only_aws_does(request)
         algorithm = request['AlgorithmSpecification']
-        instances = Instances.of(request['ResourceConfig'], algorithm['TrainingImage'], session, algorithm)
+        image = algorithm['TrainingImage']
+        self.sagemaker_session.engine.check(image)
+        instances = Instances(request['ResourceConfig'], image, self.sagemaker_session, algorithm)
         instances.label(job=TrainingJobName)
+        instances.isolated = request.get('EnableNetworkIsolation', False)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job
-        try:
+        with ended(f'Training job {TrainingJobName}', job):
             self.train(job, instances, request)
-        except Exception as e:
-            failure = read_failure(session, output, TrainingJobName) or str(e)
-            job.state, request['FailureReason'] = 'Failed', failure
-            if isinstance(e, RuntimeError):
-                raise JobError(f'Training job {TrainingJobName} failed. {failure}') from None
-            raise
-        finally:
-            instances.discard(keep_files=not output)  # then its artifacts stay where they are
 
     def train(self, job: Any, instances: Instances, request: dict[str, Any]) -> None:
         """Run a job's containers to their end, or to that of MaxRuntimeInSeconds."""
@@ -51,40 +53,118 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         # What the hosts of a job log in to each other with, see sagemaker_chainer_container/mpi.py.
         environment = {**(request['Environment'] or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
-        with (
-            kept_checkpoints(instances, request.get('CheckpointConfig'), environment),
-            stopped_after(limit, instances) as stopped,
-        ):
+        with contextlib.ExitStack() as stack:
+            if config := request.get('CheckpointConfig'):
+                inside = config.get('LocalPath') or '/opt/ml/checkpoints'
+                environment.setdefault('SM_CHECKPOINT_DIR', inside)  # without Docker it is elsewhere
+                kept = checkpoints(instances.sagemaker_session, config['S3Uri'])
+                instances.mounts[inside] = stack.enter_context(kept)
+            stopped = stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
         if stopped:  # as on SageMaker, with what there is so far
-            job.state = 'Stopped'
-            job.model_artifacts = f'{artifacts(output["S3OutputPath"], name)}/model.tar.gz'
-            print(f'Training job {name} was stopped: it took longer than max_run, {limit} seconds.')
+            job.state, job.model_artifacts = 'Stopped', instances.artifacts
+            print(f'Training job {name} was stopped: {stopped[0]}.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return what was asked for, and what has come of it."""
         described = super().describe_training_job(TrainingJobName)
-        request = getattr(self._training_jobs[TrainingJobName], 'request', None)
+        job = self._training_jobs[TrainingJobName]
+        request = getattr(job, 'request', None)
         if request is None:  # it is a plain session's: the SDK has them all in one table
             return described
-        output = {'KmsKeyId': '', **request['OutputDataConfig']}
-        # Environment: without what create_training_job has added.
-        return {**described, **request, 'OutputDataConfig': output}
+        state = 'Training' if job.state == 'created' else job.state
+        return {
+            **described,
+            **request,  # its Environment is without what create_training_job has added
+            'OutputDataConfig': {'KmsKeyId': '', **request['OutputDataConfig']},
+            'TrainingJobStatus': 'InProgress' if state == 'Training' else state,
+            'SecondaryStatus': state,
+            'CreationTime': job.start_time,
+            'LastModifiedTime': job.end_time or job.start_time,
+            'FinalMetricDataList': [*{m['MetricName']: m for m in job.container.output.metrics}.values()],
+        }
+
+    def metrics(self, job: str, name: str) -> list[dict[str, Any]]:
+        """Return the values of a metric in a training job's log, as in FinalMetricDataList."""
+        return [m for m in self._training_jobs[job].container.output.metrics if m['MetricName'] == name]
+
+    def stop_training_job(self, TrainingJobName: str) -> None:
+        """Stop a training job that another thread runs."""
+        job: Any = self._training_jobs[TrainingJobName]
+        job.container.stops.put('by stop_training_job()')
+
+    def list_training_jobs(
+        self, NameContains: str = '', StatusEquals: str = '', MaxResults: int | None = None
+    ) -> dict[str, Any]:
+        """List this process's training jobs, the newest first."""
+        jobs = [self.describe_training_job(name) for name in [*self._training_jobs][::-1] if NameContains in name]
+        names = 'TrainingJobName', 'TrainingJobStatus', 'CreationTime', 'LastModifiedTime', 'TrainingEndTime'
+        rows = [{name: job.get(name) for name in names} for job in jobs]
+        found = [row for row in rows if StatusEquals in ('', row['TrainingJobStatus'])]
+        return {'TrainingJobSummaries': found[:MaxResults]}
+
+    def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
+        """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
+        check('CreateHyperParameterTuningJob', {'HyperParameterTuningJobName': HyperParameterTuningJobName, **request})
+        refuse_used('CreateHyperParameterTuningJob', HyperParameterTuningJobName, self._tuning_jobs)
+        job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
+        job.run(self)
+
+    def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
+        """Describe a tuning job of this process."""
+        return self._tuning_jobs[HyperParameterTuningJobName].describe()
+
+    def list_training_jobs_for_hyper_parameter_tuning_job(self, **request: Any) -> dict[str, Any]:
+        """List a tuning job's training jobs."""
+        return {'TrainingJobSummaries': self._tuning_jobs[request['HyperParameterTuningJobName']].summaries}
+
+    def create_model(self, ModelName: str, PrimaryContainer: Any = None, **more: Any) -> None:  # type: ignore[override]
+        """Keep a model's description; ValueError for a chain of containers."""
+        if not PrimaryContainer:
+            raise ValueError('In local mode a model has one container.')
+        check('CreateModel', {'ModelName': ModelName, 'PrimaryContainer': PrimaryContainer})
+        if more.get('EnableNetworkIsolation'):
+            print('An endpoint in local mode reaches the network, in spite of enable_network_isolation.')
+        super().create_model(ModelName, PrimaryContainer)
+
+    def create_endpoint_config(  # type: ignore[override]
+        self, EndpointConfigName: str, ProductionVariants: Any, Tags: Any = None, **more: Any
+    ) -> None:
+        """Keep an endpoint's configuration; ValueError for what local mode does not have."""
+        check(
+            'CreateEndpointConfig', dict(EndpointConfigName=EndpointConfigName, ProductionVariants=ProductionVariants)
+        )
+        capture = more.pop('DataCaptureConfig', None)
+        more.pop('KmsKeyId', None)  # of a volume that is not there
+        if len(ProductionVariants) != 1:
+            raise ValueError('In local mode an endpoint has one variant.')
+        refuse({*more} | {'ServerlessConfig', 'AcceleratorType'} & {*ProductionVariants[0]})
+        super().create_endpoint_config(EndpointConfigName, ProductionVariants, Tags)
+        self._endpoint_configs[EndpointConfigName].capture = capture
+
+    def list_endpoints(self, NameContains: str = '') -> dict[str, Any]:
+        """List this machine's endpoints, which are in service."""
+        found = self.sagemaker_session.engine.find({label('endpoint'): ''}, want=[label('endpoint')]).values()
+        names = sorted(names[label('endpoint')] for names in found)
+        rows = [{'EndpointName': name, 'EndpointStatus': 'InService'} for name in names if NameContains in name]
+        return {'Endpoints': rows}
 
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""
+        check('CreateProcessingJob', {'ProcessingJobName': ProcessingJobName, **request})
+        refuse_used('CreateProcessingJob', ProcessingJobName, self._processing_jobs)
         program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
-        instances = Instances.of(cluster, program['ImageUri'], self.sagemaker_session, program)
+        self.sagemaker_session.engine.check(program['ImageUri'])
+        instances = Instances(cluster, program['ImageUri'], self.sagemaker_session, program)
         instances.label(processing=ProcessingJobName)
-        job = self._processing_jobs[ProcessingJobName] = entities._LocalProcessingJob(instances)
+        job: Any = entities._LocalProcessingJob(instances)
+        job.request, self._processing_jobs[ProcessingJobName] = {}, job
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
-        try:
+        with ended(f'Processing job {ProcessingJobName}', job):
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        except RuntimeError as e:
-            job.state = 'Failed'
-            raise JobError(f'Processing job {ProcessingJobName} failed. {e}') from None
-        finally:
-            instances.discard()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f'Local mode has no {name}: that needs SageMaker itself.')
 
     def list_tags(self, ResourceArn: str, **_: Any) -> dict[str, Any]:
         """Return no tags: nothing here has any."""
@@ -103,19 +183,21 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
             )
         endpoints.check_serving_port(session)
-        endpoint.port = session.serving_port
-        endpoint.container = ServingInstance(variant['InstanceType'], 1, model['Image'], session)
+        endpoint.port, config = session.serving_port, self._endpoint_configs[EndpointConfigName]
+        endpoint.capture = getattr(config, 'capture', None)
+        endpoint.container = ServingInstance(variant, model['Image'], session)
         endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
         self._endpoints[EndpointName] = endpoint
         try:
-            endpoint.container.serve(model['ModelDataUrl'], model['Environment'])
-        except EngineError as e:
+            longest = variant.get('ContainerStartupHealthCheckTimeoutInSeconds') or START
+            endpoint.container.packed = is_packed(model)
+            endpoint.container.serve(model_uri(model), model['Environment'], longest)
+        except BaseException as e:
             self.delete_endpoint(EndpointName)
-            raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
-        except BaseException:
-            self.delete_endpoint(EndpointName)
+            if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
+                raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
             raise
-        endpoint.state = endpoint._IN_SERVICE
+        endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
 
     def running(self, name: str) -> Any:
@@ -129,11 +211,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         other = None if self.running(EndpointName) else endpoints.find(self.sagemaker_session.engine, EndpointName)
         if not other:
             return super().describe_endpoint(EndpointName)
-        return {
-            'EndpointName': EndpointName,
-            'EndpointConfigName': other.config,
-            'EndpointStatus': entities._LocalEndpoint._IN_SERVICE,
-        }
+        return dict(EndpointName=EndpointName, EndpointConfigName=other[endpoints.CONFIG], EndpointStatus='InService')
 
     def delete_endpoint(self, EndpointName: str) -> None:
         """Stop an endpoint and remove its container, also that of another process."""
@@ -144,60 +222,85 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
-        session, source = self.sagemaker_session, {'ContentType': None, **request.pop('TransformInput')}
-        session.engine.check(self.describe_model(ModelName)['PrimaryContainer']['Image'])
+        session = self.sagemaker_session
+        check('CreateTransformJob', {'TransformJobName': TransformJobName, 'ModelName': ModelName, **request})
+        refuse_used('CreateTransformJob', TransformJobName, self._transform_jobs)
+        if 'DataCaptureConfig' in request:
+            refuse(['batch_data_capture_config'])
+        model = self.describe_model(ModelName)['PrimaryContainer']
+        image = model['Image']
+        session.engine.check(image)
         endpoints.check_serving_port(session)
-        if source.get('SplitType') in (None, 'None'):  # to join whole files the SDK takes them for text
-            request['BatchStrategy'] = 'SingleRecord'
+        source = {'ContentType': None, **request.pop('TransformInput')}
         output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
-        job = self._transform_jobs[TransformJobName] = TransformJob(TransformJobName, ModelName, session)
-        try:
-            job.start(source, output, resources, **request)
-        except (endpoints.ClientError, RuntimeError) as e:
-            raise JobError(f'Transform job {TransformJobName} failed. {e}') from None
-        finally:
-            job.stop()
+        job: Any = TransformJob(TransformJobName, ModelName, session)
+        job.container = ServingInstance({**resources, 'InstanceCount': 1}, image, session)
+        job.container.packed = is_packed(model)
+        job.request, self._transform_jobs[TransformJobName] = {}, job
+        with ended(f'Transform job {TransformJobName}', job):
+            job.start(source, output, resources, model_uri(model), **request)
+
+
+def model_uri(container: dict[str, Any]) -> str:
+    """Return where a model's files are, packed or not."""
+    source = container.get('ModelDataSource', {}).get('S3DataSource', {})
+    if not (uri := container.get('ModelDataUrl') or source.get('S3Uri')):
+        raise ValueError('The model has no model_data, which local mode needs; a training job that failed leaves none.')
+    return uri
+
+
+def is_packed(container: dict[str, Any]) -> bool:
+    """Return whether a model is a tar file."""
+    return container.get('ModelDataSource', {}).get('S3DataSource', {}).get('CompressionType') != 'None'
 
 
 @contextlib.contextmanager
-def kept_checkpoints(
-    instances: Instances, config: dict[str, str] | None, environment: dict[str, str]
-) -> Iterator[None]:
-    """Let the job's containers have the directory of a CheckpointConfig, if there is one.
-
-    SM_CHECKPOINT_DIR names it to the script: without Docker it is elsewhere.
-    """
-    if not config:
+def ended(name: str, job: Any) -> Iterator[None]:
+    """Set the state of a job that fails or is stopped, and remove every job's containers and files."""
+    try:
         yield
-        return
-    inside = config.get('LocalPath') or '/opt/ml/checkpoints'
-    environment.setdefault('SM_CHECKPOINT_DIR', inside)
-    with checkpoints(instances.sagemaker_session, config['S3Uri']) as directory:
-        instances.mounts[inside] = directory
-        yield
+    except (KeyboardInterrupt, SystemExit):
+        job.state = 'Stopped'
+        if job.container.kept:
+            print(job.container.kept.strip())
+        raise
+    except Exception as e:
+        failure = (job.container.failure() or str(e)) + job.container.kept
+        job.state, job.request['FailureReason'] = 'Failed', failure
+        if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
+            raise FailedJob(f'{name} failed. {failure}') from None
+        raise
+    finally:
+        job.end_time = datetime.datetime.now()
+        job.container.discard()
 
 
 @contextlib.contextmanager
-def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[bool]]:
-    """Stop the job's containers after so many seconds; yield a list, which is then not empty."""
-    over, engine = threading.Event(), instances.engine
-    stopped: list[bool] = []
+def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[str]]:
+    """Stop the job's containers after so many seconds; yield a list, which then has the reason."""
+    over = threading.Event()
+    stopped: list[str] = []
 
     def watch() -> None:
-        if not over.wait(seconds):
-            stopped.append(True)
-            while not over.wait(1):  # until there is a container, if need be
-                if running := engine.find(instances.labels):
-                    # Seconds from SIGTERM to SIGKILL, as on SageMaker.
-                    engine.stop([container.name for container in running], 120)
+        try:
+            reason = instances.stops.get(timeout=seconds)
+        except queue.Empty:
+            reason = f'it took longer than max_run, {seconds} seconds'
+        if reason:
+            stopped.append(reason)
+            while not over.wait(1):  # until there is a container, and the engine answers
+                with contextlib.suppress(EngineError):
+                    if running := instances.engine.find(instances.sagemaker_session.labels()):
+                        instances.engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield stopped
     except JobError:
-        if not stopped:
+        if not stopped or instances.kept:
             raise
     finally:
         over.set()
+        instances.stops.put('')
         thread.join()

@@ -1,39 +1,28 @@
 """Endpoints: which there are on this machine, whether they answer, and requests to them."""
 
-import dataclasses
+import errno
+import io
 import re
 import socket
+import uuid
 from typing import Any
 
 import urllib3
 from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
+from local_mode.capture import capture
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError
-from local_mode.names import LABEL
+from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
-
-@dataclasses.dataclass
-class Endpoint:
-    """An endpoint of this machine, whichever process deployed it."""
-
-    container: str
-    session: str
-    port: int
-    config: str
+PORT, CONFIG = label('port'), label('config')
+VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes, also in another process
 
 
-def label(name: str) -> str:
-    """Return the label of a container that says what it is for: LABEL.name."""
-    return f'{LABEL}.{name}'
-
-
-def find(engine: Engine, name: str) -> Endpoint | None:
-    """Return the endpoint of this name, or None."""
-    port, config = label('port'), label('config')
-    for found in engine.find({label('endpoint'): name}, want=[LABEL, port, config]):
-        return Endpoint(found.name, found.labels[LABEL], int(found.labels[port]), found.labels[config])
-    return None
+def find(engine: Engine, name: str) -> dict[str, str] | None:
+    """Return the labels PORT and CONFIG of this machine's endpoint of that name, whoever deployed it, or None."""
+    return next(iter(engine.find({label('endpoint'): name}, want=[PORT, CONFIG]).values()), None)
 
 
 def error(operation: str, code: str, message: str) -> ClientError:
@@ -41,7 +30,7 @@ def error(operation: str, code: str, message: str) -> ClientError:
 
 
 def silence(name: str, port: int) -> str:
-    return f'Nothing answers on port {port}: has the endpoint {name} stopped?'
+    return f'Nothing answers on port {port}: has the endpoint {name} stopped? Then deploy it again.'
 
 
 class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
@@ -52,38 +41,55 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def __init__(self, session: Any) -> None:
         super().__init__(session.config)
         self.session = session
-        self.http = urllib3.PoolManager(timeout=self.timeout)
+        self.http = urllib3.PoolManager()
 
     def invoke_endpoint(  # type: ignore[override]
-        self,
-        Body: Any,
-        EndpointName: str,
-        ContentType: str | None = None,
-        Accept: str | None = None,
-        **more: str | None,
+        self, Body: Any, EndpointName: str, ContentType: Any = None, Accept: Any = None, **more: Any
     ) -> dict[str, Any]:
         """Send a request; ClientError ValidationError for an unknown name, ModelError for a 4xx, a 5xx or
         no answer in time.
         """
+        refused = {'TargetModel', 'TargetContainerHostname', 'InferenceComponentName'} & {*more}
+        endpoint = self.session.sagemaker_client._endpoints.get(EndpointName)
+        variant = endpoint.production_variant['VariantName'] if endpoint else VARIANT
+        if refused or more.get('TargetVariant', variant) != variant:
+            what = ', '.join(sorted(refused)) or 'other TargetVariant'
+            raise error('InvokeEndpoint', 'ValidationError', f'An endpoint in local mode has no {what}.')
         parts = {re.sub('(?<=[a-z])(?=[A-Z])', '-', name): value for name, value in more.items()}
         named = {f'X-Amzn-SageMaker-{part}': value for part, value in parts.items()}  # Custom-Attributes, ...
         headers = {'Content-Type': ContentType, 'Accept': Accept, **named}
-        body = self.request(
-            EndpointName,
-            self.port(EndpointName),
-            Body.encode() if isinstance(Body, str) else Body,
-            {name: value for name, value in headers.items() if value is not None},
-        )
-        if body.status >= 400:
-            text = body.read().decode('utf-8', 'replace').strip()
-            message = f'Received error {body.status} from the container: {text}'
-            raise error('InvokeEndpoint', 'ModelError', message)
-        return {'Body': body, 'ContentType': Accept}
+        given = {name: value for name, value in headers.items() if value is not None}
+        data = Body.encode() if isinstance(Body, str) else Body
+        answer = self.request(EndpointName, self.port(EndpointName), data, given)
+        if answer.status >= 400:
+            text = answer.read().decode('utf-8', 'replace').strip()
+            raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        if getattr(endpoint, 'capture', None):
+            answer = io.BytesIO(answer.read())
+            sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
+            capture(endpoint, *sides, more.get('InferenceId'))
+        custom = headers.get('x-amzn-sagemaker-custom-attributes')
+        metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
+        return {
+            'ResponseMetadata': metadata,
+            'ContentType': headers.get('content-type', 'application/octet-stream'),
+            'InvokedProductionVariant': variant,
+            **({'CustomAttributes': custom} if custom else {}),
+            'Body': StreamingBody(answer, headers.get('content-length')),
+        }
+
+    def invoke_endpoint_with_response_stream(self, **request: Any) -> dict[str, Any]:
+        """Send a request as invoke_endpoint does; the body is a stream of events with the parts of the answer."""
+        answer = self.invoke_endpoint(**request)
+        parts = answer.pop('Body').iter_chunks()
+        return {**answer, 'Body': ({'PayloadPart': {'Bytes': part}} for part in parts)}
 
     def request(self, name: str, port: int, body: bytes, headers: dict[str, str]) -> Any:
         url = f'http://{self.session.engine.host}:{port}/invocations'
         try:
-            return self.http.request('POST', url, body=body, preload_content=False, headers=headers)
+            raw: Any = dict(headers=headers, preload_content=False, decode_content=False)
+            return self.http.request('POST', url, body=body, timeout=self.timeout, **raw)
         except urllib3.exceptions.ReadTimeoutError:
             message = f'The container did not answer within {self.timeout:g} s.'
             raise error('InvokeEndpoint', 'ModelError', message) from None
@@ -92,47 +98,51 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
 
     def port(self, name: str) -> int:
         """Return the port on which the endpoint answers; ClientError where there is none of this name."""
-        if not name:  # the SDK's batch transform asks so
+        if not name:  # batch transform asks so
             return self.session.serving_port
-        client = self.session.sagemaker_client
-        if not (endpoint := client.running(name)):
-            known = client._endpoints.get(name)
-            try:
-                endpoint = find(self.session.engine, name)
-            except EngineError:  # it does not answer
-                if not known:
-                    raise
-            if known and not endpoint:  # at its port another one may answer
-                raise ConnectionError(silence(name, known.port))
-        if endpoint is None:
-            message = f'Endpoint {name} of account {self.session.account_id()} not found.'
-            raise error('InvokeEndpoint', 'ValidationError', message)
-        return int(endpoint.port)
+        client, found = self.session.sagemaker_client, None
+        if endpoint := client.running(name):
+            return endpoint.port
+        known = client._endpoints.get(name)
+        try:
+            found = find(self.session.engine, name)
+        except EngineError:  # it does not answer
+            if not known:
+                raise
+        if found:
+            return int(found[PORT])
+        if known:  # at its port another one may answer
+            raise ConnectionError(silence(name, known.port))
+        message = f'Endpoint {name} of account {self.session.account_id()} not found: deploy it first.'
+        raise error('InvokeEndpoint', 'ValidationError', message)
 
 
 def is_free(host: str, port: int) -> bool:
     """Return whether nobody answers on a port."""
     with socket.socket() as s:
-        return bool(s.connect_ex((host, port)))
+        s.settimeout(1)
+        stalls = errno.EAGAIN if host == '127.0.0.1' else 0  # a server that accepts nothing has the port, too
+        return s.connect_ex((host, port)) not in (0, stalls)
 
 
-def check_serving_port(session: Any) -> None:
+def check_serving_port(session: Any, first: int = 8080) -> None:
     """Take the next free port if the session may choose; raise EndpointError if its own is taken."""
     engine = session.engine
     if session.takes_next_port:
-        session.use_port(next(port for port in range(8080, 65536) if is_free(engine.host, port)))
+        session.use_port(next(port for port in range(first, 65536) if is_free(engine.host, port)))
     port = session.serving_port
     if is_free(engine.host, port):
         return
-    taken = engine.find({label('port'): str(port)}, want=[LABEL])
+    taken = engine.find({PORT: str(port)}, want=[LABEL])
     if not taken:
         who, remedy = 'another program', 'Stop it'
-    elif taken[0].labels[LABEL] == session.name:
+    elif {LABEL: session.name} in taken.values():
         who = 'an earlier endpoint of this notebook'
         remedy = 'Delete that one with predictor.delete_endpoint()'
     else:
-        who = f'an endpoint of another notebook, container {taken[0].name}'
-        remedy = f'If that notebook is gone, remove it with `{engine.removal(taken[0].name)}`'
+        container = next(iter(taken))
+        who = f'an endpoint of another notebook, container {container}'
+        remedy = f'If that notebook is gone, remove it with `{engine.removal(container)}`'
     raise EndpointError(
         f'Port {port} is taken by {who}; its answers would pass for those of your new model. '
         f'{remedy}, or use another port: open_session(serving_port={port + 1}).'

@@ -11,6 +11,10 @@ class EngineError(LocalModeError):
     """The engine does not answer, lacks an image, or refused a command."""
 
 
+class PortTaken(EngineError):
+    """Something else has the port that a container was to have."""
+
+
 class JobError(LocalModeError):
     """A training, processing or transform job failed."""
 

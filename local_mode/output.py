@@ -1,9 +1,13 @@
 """The text that containers print, as a reader of a notebook or a terminal wants it."""
 
 import collections
+import contextlib
+import datetime
 import logging
 import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 ESCAPE = re.compile(r'\x1b\[[\d;]*[A-Za-z]')  # of a terminal: PrintReport clears lines with one
 
@@ -15,15 +19,22 @@ class Output:
     """Prints lines of containers; where there are several, with the container's host in front.
 
     A line that begins with a carriage return, as a progress bar's, is written over by the next.
-    begin: part of the line after which to print. end: the last hundred lines, also those not printed.
+    begin: part of the line after which to print. end: the last hundred lines, also those not printed. patterns: of
+    metrics, {name: regular expression with a group for its value}; metrics: all that were found in the lines.
     """
 
-    def __init__(self, begin: str = '', hosts: int = 1) -> None:
-        self.begin, self.several, self.over = begin, hosts > 1, 0
+    def __init__(self, begin: str = '', hosts: int = 1, patterns: Mapping[str, str] | None = None) -> None:
+        self.begin, self.several, self.over, self.patterns = begin, hosts > 1, 0, patterns or {}
+        self.metrics: list[dict[str, Any]] = []
         self.end: collections.deque[str] = collections.deque(maxlen=100)
 
     def write(self, host: str, line: str) -> None:
         """Take a line, with its end, and print it or not."""
+        for name, pattern in self.patterns.items():
+            for found in re.finditer(pattern, line):
+                with contextlib.suppress(ValueError, IndexError, TypeError):  # no number: CloudWatch takes none either
+                    metric = dict(MetricName=name, Timestamp=datetime.datetime.now(), Value=float(found[1]))
+                    self.metrics.append(metric)
         line = f'{host} | {line}' if self.several else line
         self.end.append(line if line.endswith('\n') else line + '\n')
         if log.isEnabledFor(logging.INFO):

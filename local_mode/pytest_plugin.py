@@ -1,7 +1,9 @@
 """Fixtures for the tests of any image's scripts; pytest finds them where this package is installed."""
 
 import contextlib
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ def local_sagemaker() -> Iterator[Any]:
     """A Session with an AWS of its own, for all tests; with the last of them all that it started goes."""
     from local_mode.session import open_session  # imports the SDK, which takes seconds
 
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: pytest.exit('SIGTERM', 143))  # with the clean-up, as CI cancels a job
     with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
         yield session
 

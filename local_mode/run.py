@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import traitlets
 from jupyter_client.utils import ensure_async
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+from traitlets.config import Config
 
 from digit_pad import hand, raster, ways
 
@@ -77,10 +79,14 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
     start = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
     resources = {'metadata': {'path': str(path.absolute().parent)}}
-    client = Client(notebook, timeout=None, kernel_name='python3', resources=resources)
     failure = ''
+    directory = tempfile.TemporaryDirectory(prefix='chainer-mnist-local-mode-', dir='/tmp')  # a socket's path is short
+    # Not ports: whoever connects to a kernel's reads all that it prints.
+    own = Config(KernelManager={'transport': 'ipc', 'connection_file': f'{directory.name}/kernel.json'})
+    client = Client(notebook, timeout=None, kernel_name='python3', resources=resources, config=own)
     try:
-        client.execute()
+        with directory:
+            client.execute()
     except nbclient.exceptions.CellExecutionError as e:
         print(e, file=sys.stderr)
         failure = f'{e.ename}: {e.evalue}'

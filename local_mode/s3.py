@@ -1,14 +1,16 @@
-"""Transfers between S3, or file://, and job directories: the user's code, the failure file, checkpoints."""
+"""Transfers between S3, or file://, and job directories: the user's code, checkpoints."""
 
 import contextlib
 import os
+import shutil
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import botocore.exceptions
+from local_mode.sources import fetch, local_path
 from local_mode.versions import S3Downloader, parse_s3_url
 
 SYNC = 5  # seconds between looks for new checkpoints
@@ -24,47 +26,66 @@ def local_copy(session: Any, code: str) -> str:
         return code
     directory = tempfile.mkdtemp(dir=session.directory)
     os.chmod(directory, 0o755)  # for workers that are not root
-    with open_tar(session, code) as tar:
-        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python has none
-        tar.extractall(directory)
+    packed = fetch(session, code, 'S3Object')
+    unpack(os.path.join(packed, os.path.basename(code)), directory)
+    shutil.rmtree(packed)
     return 'file://' + directory
 
 
-def artifacts(output: str, job: str) -> str:
-    """Return where below a job's output path the SDK puts its artifacts."""
-    return output.rstrip('/') + (f'/{job}/output' if output.startswith('s3://') else '')
+def unpack(archive: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+    """Unpack a tar file; TarError if anything in it would lead out of the directory, also as a link."""
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # Debian 12's Python, 3.11.2, has none
+        for member in tar:
+            tar.extract(checked(member, os.path.realpath(directory)), directory)
 
 
-def read_failure(session: Any, output: str, job: str) -> str:
-    """Return the text of /opt/ml/output/failure in the output.tar.gz that a job left below output, or ''."""
+def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
+    """Return a member of a tar file, as this user's own; TarError if it would lead out of the root, or is a device."""
+    # Or a later link leads .. elsewhere, also by the data filter of Python 3.11.7.
+    member.linkname = os.path.normpath(member.linkname)
+    beside = os.path.dirname(member.name) if member.issym() else ''
+    paths = [member.name] + [os.path.join(beside, member.linkname)] * (member.issym() or member.islnk())
+    inside = all(os.path.commonpath([root, resolved(os.path.join(root, path))]) == root for path in paths)
+    if not inside or member.isdev() or '..' in member.name.split('/'):
+        raise tarfile.TarError(f'{member.name!r} in a tar file leads out of {root} or is a device: not unpacked.')
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), '', ''
+    member.mode = 0o755 if member.isdir() else member.mode & 0o755  # files must still get into it
+    return member
+
+
+def resolved(path: str) -> str:
+    """Return a path without links, of what is there; TarError if it is too long to tell."""
     try:
-        with open_tar(session, artifacts(output, job) + '/output.tar.gz') as tar:
-            failure = tar.extractfile('failure')
-            return failure.read().decode('utf-8', 'replace') if failure else ''
-    except (OSError, KeyError, ValueError, botocore.exceptions.ClientError):
-        return ''  # there is no such output
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:  # it is about to be made
+        return os.path.realpath(path)
+    except OSError as e:
+        raise tarfile.TarError(f'{path!r}: {e.strerror}') from None
 
 
-@contextlib.contextmanager
-def open_tar(session: Any, uri: str) -> Iterator[tarfile.TarFile]:
-    """Yield a tar file at a URI, open."""
-    with tempfile.TemporaryDirectory(dir=session.directory) as directory:
-        if not uri.startswith('file://'):
-            S3Downloader.download(uri, directory, sagemaker_session=session)
-            uri = os.path.join(directory, os.path.basename(uri))
-        with tarfile.open(uri.removeprefix('file://')) as tar:
-            yield tar
+def stays(path: str, directory: str) -> bool:
+    """Return whether a path leads, also through links, to a file or directory below a directory."""
+    real = os.path.realpath(path)
+    return real.startswith(os.path.realpath(directory) + os.sep) and (os.path.isfile(real) or os.path.isdir(real))
+
+
+def rescue(directory: str) -> str:
+    """Move a directory out of the session's directory, which will be removed; return its new name."""
+    kept = os.path.join(tempfile.gettempdir(), f'kept-{uuid.uuid4().hex}')  # a full disk may refuse a new one
+    os.rename(directory, kept)
+    return kept
 
 
 @contextlib.contextmanager
 def checkpoints(session: Any, uri: str) -> Iterator[str]:
-    """Yield a directory with what is at a URI (s3:// or file://); what a job writes there gets there, too.
+    """Yield a directory with what is at a URI (s3:// or file://); what a job writes into it is copied there.
 
     On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
-    some of it could not be written.
+    some of it could not be written: then the directory stays.
     """
     if uri.startswith('file://'):
-        directory = os.path.abspath(uri.removeprefix('file://'))
+        directory = local_path(uri)
         os.makedirs(directory, exist_ok=True)
         yield directory
         return
@@ -97,8 +118,11 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
         finally:
             over.set()
             thread.join()
+            if failures:
+                failure = f'Checkpoints could not be written to {uri}: {failures[0]}. They are in {rescue(directory)}.'
+                print(failure)
         if failures:
-            raise RuntimeError(f'Checkpoints could not be written to {uri}: {failures[0]}')
+            raise RuntimeError(failure)
 
 
 def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -106,6 +130,7 @@ def written(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
     for root, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(root, name)
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(path)
-                yield path, (status.st_mtime_ns, status.st_size)
+            with contextlib.suppress(OSError):  # it has gone, or is a link to itself
+                if stays(path, directory):
+                    status = os.stat(path)
+                    yield path, (status.st_mtime_ns, status.st_size)

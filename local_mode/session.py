@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 from local_mode import aws, patches
 from local_mode.clients import SagemakerClient
-from local_mode.endpoints import RuntimeClient, label
+from local_mode.endpoints import RuntimeClient
 from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
-from local_mode.errors import EngineError
-from local_mode.names import LABEL, of_this_user
-from local_mode.versions import SessionSettings, image, local_session
+from local_mode.errors import EngineError, LocalModeError
+from local_mode.names import LABEL, label, of_this_user, proxies
+from local_mode.versions import SessionSettings, image, is_broken, local_session
 
 __all__ = ['Session', 'open_session']
 
@@ -36,22 +37,19 @@ class Session(local_session.LocalSession):
         self,
         boto_session: boto3.Session | None = None,
         serving_port: int | None = None,
-        sagemaker_config: dict[str, Any] | None = None,
         engine: Engine | None = None,
         **kwargs: Any,
     ) -> None:
         patches.apply()
         self.name, self.opener = uuid.uuid4().hex[:12], os.getpid()
         self.engine = engine or choose()
-        if sagemaker_config is not None:  # LocalPipelineSession, which may be mixed in, does not know it
-            kwargs['sagemaker_config'] = sagemaker_config
         super().__init__(boto_session=boto_session, **kwargs)
         self.sagemaker_client = SagemakerClient(self)
         self.sagemaker_runtime_client = RuntimeClient(self)
         # Below /private on a Mac, where Docker Desktop can mount it.
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix=LABEL + '-'))
         self.settings = SessionSettings(local_download_dir=self.directory)  # where the SDK packs the script
-        self.set_serving_port(serving_port)
+        self.set_serving_port(serving_port or self.local.get('serving_port'))
         self.stop_aws: Callable[[], None] | None = None
         atexit.register(self.close)
 
@@ -60,32 +58,45 @@ class Session(local_session.LocalSession):
         self.takes_next_port = serving_port is None
         self.use_port(serving_port or 8080)
 
+    @property
+    def local(self) -> dict[str, Any]:
+        """The settings of local mode in `config`, also those of the user."""
+        return (self.config or {}).get('local', {})
+
     def use_port(self, serving_port: int) -> None:
         self.serving_port = serving_port
-        self.config = {'local': {'serving_port': serving_port, 'container_root': self.directory}}
+        self.config = {'local': {**self.local, 'serving_port': serving_port, 'container_root': self.directory}}
 
     def in_own_directory(self) -> 'Session':
-        """Return this session, as a job sees it: all that the SDK writes is in a new directory below."""
-        own: Any = copy.copy(self)
+        """Return this session, as a job sees it: with a directory below for all that the SDK writes, and its port."""
+        own = copy.copy(self)
         own.directory = tempfile.mkdtemp(dir=self.directory)
-        own._config = {'local': {**self.config['local'], 'container_root': own.directory}}
+        own.sagemaker_runtime_client = RuntimeClient(own)
+        own.use_port(self.serving_port)
         return own
 
     def labels(self) -> dict[str, str]:
         """Return the labels of this session's containers; those beside its name are what clean() goes by."""
         return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
 
+    def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return a container's variables: credentials, proxies, and what is given."""
+        values = {name: str(value) for name, value in given.items()}
+        return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
+
+    def variables(self, job: str) -> dict[str, str]:
+        """Return the variables of a training job's containers that the SDK sets."""
+        s3 = self.s3_client._endpoint.host  # type: ignore[attr-defined]
+        return {'AWS_REGION': self.boto_region_name, 'TRAINING_JOB_NAME': job, 'S3_ENDPOINT_URL': s3}
+
     def credentials(self) -> dict[str, str]:
         """Return the variables that give a container this session's credentials."""
         if not self.stop_aws:
             return dict(pair.split('=', 1) for pair in image._aws_credentials(self.boto_session) or [])
         # Those of the embedded AWS do not expire: nobody need ask EC2's metadata service for better ones.
+        names = 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'
         keys: Any = self.boto_session.get_credentials()
-        return {
-            'AWS_ACCESS_KEY_ID': keys.access_key,
-            'AWS_SECRET_ACCESS_KEY': keys.secret_key,
-            'AWS_SESSION_TOKEN': keys.token,
-        }
+        return dict(zip(names, keys.get_frozen_credentials()))
 
     def close(self) -> None:
         """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""
@@ -97,10 +108,26 @@ class Session(local_session.LocalSession):
             if self.stop_aws:
                 stack.callback(self.stop_aws)
                 self.stop_aws = None
+                if boto3.DEFAULT_SESSION is self.boto_session:
+                    boto3.DEFAULT_SESSION = None
             stack.callback(self.remove_containers)
             for name, endpoint in list(self.sagemaker_client._endpoints.items()):
                 if endpoint.local_session is self:
                     stack.callback(self.sagemaker_client.delete_endpoint, name)
+
+    logs_for_transform_job = local_session.LocalSession.logs_for_job  # which does nothing: the SDK's asks CloudWatch
+
+    def wait_for_job(self, job: str, poll: int = 0) -> Any:
+        """Return a training job's description, without the SDK's naps."""
+        return super().wait_for_job(job, 0.1)
+
+    def wait_for_transform_job(self, job: str, poll: int = 0) -> Any:
+        """Return a transform job's description, without the SDK's naps."""
+        return super().wait_for_transform_job(job, 0.1)
+
+    def wait_for_tuning_job(self, job: str, poll: int = 0) -> Any:
+        """Return a tuning job's description, without the SDK's naps."""
+        return super().wait_for_tuning_job(job, 0.1)
 
     def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
@@ -114,6 +141,19 @@ class Session(local_session.LocalSession):
             print(f'Could not remove containers of this session: {e}')
 
 
+def has_credentials() -> bool:
+    """Return whether there are AWS credentials here that work; LocalModeError if some are broken."""
+    try:
+        session = boto3.Session()
+        return session.get_credentials() is not None and bool(session.get_credentials().get_frozen_credentials())
+    except (
+        BotoCoreError,
+        ClientError,
+    ) as e:  # a profile that is missing, a login that has expired, a file that cannot be read
+        remedy = 'Mend that, or use the stand-in: open_session(embedded=True).'
+        raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
+
+
 def open_session(embedded: bool | None = None, serving_port: int | None = None) -> Session:
     """Return a Session on your AWS account or on an embedded one; print which.
 
@@ -121,18 +161,23 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
     endpoints; by default each takes 8080 or the next port that is free.
     """
     if embedded is None:
-        embedded = boto3.Session().get_credentials() is None
+        embedded = not has_credentials()
     patches.apply()
     patches.quiet(embedded)
+    engine = choose()  # or raise, before anything runs
     if embedded:
         boto_session, stop = aws.start()
+        if is_broken():  # each estimator of the SDK makes a client of the default session
+            boto3.DEFAULT_SESSION = boto_session  # type: ignore[assignment]
         opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
-        session = Session(boto_session, serving_port, {'SchemaVersion': '1.0', **opt_out})
+        config = {'SchemaVersion': '1.0', **opt_out}
+        session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
-        session = Session(serving_port=serving_port)
-        print(f'AWS: your account {session.account_id()} in {session.boto_region_name}')
+        session = Session(serving_port=serving_port, engine=engine)
+        instead = 'open_session(embedded=True) takes a stand-in instead'
+        print(f'AWS: your account {session.account_id()} in {session.boto_region_name} ({instead})')
     return session

@@ -1,17 +1,16 @@
 """ModelTrainer of the SDK's version 3 in local containers, on an engine of ours."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from local_mode.endpoints import label
-from local_mode.engines.docker import Docker
-from local_mode.engines.interface import Container
+from local_mode.engines.docker import Docker, mount_option, options
 from local_mode.errors import EngineError, JobError
-from local_mode.instances import run_to_end
-from local_mode.versions import SUBMIT_DIRECTORY
+from local_mode.instances import Instances, pack_results, run_to_end
+from local_mode.output import Output
+from local_mode.s3 import unpack
+from local_mode.versions import SUBMIT_DIRECTORY, image
 from sagemaker.train.local import local_container
 
 
@@ -26,25 +25,27 @@ class LocalContainer(local_container._LocalContainer):
         if not wait:
             raise ValueError('In local mode train(wait=True): the files of a job are collected at its end.')
         self.sagemaker_session.engine.check(self.image)
+        program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
+        resources = {'InstanceType': self.instance_type, 'InstanceCount': self.instance_count}
+        instances = Instances(resources, self.image, self.sagemaker_session, program)
+        instances.container_root, instances.hosts = self.container_root, self.hosts or []
+        instances.label(job=self.training_job_name)
         os.makedirs(self.container_root, exist_ok=True)
         before = set(os.listdir(self.container_root))
         try:
-            return self.run()
+            return self.run(instances)
         except RuntimeError as e:
             raise JobError(f'Training job {self.training_job_name} failed. {e}') from None
         finally:
-            self.sagemaker_session.remove_containers(self.labels())
             new = set(os.listdir(self.container_root)) - (before - {'model', 'output', 'artifacts'})
             if os.getuid():  # the SDK starts the script as root
-                self.own(new)
+                self.own(new, instances.labels)
+            instances.discard()
             data = {'input', 'shared', *self.hosts, *map(os.path.basename, self._temporary_folders)}
             for name in data & new:
                 shutil.rmtree(os.path.join(self.container_root, name), ignore_errors=True)
 
-    def labels(self) -> dict[str, str]:
-        return {label('job'): self.training_job_name}
-
-    def run(self) -> str:
+    def run(self, instances: Instances) -> str:
         for directory in 'output/data', 'shared', 'input/data':
             os.makedirs(os.path.join(self.container_root, directory), exist_ok=True)
         data = os.path.join(self.container_root, 'input', 'data')
@@ -54,56 +55,33 @@ class LocalContainer(local_container._LocalContainer):
         for host in self.hosts:
             self._create_config_file_directories(host)
             self._write_config_files(host, self.input_data_config, self.hyper_parameters)
-        containers = [self.container(host, volumes) for host in self.hosts]
+        pairs = (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)
+        variables = self.sagemaker_session.variables(self.training_job_name) | self.environment
+        mounts = [image._Volume(*pair) for pair in pairs]
+        containers = instances.containers('process', mounts, variables, ('output', 'output/data', 'input'))
         try:
             # Before that line the SDK's driver lists variables.
-            run_to_end(self.sagemaker_session.engine, containers, begin='Executing command: ')
+            run_to_end(instances.engine, containers, Output('Executing command: ', len(containers)))
         finally:
-            artifacts = self.retrieve_artifacts(compose_data(containers))
-        return artifacts
+            self.collect(containers)
+        return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'
 
-    def container(self, host: str, volumes: list[str]) -> Container:
-        session = self.sagemaker_session
-        session.engine.fetch(self.image, session.boto_session)
-        variables = {
-            local_container.TRAINING_JOB_NAME_ENV_NAME: self.training_job_name,
-            local_container.REGION_ENV_NAME: session.boto_region_name,
-            local_container.S3_ENDPOINT_URL_ENV_NAME: session.s3_resource.meta.client._endpoint.host,
-        }
-        own = {f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in ('output', 'output/data', 'input')}
-        shared = {there: here for here, there in (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)}
-        given = {name: str(value) for name, value in self.environment.items()}
-        return Container(
-            name=f'{session.name}-{host}-{secrets.token_hex(4)}',
-            image=self.image,
-            entrypoint=[*(self.container_entrypoint or []), *(self.container_arguments or [])],
-            environment=session.credentials() | variables | given,
-            mounts=own | shared,
-            labels=session.labels() | self.labels(),
-            host=host,
-            gpus=self.instance_type == 'local_gpu',
-        )
+    def collect(self, containers: Iterable[Any]) -> None:
+        """Write artifacts/ and compressed_artifacts/, without links that lead out of what containers wrote."""
+        packed = os.path.join(self.container_root, 'compressed_artifacts')
+        os.makedirs(packed, exist_ok=True)
+        pack_results(containers, packed)
+        for kind in 'model', 'output':
+            unpack(f'{packed}/{kind}.tar.gz', f'{self.container_root}/artifacts/{kind}')
 
-    def own(self, names: Any) -> None:
-        """Give what is below container_root under these names to whoever runs this."""
-        engine = self.sagemaker_session.engine
+    def own(self, names: Iterable[str], labels: dict[str, str]) -> None:
+        """Give what is below container_root under these names to its owner, also where that is root in containers."""
+        engine, session = self.sagemaker_session.engine, self.sagemaker_session
         if not isinstance(engine, Docker):
             return
+        chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" "$@"'
+        left = [*options('label', session.labels() | labels), mount_option(self.container_root, '/left')]
         try:
-            engine(
-                'run', '--rm', '--user=0', '--entrypoint=chown', f'--volume={self.container_root}:/left',
-                self.image, '-R', f'{os.getuid()}:{os.getgid()}', *(f'/left/{name}' for name in names),
-            )  # fmt: skip
+            engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown, '-', *names)
         except EngineError as e:  # which must not hide why a job failed
             print(f'Files in {self.container_root} belong to root: {e}')
-
-
-def compose_data(containers: Iterable[Container]) -> dict[str, Any]:
-    """Return what the SDK's retrieve_artifacts() reads of its Compose file."""
-    kept = '/opt/ml/model', '/opt/ml/output'
-    return {
-        'services': {
-            container.host: {'volumes': [f'{container.mounts[inside]}:{inside}' for inside in kept]}
-            for container in containers
-        }
-    }

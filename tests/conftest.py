@@ -23,6 +23,7 @@ MARKERS = {'docker': 'docker', 'faults': 'docker', 'gpu': 'docker', 'arm64': 'do
 
 # Files that take minutes, to be begun first where several processes test.
 LONG = 'test_make_run.py', 'test_install.py', 'test_notebook.py', 'test_training.py', 'test_jobs.py', 'test_hosts.py'
+LONG += ('test_as_on_sagemaker.py',)
 
 # Sessions and `make clean` keep to this temporary directory, so that others may test at the same time.
 HERE = tempfile.mkdtemp(prefix='tests-')

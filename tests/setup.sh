@@ -10,7 +10,7 @@ need() { command -v "$1" >/dev/null || { has_apt && install $2; } || fail "$3 ne
 
 install_test_packages() {
     need cc 'gcc libc6-dev' container/chainer_fast
-    tier=tests install_packages locks/project.lock "$ours ./container/chainer_fast" \
+    tier=tests install_packages locks/project.lock "$ours ./container/chainer_fast ./container/chainercv" \
         requirements.txt pyproject.toml --all-extras container/chainer_fast/pyproject.toml
     cp $venv/installed-tests $venv/installed-notebook  # whose packages are among these
 }

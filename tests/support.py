@@ -7,6 +7,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +23,9 @@ from local_mode.engines.docker import Docker
 from local_mode.engines.docker import filters as filters_of
 from local_mode.names import of_this_user
 from local_mode.pytest_plugin import free_port
-from local_mode.s3 import open_tar
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
+from sagemaker.s3 import S3Downloader
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT, DISTRIBUTED = (ROOT / f'chainer_mnist_{name}.py' for name in ('single_machine', 'distributed'))
@@ -40,6 +41,7 @@ BLANK = [[0.0] * 784]
 ONE = (0.4, 0.3), (0.5, 0.15), (0.5, 0.85)  # strokes, as fractions of the pad's sides
 FOOT = (0.3, 0.85), (0.7, 0.85)
 LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
+CHANGED = 'net::ERR_NETWORK_CHANGED'
 http = urllib3.PoolManager(retries=False, timeout=30)
 
 
@@ -167,6 +169,63 @@ def ours(user=None):
     )
 
 
+# A job that ends at once, and the second time not before it is stopped; it then writes `ended`.
+LONG = """
+import os, signal, sys, time
+if __name__ == '__main__':
+    def end(*_):
+        time.sleep(0.5)
+        sys.exit(open(os.environ['SM_MODEL_DIR'] + '/ended', 'w').close())
+    signal.signal(signal.SIGTERM, end)
+    if '--long' in sys.argv:
+        print('it runs', flush=True)
+        time.sleep(1000)
+"""
+STOPPED = f"""
+import pathlib, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from local_mode import open_session
+from support import LABEL, make_estimator, open_tar
+
+session = open_session(embedded=True)
+job = make_estimator(session, sys.argv[1])
+job.fit()
+job.set_hyperparameters(long=1)
+try:
+    print('fit returned', job.fit())
+except KeyboardInterrupt:
+    print('KeyboardInterrupt')
+name = job._current_job_name
+print(session.sagemaker_client.describe_training_job(name)['TrainingJobStatus'])
+print(session.engine.find({{LABEL: session.name}}))
+with open_tar(session, f'{{job.output_path}}/{{name}}/output/model.tar.gz') as tar:
+    print(tar.getnames())
+try:
+    print('deployed', job.deploy(1, 'local'))
+except ValueError as e:
+    print(e)
+"""
+
+
+def stop_a_job(directory, engine):
+    """Stop a job as Ctrl-C does; return what its script then prints."""
+    (directory / 'long.py').write_text(LONG)
+    command = [sys.executable, '-c', STOPPED, directory / 'long.py']
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    options = dict(env=os.environ | {'LOCAL_MODE': engine}, start_new_session=True)
+    with subprocess.Popen(command, **options, **streams) as process:
+        read_until(process, 'it runs')
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            return process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
+
+
+STOPPED_JOB = r"KeyboardInterrupt\nStopped\n{}\n\['ended'\]\n.*not associated with a training job"
+
+
 @contextlib.contextmanager
 def container(options, command, image=IMAGE):
     """Run a container in the background; yield its name, and remove it at the end."""
@@ -213,6 +272,13 @@ def make_model(session, model_data, entry_point=SCRIPT):
     return ChainerModel(model_data, **common(session, entry_point))
 
 
+def open_tar(session, uri):
+    """Return a tar file on S3 or this machine, open."""
+    if not uri.startswith('file://'):
+        return tarfile.open(fileobj=io.BytesIO(S3Downloader.read_bytes(uri, sagemaker_session=session)))
+    return tarfile.open(uri.removeprefix('file://'))
+
+
 def output(estimator):
     """Return a context manager of the job's open output.tar.gz, also of a failed job."""
     uri = f'{estimator.output_path}/{estimator._current_job_name}/output/output.tar.gz'
@@ -244,6 +310,28 @@ def move(session, pointer, kind, x=0, y=0):
         event = dict(x=x, y=y, pointerType=pointer, force=0.5, button='left', clickCount=1)
         event['type'] = {'Start': 'mousePressed', 'Move': 'mouseMoved', 'End': 'mouseReleased'}[kind]
         session.send('Input.dispatchMouseEvent', event | {'buttons': int(kind != 'End')})
+
+
+def visit(page, url):
+    """Open a page, again if the network changed: Chromium then drops parts of it, with each container of Docker."""
+    dropped = []
+
+    def note(request):
+        if request.failure == CHANGED:
+            dropped.append(request)
+
+    page.on('requestfailed', note)
+    for _ in range(10):
+        dropped.clear()
+        try:
+            page.goto(url, wait_until='networkidle')
+        except Exception as e:  # of Playwright, which not all tiers have
+            if CHANGED not in str(e):
+                raise
+        else:
+            if not dropped:
+                return page.remove_listener('requestfailed', note)
+    pytest.fail(f'{url}: the network changes again and again')
 
 
 def says(pad, text):

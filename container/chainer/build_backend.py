@@ -1,4 +1,4 @@
-"""This PEP 517 backend builds Chainer's wheel for pip: it fetches the sdist and applies patches/."""
+"""This PEP 517 backend builds a wheel for pip: it fetches the sdist that pyproject.toml names and applies patches/."""
 
 import base64
 import hashlib
@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import tarfile
+import tomllib
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
@@ -16,20 +17,21 @@ import patch_ng
 import truststore
 from setuptools import build_meta
 
-HERE = pathlib.Path(__file__).resolve().parent
-SDIST = 'chainer-7.8.1.tar.gz'
-SHA256 = '179f06176f8d7a42385bc7811956db04e68213cfe30f5081491b9e2b6ff70de8'
+HERE = pathlib.Path(__file__).absolute().parent  # chainercv/ has a link to this file
+PROJECT = tomllib.loads((HERE / 'pyproject.toml').read_text())
+NAME, SHA256 = PROJECT['project']['name'], PROJECT['tool']['sdist']['sha256']
+SDIST = f'{NAME}-{PROJECT["project"]["version"].partition("+")[0]}.tar.gz'
 LINK = rf"""(?i)href=["']?([^"'\s>]*\b{re.escape(SDIST)}(?:[#?][^"'\s>]*)?)["'\s>]"""
 
 
 def fetch():
-    """Return Chainer's sdist, bytes: the file beside this one, or else the index's; raise OSError if it has none."""
+    """Return the sdist, bytes: the file beside this one, or else the index's; raise OSError if it has none."""
     if (HERE / SDIST).exists():
         return (HERE / SDIST).read_bytes()
     truststore.inject_into_ssl()
     index = urlsplit(os.environ.get('PIP_INDEX_URL') or 'https://pypi.org/simple')
     login, _, host = index.netloc.rpartition('@')
-    page = f'{index.scheme}://{host}{index.path.rstrip("/")}/chainer/'
+    page = f'{index.scheme}://{host}{index.path.rstrip("/")}/{NAME}/'
 
     def get(url):
         request = Request(url)

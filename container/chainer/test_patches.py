@@ -1,9 +1,13 @@
 """Each patch has a test here that fails without it. `make test-chainer` runs Chainer's own suite."""
 
 import importlib.util
+import io
+import pickle
+import struct
 import subprocess
 import sys
 import unittest
+import zipfile
 
 import chainer
 import chainer.functions as F
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from chainer import testing
 from local_mode.docker import docker, image_uri
+from support import Canary
 
 
 def in_image(code, *command):
@@ -139,3 +144,51 @@ print(trainer.observation['mean'].array)
 def test_chainer_fast():
     code = 'import sys, chainer; print("chainer_fast" in sys.modules)'
     assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'True\n'
+
+
+def test_no_pickles(tmp_path):
+    """A pickle among or instead of a file's arrays runs no code; but None is one, and is loaded."""
+    link, path = chainer.links.Linear(None, 2), tmp_path / 'a.npz'
+    chainer.serializers.save_npz(path, link)
+    chainer.serializers.load_npz(path, link)
+    assert link.W.array is None
+    for value in [Canary(tmp_path / 'ran')], Canary(tmp_path / 'ran'), [None], 'any', {'a': 1}:
+        np.savez(path, W=np.ones((2, 2)), b=np.array(value, object))
+        with pytest.raises(ValueError, match='pickle'):
+            chainer.serializers.load_npz(path, link)
+        path.write_bytes(pickle.dumps(value))
+        with pytest.raises(ValueError, match='pickle'):
+            chainer.serializers.load_npz(path, link)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_no_pickles_that_reserve_memory(tmp_path):
+    """pickle's Unpickler in C makes room for as many objects as the highest index in a pickle says."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+        archive.writestr('b.npy', header.getvalue() + b'\x80\2Nr\xff\xff\xff\7.')
+    code = """import chainer, numpy, resource, sys
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    chainer.serializers.NpzDeserializer(numpy.load(sys.argv[1]))('b', numpy.ones(1))
+except ValueError:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"""
+    assert int(subprocess.check_output([sys.executable, '-c', code, tmp_path / 'a.npz'])) < 100  # MB
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4])
+@pytest.mark.parametrize('module', [b'numpy._core.multiarray', b'numpy.core.multiarray'])
+def test_no_pickles_but_none_of_any_version(tmp_path, protocol, module):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+    written = pickle.dumps(np.array(None), protocol)
+    assert b'numpy._core.multiarray' in written
+    text = len(b'numpy._core.multiarray'), len(module)  # in protocol 4 a text has its length, as has all of it
+    written = written.replace(b'\x8c%c' % text[0], b'\x8c%c' % text[1]).replace(b'numpy._core.multiarray', module)
+    if protocol == 4:
+        written = written[:3] + struct.pack('<Q', len(written) - 11) + written[11:]
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+        archive.writestr('b.npy', stream.getvalue() + written)
+    with np.load(tmp_path / 'a.npz') as npz:
+        assert chainer.serializers.NpzDeserializer(npz)('b', np.ones(1)) is None

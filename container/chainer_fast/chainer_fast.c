@@ -13,13 +13,13 @@
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
-#define SPINS 30000  // some 0.7 ms: spinning through Python's pause between two layers costs less than waking
+#define SPINS 3000  // some 0.07 ms: waking costs more, but threads that spin longer take the cores of NumPy's
 #elif defined __aarch64__
 #define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
-#define SPINS 50000
+#define SPINS 5000
 #else
 #define PAUSE sched_yield()
-#define SPINS 1000
+#define SPINS 100
 #endif
 
 struct array {  // the first members of NumPy's PyArrayObject
@@ -134,7 +134,9 @@ struct adam {
     float beta1, beta2, alpha, eps;  // beta1 and beta2 are 1 - Chainer's
 };
 
-FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
+FOR_EACH_CPU static void adam_part(const void *a_, long part, long parts) {
+    const struct adam *a = a_;
+    const long from = start(a->n, part, parts), to = start(a->n, part + 1, parts);
     float *restrict p = a->p, *restrict m = a->m, *restrict v = a->v;
     const float *restrict g = a->g;
     const float beta1 = a->beta1, beta2 = a->beta2, alpha = a->alpha, eps = a->eps;
@@ -145,107 +147,84 @@ FOR_EACH_CPU static void adam_loop(const struct adam *a, long from, long to) {
     }
 }
 
-static void adam_part(const void *a_, long part, long parts) {
-    const struct adam *a = a_;
-    adam_loop(a, start(a->n, part, parts), start(a->n, part + 1, parts));
-}
-
 void adam(struct array *p, struct array *m, struct array *v, struct array *g, long n,
           float beta1, float beta2, float alpha, float eps) {
     struct adam a = {p->data, m->data, v->data, g->data, n, beta1, beta2, alpha, eps};
     together(adam_part, &a, 10 * n);
 }
 
-struct linear {
-    const float *x, *W, *b, *gy;
-    float *y, *gx, *gW;
-    long rows, in, out;
+struct product {
+    const float *a, *b, *bias;  // with a bias b is transposed; or 0
+    float *c;
+    long m, n, k, trans_a;
 };
 
-FOR_EACH_CPU static void add_bias(const struct linear *a, long from, long to) {
-    float *restrict y = a->y;
-    const float *restrict b = a->b;
-    for (long i = 0; i < a->rows; i++, y += a->out)
-        for (long j = from; j < to; j++) y[j] += b[j];
+FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
+    float *restrict c = p->c;
+    const float *restrict bias = p->bias;
+    for (long i = 0; i < p->m; i++, c += p->n)
+        for (long j = from; j < to; j++) c[j] += bias[j];
 }
 
-// Computes products of rows of x and of W, from i and j on. A row's sums have one order, whatever the other rows.
-static inline __attribute__((always_inline)) void dots(const struct linear *a, long i, long j, long to,
+// Computes products of rows of a and of b, from i and j on. A row's sums have one order, whatever the other rows.
+static inline __attribute__((always_inline)) void dots(const struct product *p, long i, long j, long to,
                                                        const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
-    const long in = a->in;
-    const float *x = a->x + i * in, *W[6];
+    const long length = p->k;
+    const float *a = p->a + i * length, *b[6];
     lanes sums[4][6] = {0};
-    for (int c = 0; c < columns; c++) W[c] = a->W + (j + c < to ? j + c : to - 1) * in;
+    for (int c = 0; c < columns; c++) b[c] = p->b + (j + c < to ? j + c : to - 1) * length;
     long k = 0;
-    for (; k + 8 <= in; k += 8)
+    for (; k + 8 <= length; k += 8)
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c++)
-                sums[r][c] += *(const lanes *)(x + r * in + k) * *(const lanes *)(W[c] + k);
+                sums[r][c] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[c] + k);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns && j + c < to; c++) {
-            float sum = a->b[j + c];
+            float sum = p->bias[j + c];
             for (int l = 0; l < 8; l++) sum += sums[r][c][l];
-            for (long l = k; l < in; l++) sum += x[r * in + l] * W[c][l];
-            a->y[(i + r) * a->out + j + c] = sum;
+            for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
+            p->c[(i + r) * p->n + j + c] = sum;
         }
 }
 
-FOR_EACH_CPU static void few_rows(const struct linear *a, long from, long to) {
+FOR_EACH_CPU static void few_rows(const struct product *p, long from, long to) {
     for (long j = from; j < to; j += 6) {  // at most twelve sums at a time, which fit the registers
         long i = 0;
-        for (; i + 4 <= a->rows; i += 4) {
-            dots(a, i, j, to, 4, 3);
-            if (j + 3 < to) dots(a, i, j + 3, to, 4, 3);
+        for (; i + 4 <= p->m; i += 4) {
+            dots(p, i, j, to, 4, 3);
+            if (j + 3 < to) dots(p, i, j + 3, to, 4, 3);
         }
-        if (a->rows - i >= 2) dots(a, i, j, to, 2, 6), i += 2;
-        if (a->rows - i == 1) dots(a, i, j, to, 1, 6);
+        if (p->m - i >= 2) dots(p, i, j, to, 2, 6), i += 2;
+        if (p->m - i == 1) dots(p, i, j, to, 1, 6);
     }
 }
 
-static void linear_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
+static void product_part(const void *p_, long part, long parts) {
+    const struct product *p = p_;
+    const long n = p->n, k = p->k, size = p->trans_a ? p->m : n;
+    const long from = start(size, part, parts), to = start(size, part + 1, parts);
     if (from == to) return;
-    if (a->rows <= FEW) {  // sgemm would first copy W
-        few_rows(a, from, to);
-        return;
+    if (p->trans_a) {
+        gemm(ROWS, TRANSPOSED, PLAIN, to - from, n, k, 1, p->a + from, p->m, p->b, n, 0, p->c + from * n, n);
+    } else if (!p->bias) {
+        gemm(ROWS, PLAIN, PLAIN, p->m, to - from, k, 1, p->a, k, p->b + from, n, 0, p->c + from, n);
+    } else if (p->m <= FEW) {  // sgemm would first copy b
+        few_rows(p, from, to);
+    } else {
+        gemm(ROWS, PLAIN, TRANSPOSED, p->m, to - from, k, 1, p->a, k, p->b + from * k, k, 0, p->c + from, n);
+        add_bias(p, from, to);
     }
-    gemm(ROWS, PLAIN, TRANSPOSED, a->rows, to - from, a->in, 1, a->x, a->in, a->W + from * a->in, a->in,
-         0, a->y + from, a->out);
-    add_bias(a, from, to);
-}
-
-static void grad_data_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->in, part, parts), to = start(a->in, part + 1, parts);
-    if (from < to)
-        gemm(ROWS, PLAIN, PLAIN, a->rows, to - from, a->out, 1, a->gy, a->out, a->W + from, a->in,
-             0, a->gx + from, a->in);
-}
-
-static void grad_weight_part(const void *a_, long part, long parts) {
-    const struct linear *a = a_;
-    long from = start(a->out, part, parts), to = start(a->out, part + 1, parts);
-    if (from < to)
-        gemm(ROWS, TRANSPOSED, PLAIN, to - from, a->in, a->rows, 1, a->gy + from, a->out, a->x, a->in,
-             0, a->gW + from * a->in, a->in);
 }
 
 // Computes y = x W' + b.
-void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long in, long out) {
-    struct linear a = {.y = y->data, .x = x->data, .W = W->data, .b = b->data, .rows = rows, .in = in, .out = out};
-    together(linear_part, &a, rows * in * out);
+void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
+    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0};
+    together(product_part, &p, rows * out * in);
 }
 
-// Computes gx = gy W.
-void linear_grad_data(struct array *gx, struct array *W, struct array *gy, long rows, long in, long out) {
-    struct linear a = {.gx = gx->data, .W = W->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
-    together(grad_data_part, &a, rows * in * out);
-}
-
-// Computes gW = gy' x.
-void linear_grad_weight(struct array *gW, struct array *x, struct array *gy, long rows, long in, long out) {
-    struct linear a = {.gW = gW->data, .x = x->data, .gy = gy->data, .rows = rows, .in = in, .out = out};
-    together(grad_weight_part, &a, rows * in * out);
+// Computes c = a b, or a' b.
+void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
+    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a};
+    together(product_part, &p, m * n * k);
 }

@@ -1,8 +1,7 @@
 """This module removes most of Chainer's overhead on CPUs; `import chainer` loads it if it is installed.
 
 Linear layers, their gradients and Adam run in C for contiguous float32 arrays. They handle only cases in which their
-results equal Chainer's within rounding, and leave all others to Chainer. On a GPU, read-only data stay there, and
-reports take one kernel for each value. CHAINER_FAST=0 turns all of this off.
+results equal Chainer's within rounding, and leave all others to Chainer. CHAINER_FAST=0 turns them off.
 """
 
 import ctypes
@@ -10,17 +9,11 @@ import functools
 import importlib.util
 import os
 import sysconfig
-import weakref
 
 import chainer
 import numpy as np
-from chainer.backends import cuda
-from chainer.dataset import convert
-from chainer.datasets import TupleDataset
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
-from chainer.iterators import SerialIterator, _statemachine
 from chainer.optimizers.adam import AdamRule
-from chainer.reporter import Summary
 
 
 def load():
@@ -37,8 +30,7 @@ def load():
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, integer),
         (loops.linear, array, array, array, array, size, size, size),
-        (loops.linear_grad_data, array, array, array, size, size, size),
-        (loops.linear_grad_weight, array, array, array, size, size, size),
+        (loops.product, array, array, array, size, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
     ):
         function.argtypes, function.restype = types, None
@@ -93,32 +85,31 @@ def linear(self, inputs):
     self._config_use_ideep = chainer.config.use_ideep
     self.retain_inputs((0, 1))
     y = np.empty((len(x), len(W)), np.float32)
-    loops.linear(y, x, W, b, *x.shape, len(W))
+    loops.linear(y, x, W, b, *y.shape, x.shape[1])
     return (y,)
+
+
+def product(self, a, b, transposed):
+    """Return (a b,), or (a' b,); None for arrays that are left to Chainer."""
+    if not plain(a, b) or a.ndim != 2 or b.ndim != 2 or a.shape[not transposed] != len(b):
+        return None
+    self._config_use_ideep = chainer.config.use_ideep
+    self.retain_inputs((0, 1))
+    c = np.empty((a.shape[transposed], b.shape[1]), np.float32)
+    loops.product(c, a, b, *c.shape, len(b), transposed)
+    return (c,)
 
 
 @replaces(LinearGradData, 'forward')
 def linear_grad_data(self, inputs):
     W, gy = inputs
-    if not plain(W, gy) or W.ndim != 2 or gy.ndim != 2 or gy.shape[1] != len(W):
-        return None
-    self._config_use_ideep = chainer.config.use_ideep
-    self.retain_inputs((0, 1))
-    gx = np.empty((len(gy), W.shape[1]), np.float32)
-    loops.linear_grad_data(gx, W, gy, len(gy), W.shape[1], len(W))
-    return (gx,)
+    return product(self, gy, W, transposed=False)
 
 
 @replaces(LinearGradWeight, 'forward')
 def linear_grad_weight(self, inputs):
     x, gy = inputs
-    if not plain(x, gy) or x.ndim != 2 or gy.ndim != 2 or len(gy) != len(x) or self._w_dtype != np.float32:
-        return None
-    self._config_use_ideep = chainer.config.use_ideep
-    self.retain_inputs((0, 1))
-    gW = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    loops.linear_grad_weight(gW, x, gy, *x.shape, len(gW))
-    return (gW,)
+    return product(self, gy, x, transposed=True) if self._w_dtype == np.float32 else None
 
 
 @replaces(AdamRule, 'update_core_cpu')
@@ -130,83 +121,4 @@ def adam(self, param):
     if not p.flags.writeable or np.ndim(self.alpha_t):
         return None
     loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * self.alpha_t, hp.eps)
-    return True
-
-
-def of_numbers(a):
-    """Return whether a is a contiguous NumPy array of numbers in the machine's byte order."""
-    return type(a) is np.ndarray and a.flags.c_contiguous and a.dtype.isnative and a.dtype.kind in 'biuf'
-
-
-# The latest batch: the list, its examples, and the arrays and indices from which they were taken.
-latest = None, (), (), ()
-
-
-@replaces(SerialIterator, 'next')
-@replaces(SerialIterator, '__next__')
-def next_batch(self):
-    global latest
-    arrays = self.dataset._datasets if type(self.dataset) is TupleDataset else ()
-    if not arrays or not all(map(of_numbers, arrays)):
-        return None
-    self._previous_epoch_detail = self.epoch_detail
-    self._state, indices = _statemachine.iterator_statemachine(
-        self._state, self.batch_size, self.repeat, self.order_sampler, len(self.dataset)
-    )
-    if indices is None:
-        raise StopIteration
-    numbers = indices.tolist()
-    batch = list(zip(*[[array[i] for i in numbers] for array in arrays]))
-    latest = batch, tuple(batch), arrays, indices
-    return batch
-
-
-@replaces(type(convert.concat_examples), '__call__')
-def concat_examples(self, *args, **kwargs):
-    """Gather a batch with one operation for each array, if it still has the examples from next_batch."""
-    global latest
-    (made, examples, arrays, indices), latest = latest, (None, (), (), ())
-    usual = self.base_callable is convert.concat_examples_func and len(args) == 2 and not kwargs
-    if not usual or not made or args[0] is not made or [*map(id, made)] != [*map(id, examples)]:
-        return None
-    gathered, device, numbers = [], convert._get_device(args[1]), None
-    for array, column in zip(arrays, zip(*made)):
-        there = on_gpu(array, device)
-        if there is not None:
-            numbers = device.send(indices) if numbers is None else numbers
-            gathered.append(there.take(numbers, axis=0))
-        elif array.ndim == 1:  # the batch holds copies of numbers, and the array may have changed since
-            gathered.append(convert.to_device(device, np.array(column)))
-        elif any(a.shape != array.shape[1:] for a in column):
-            return None
-        else:
-            gathered.append(convert.to_device(device, array.take(indices, axis=0)))
-    return tuple(gathered)
-
-
-kept = {}  # {(an array's id, a GPU's id): the array on that GPU}
-
-
-def on_gpu(array, device):
-    """Return the array on this GPU, where it stays; None if it is writeable or too large for that."""
-    if getattr(device, 'xp', None) is not cuda.cupy or array.flags.writeable or not array.flags.owndata:
-        return None
-    key = id(array), device.device.id
-    if key not in kept:
-        if array.nbytes > cuda.cupy.cuda.runtime.memGetInfo()[0] // 8:
-            return None
-        kept[key] = device.send(array)
-        weakref.finalize(array, kept.pop, key, None)
-    return kept[key]
-
-
-@replaces(Summary, 'add')
-def add(self, value, weight=1):
-    """Add a value to a Summary on a GPU with one kernel instead of five."""
-    sums = value, self._x, self._x2
-    if not all(type(a) is cuda.ndarray and a.dtype == np.float32 for a in sums) or weight != 1:
-        return None
-    code = 'x += value; x2 += value * value'
-    cuda.elementwise('T value', 'T x, T x2', code, 'summary_add')(*sums)
-    self._n += weight
     return True

@@ -20,13 +20,19 @@ function readReply({status, ename, user_expressions}) {
   throw Error(`Sent to \`data\`, but the endpoint gave no answer: ${reason.slice(0, 200)}`);
 }
 
-// Return the path of the notebook in this page's address, as in the server's list of sessions. JupyterLab's
-// address follows the active panel, so the path is right for a pad that has the focus.
-function notebookPath(base) {
+// Return the path of a panel's notebook, as in the server's list of sessions. JupyterLab says "Path: a/b.ipynb", in the
+// reader's language, in the second line of its tab's title, while its address may name a folder. Notebook 7 has no tabs.
+function notebookPath(panel, base) {
+  const tab = document.querySelector(`.lm-TabBar-tab[data-id="${panel.id}"]`);
+  if (tab?.title) return tab.title.split('\n')[1]?.replace(/^.*?[:\uff1a]\s*/, '');
   const path = location.pathname.startsWith(base) ? location.pathname.slice(base.length) : '';
   const match = path.match(/^(?:(?:lab|doc)(?:\/workspaces\/[^/]+)?\/tree|notebooks)\/(.+)$/);
   return match && decodeURIComponent(match[1]);
 }
+
+// Return an error after which another try may succeed. Browsers drop connections when the network changes, and each
+// container that Docker starts changes it. Sending a drawing twice does no harm.
+const lost = text => Object.assign(Error(text), {lost: true});
 
 // Return a function that runs code in this page's notebook: it takes the content of an execute_request, and
 // promises the kernel's reply. Each error is one sentence.
@@ -38,12 +44,13 @@ function findKernel(pad) {
       'or use DigitPad of digit_pad).');
   }
   const config = JSON.parse(element.textContent), base = new URL(config.baseUrl || '/', location.href);
-  const path = pad.closest('.jp-NotebookPanel') && notebookPath(base.pathname);
+  const panel = pad.closest('.jp-NotebookPanel'), path = panel && notebookPath(panel, base.pathname);
   if (!path) throw Error('this pad is not inside its notebook (draw in the notebook itself).');
   return async content => {
-    for (let tries = 3; ; tries--) {
+    for (let tries = 1; ; tries++) {
       try { return await runOnServer(config, base, path, content); }
-      catch (error) { if (!error.lost || tries === 1) throw error; }  // sending a drawing twice does no harm
+      catch (error) { if (!error.lost || tries === 6) throw error; }
+      await new Promise(done => setTimeout(done, 300 * tries));  // several containers may start at once
     }
   };
 }
@@ -66,7 +73,7 @@ async function runInClassic({code, ...options}) {
 async function runOnServer({token, wsUrl}, base, path, content) {
   const get = path => fetch(new URL(path, base), {
     headers: token ? {Authorization: `token ${token}`} : {}, cache: 'no-store', signal: AbortSignal.timeout(10000),
-  }).catch(() => { throw Error('the Jupyter server does not answer.'); });
+  }).catch(({name}) => { throw (name === 'TimeoutError' ? Error : lost)('the Jupyter server does not answer.'); });
   const response = await get('api/sessions');
   if (!response.ok) throw Error(`the Jupyter server refused to list its kernels (${response.status}).`);
   const sessions = await response.json().catch(() => { throw Error('the Jupyter server asks you to log in again.'); });
@@ -87,7 +94,7 @@ async function runOnServer({token, wsUrl}, base, path, content) {
   try {
     return await new Promise((resolve, reject) => {
       timer = setTimeout(() => reject(Error('the kernel cannot be reached.')), 10000);
-      socket.onclose = socket.onerror = () => reject(Error('the connection to the kernel broke.'));
+      socket.onclose = socket.onerror = () => reject(lost('the connection to the kernel broke.'));
       socket.onopen = () => {
         clearTimeout(timer);  // a running cell may take any time
         socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, buffers: [], channel: 'shell', content}));
@@ -96,8 +103,8 @@ async function runOnServer({token, wsUrl}, base, path, content) {
           try {
             const response = await get(kernel);
             idle = response.ok && (await response.json()).execution_state === 'idle' ? idle + 1 : 0;
-            const lost = idle === 2;
-            if (response.status === 404 || lost) reject(Object.assign(Error('the kernel stopped.'), {lost}));
+            if (idle === 2) reject(lost('the kernel stopped.'));
+            if (response.status === 404) reject(Error('the kernel stopped.'));
           } catch { /* if the server has gone, the socket closes */ }
         }, 700);
       };

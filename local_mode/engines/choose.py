@@ -22,7 +22,7 @@ def choose() -> Engine:
         return Processes()
     if wanted not in ('', 'docker', 'podman'):
         raise EngineError(f'LOCAL_MODE is docker, podman or process, not {wanted!r}.')
-    return Docker(wanted or 'docker')
+    return Docker()
 
 
 def gpu_available() -> bool:
@@ -35,15 +35,10 @@ def gpu_available() -> bool:
     engine, image = choose(), image_uri('local_gpu')
     if not isinstance(engine, Docker):
         return False
-    if not engine.has_image(image):
-        print(f'This machine has a GPU, but there is no image {image}: using the CPU.')
-        return False
     try:
+        engine.check(image)
         engine('run', '--rm', '--gpus', 'all', '--entrypoint', 'nvidia-smi', image)
     except EngineError as e:
-        print(
-            'This machine has a GPU, but Docker cannot use it (is the NVIDIA Container Toolkit '
-            f'installed?): using the CPU. ({e})'
-        )
+        print(f'Using the CPU, as the GPU cannot be used: {e} Is the NVIDIA Container Toolkit installed?')
         return False
     return True

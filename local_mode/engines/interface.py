@@ -8,6 +8,7 @@ engine.remove({'mine': '1'})
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 Labels = Mapping[str, str]
 
@@ -31,16 +32,9 @@ class Container:
     port: int | None = None
     cpus: float | None = None
     gpus: bool = False
+    options: Sequence[str] = ()  # of `docker run`; processes have none
+    isolated: bool = False  # reaches its group only
     read_only: bool = False  # but for its mounts and /tmp
-
-
-@dataclasses.dataclass
-class Found:
-    """A container that the engine has, with those labels that were asked for."""
-
-    name: str
-    running: bool
-    labels: dict[str, str]
 
 
 class Engine(abc.ABC):
@@ -48,12 +42,14 @@ class Engine(abc.ABC):
 
     host = '127.0.0.1'  # where published ports answer
 
+    def reach(self) -> None:  # noqa: B027
+        """Raise EngineError, with the remedy, unless the engine answers."""
+
     @abc.abstractmethod
     def check(self, image: str) -> None:
         """Raise EngineError, with the remedy, unless the engine answers and the image can be run."""
 
-    @abc.abstractmethod
-    def fetch(self, image: str, boto_session: object) -> None:
+    def fetch(self, image: str, boto_session: Any) -> None:  # noqa: B027
         """Get an image from the account's registry, if its name says so and it is not here."""
 
     @abc.abstractmethod
@@ -62,7 +58,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(self, containers: Sequence[Container]) -> None:
-        """Start containers, which reach each other by their hosts' names and no other container."""
+        """Start containers, which reach each other by hosts' names and no other; PortTaken if a port is taken."""
 
     @abc.abstractmethod
     def logs(self, name: str) -> Iterator[str]:
@@ -77,15 +73,15 @@ class Engine(abc.ABC):
         """Send SIGTERM to these containers and, after so many seconds, SIGKILL."""
 
     @abc.abstractmethod
-    def find(self, labels: Labels, want: Sequence[str] = (), stopped: bool = False) -> list[Found]:
-        """Return the running containers that have all these labels ('' is any value), or also stopped ones.
+    def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        """Return the running containers that have all these labels ('' is any value): {name: {label: value}}.
 
         want: the labels of which the values are returned.
         """
 
     @abc.abstractmethod
     def remove(self, labels: Labels) -> None:
-        """End and remove the containers that have all these labels, and their networks."""
+        """End and remove the containers that have all these labels, and their networks; all that can be removed."""
 
     @abc.abstractmethod
     def cpus(self) -> int:

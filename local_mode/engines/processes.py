@@ -2,8 +2,8 @@
 
 A container is then a process of this user, in a directory of its own, which runs our image's `train` or
 `serve`. Nothing isolates it: it sees this machine's files and network, and a script's requirements are
-installed for the notebook, too. Its record lies in its job's directory, where other processes find it
-and can end it, also after a kernel was killed.
+installed for the notebook, too. Its environment names it, by which other processes find it and can end it,
+also after a kernel was killed.
 """
 
 import contextlib
@@ -12,59 +12,23 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import psutil
-from local_mode.engines.interface import Container, Engine, Found, Labels
-from local_mode.errors import EngineError
-from local_mode.names import LABEL, is_our_image
-from local_mode.places import container_directory
+from local_mode.engines.interface import Container, Engine, Labels
+from local_mode.errors import EngineError, PortTaken
+from local_mode.names import container_directory, is_our_image, label
 
 KEPT = re.compile(
     'PATH|HOME|LANG|LC_.*|TMPDIR|LD_LIBRARY_PATH|SSL_CERT_.*|REQUESTS_CA_BUNDLE|PIP_.*|UV_.*|.*_proxy', re.IGNORECASE
 )
+MARK, NAME = 'CHAINER_MNIST_LOCAL_MODE', label('name')  # a container's labels and name: its processes inherit both
 NOTICE = 'Without Docker: training and hosting run as processes, which nothing isolates from this machine.'
-
-
-@dataclasses.dataclass
-class Record:
-    """A process and how to find it: the file `path` holds the rest of this."""
-
-    path: pathlib.Path
-    name: str
-    labels: dict[str, str]
-    pid: int
-    created: float
-
-    def process(self) -> psutil.Process | None:
-        """Return the running process, or None."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        return None
-
-    def has(self, labels: Labels) -> bool:
-        return all(name in self.labels and value in ('', self.labels[name]) for name, value in labels.items())
-
-    def end(self, seconds: float) -> None:
-        """Send SIGTERM, and after so many seconds SIGKILL to it and all that it has started."""
-        if process := self.process():
-            children = process.children(recursive=True)
-            if seconds:
-                process.terminate()
-            _, alive = psutil.wait_procs([process], seconds)
-            for left in [*alive, *children]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    left.kill()
-            psutil.wait_procs([*alive, *children], 5)
 
 
 class Processes(Engine):
@@ -73,7 +37,7 @@ class Processes(Engine):
     noticed = False
 
     def __init__(self) -> None:
-        self.started: dict[str, subprocess.Popen] = {}
+        self.started: dict[str, tuple[subprocess.Popen, Container]] = {}
         if not Processes.noticed:
             Processes.noticed = True
             print(NOTICE)
@@ -82,42 +46,37 @@ class Processes(Engine):
         if not is_our_image(image):
             raise refusal(image)
         if not find_spec('sagemaker_training'):
-            raise EngineError(
-                'What processes need in place of Docker is not installed here: `python -m local_mode image`.'
-            )
-
-    def fetch(self, image: str, boto_session: object) -> None:
-        pass
+            raise EngineError('Processes need packages that are not installed here: `python -m local_mode image`.')
 
     def has_image(self, image: str) -> bool:
         return is_our_image(image)
 
     def run(self, containers: Sequence[Container]) -> None:
         container = containers[0]
-        if len(containers) > 1 or container.entrypoint or not is_our_image(container.image):
+        told = container.entrypoint or list(container.command) not in (['train'], ['serve'])
+        if len(containers) > 1 or told or not is_our_image(container.image):
             raise refusal(container.image)
+        if container.isolated:
+            raise EngineError('Without Docker nothing isolates a job: leave out enable_network_isolation.')
         base = base_directory(container)
-        base.mkdir()
-        mount(container.mounts, base)
-        program, environment = prepare(container, base)
-        with base.with_suffix('.log').open('wb') as log:
-            process = subprocess.Popen(
-                program, cwd=base, env=environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.started[container.name] = process
-        created = psutil.Process(process.pid).create_time()
-        record = dict(name=container.name, labels=container.labels, pid=process.pid, created=created)
-        file = base.with_suffix('.json')
-        file.with_suffix('.new').write_text(json.dumps(record))
-        file.with_suffix('.new').rename(file)
+        with listen(container.port or 0) as listener:
+            base.mkdir()
+            mount(container.mounts, base)
+            program, environment = prepare(container, base, listener.fileno())
+            with base.with_suffix('.log').open('wb') as out:
+                process = subprocess.Popen(
+                    program, cwd=base, env=environment, start_new_session=True,
+                    pass_fds=[listener.fileno()] * bool(container.port),
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                )  # fmt: skip
+        self.started[container.name] = process, container
 
     def logs(self, name: str) -> Iterator[str]:
-        (record,) = (record for record in records() if record.name == name)
-        with record.path.with_suffix('.log').open('rb') as log:
+        process, container = self.find_started(name)
+        with base_directory(container).with_suffix('.log').open('rb') as log:
             ended, line = False, b''
             while not ended:
-                ended = self.started[name].poll() is not None  # and once more after the end
+                ended = process.poll() is not None  # and once more after the end
                 for part in log:
                     line += part
                     if line.endswith(b'\n'):
@@ -128,40 +87,37 @@ class Processes(Engine):
             yield line.decode('utf-8', 'replace')
 
     def wait(self, name: str) -> int:
-        process = self.started[name]
+        process, _ = self.find_started(name)
         code = process.wait()
-        with contextlib.suppress(ProcessLookupError):  # nothing outlives it, as in a container
-            os.killpg(process.pid, signal.SIGKILL)
+        end({NAME: name})  # nothing outlives it, as in a container
         return code & 255 if code >= 0 else 128 - code
 
-    def stop(self, names: Sequence[str], seconds: int) -> None:
-        for record in records():
-            if record.name in names:
-                record.end(seconds)
+    def find_started(self, name: str) -> tuple[subprocess.Popen, Container]:
+        if not (started := self.started.get(name)):
+            raise EngineError(f'{name} has been removed.')
+        return started
 
-    def find(self, labels: Labels, want: Sequence[str] = (), stopped: bool = False) -> list[Found]:
-        found = [(record, bool(record.process())) for record in records() if record.has(labels)]
-        return [
-            Found(record.name, running, {name: record.labels.get(name, '') for name in want})
-            for record, running in found
-            if running or stopped
-        ]
+    def stop(self, names: Sequence[str], seconds: int) -> None:
+        for name in names:
+            end({NAME: name}, seconds)
+
+    def find(self, labels: Labels, want: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        found = [member.labels for member in members(labels)]
+        return {own[NAME]: {name: own.get(name, '') for name in want} for own in found}
 
     def remove(self, labels: Labels) -> None:
-        for record in records():
-            if record.has(labels):
-                record.end(0)
-                record.path.unlink(missing_ok=True)
-                record.path.with_suffix('.log').unlink(missing_ok=True)
-                shutil.rmtree(record.path.with_suffix(''), ignore_errors=True)  # links, not what they lead to
-                if process := self.started.pop(record.name, None):
-                    process.wait()
+        end(labels)
+        for name, (process, container) in list(self.started.items()):
+            if has(container.labels, labels):
+                process.kill()
+                process.wait()
+                self.started.pop(name, None)
 
     def cpus(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
     def removal(self, name: str) -> str:
-        return ' '.join(['kill', *(str(record.pid) for record in records() if record.name == name)])
+        return ' '.join(['kill', *(str(member.process.pid) for member in members({NAME: name}) if member.first)])
 
 
 def refusal(image: str) -> EngineError:
@@ -170,17 +126,49 @@ def refusal(image: str) -> EngineError:
 
 def base_directory(container: Container) -> pathlib.Path:
     """Return the directory that stands for /opt/ml, in the job's own."""
-    return pathlib.Path(container.labels[f'{LABEL}.directory'], f'process-{container.name}')
+    return pathlib.Path(container.labels[label('directory')], f'process-{container.name}')
 
 
-def records() -> list[Record]:
-    """Return the records of this user's processes, running or not."""
+@dataclasses.dataclass
+class Member:
+    """A process of a container, which ends with its first one."""
+
+    labels: dict[str, str]
+    process: psutil.Process
+    first: bool
+
+
+def members(labels: Labels) -> list[Member]:
+    """Return this user's processes of the containers that have all these labels ('' is any value)."""
     found = []
-    for path in sorted(pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*/*/process-*.json')):
-        with contextlib.suppress(OSError, ValueError):  # it goes at this moment
-            if path.parent.lstat().st_uid == os.getuid():  # nobody else may name a process to be killed
-                found.append(Record(path, **json.loads(path.read_text())))
-    return found
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, ValueError):  # it ends at this moment
+            # Nobody else may name a process to be killed.
+            if process.uids().real == os.getuid() and (mark := process.environ().get(MARK)):
+                found.append(Member(json.loads(mark), process, os.getsid(process.pid) == process.pid))
+    return [member for member in found if has(member.labels, labels)]
+
+
+def has(own: Labels, labels: Labels) -> bool:
+    return all(name in own and value in ('', own[name]) for name, value in labels.items())
+
+
+def end(labels: Labels, seconds: float = 0) -> None:
+    """Send SIGTERM, and after so many seconds SIGKILL, to containers and all that they have started.
+
+    None is waited for, which would take its exit code from its Popen.
+    """
+    for member in members(labels):
+        if member.first and seconds:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.process.terminate()
+    deadline = time.monotonic() + seconds
+    while (found := members(labels)) and time.monotonic() < deadline + 10:
+        if time.monotonic() > deadline or not any(member.first for member in found):
+            for member in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.process.kill()
+        time.sleep(0.05)
 
 
 def mount(mounts: Mapping[str, str], base: pathlib.Path) -> None:
@@ -195,14 +183,22 @@ def mount(mounts: Mapping[str, str], base: pathlib.Path) -> None:
             there.symlink_to(os.path.abspath(here))
 
 
-def prepare(container: Container, base: pathlib.Path) -> tuple[list[str], dict[str, str]]:
-    """Return the program of a container, and its environment, with base for /opt/ml."""
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on loopback, so that nobody else can; PortTaken if somebody does."""
+    try:
+        return socket.create_server(('127.0.0.1', port))
+    except OSError as e:
+        raise PortTaken(f'Port {port}: {e.strerror}') from None
+
+
+def prepare(container: Container, base: pathlib.Path, listener: int) -> tuple[list[str], dict[str, str]]:
+    """Return the program of a container, and its environment, with base for /opt/ml, and a listening socket."""
     given = dict(container.environment)
     for name in given:
         if name.startswith(('SAGEMAKER_', 'SM_')):
             given[name] = given[name].replace('/opt/ml', str(base))
     environment = {k: v for k, v in os.environ.items() if KEPT.fullmatch(k)} | image_variables() | given
-    environment['SAGEMAKER_BASE_DIR'] = str(base)
+    environment |= {'SAGEMAKER_BASE_DIR': str(base), MARK: json.dumps({**container.labels, NAME: container.name})}
     if list(container.command) == ['train']:
         config = base / 'input' / 'config'
         # The toolkit waits until a host's name is known.
@@ -212,20 +208,22 @@ def prepare(container: Container, base: pathlib.Path) -> tuple[list[str], dict[s
             file.write_text(file.read_text().replace(old, new))
         # Not bin/train, whose first line cannot hold a path with a space.
         return [sys.executable, '-m', 'sagemaker_training.cli.train'], environment
-    environment |= {'SAGEMAKER_BIND_TO_PORT': str(container.port), 'SAGEMAKER_BIND_TO_HOST': '127.0.0.1'}
-    environment['SM_MODEL_DIR'] = str(base / 'model')
+    environment |= {'SAGEMAKER_BIND_TO_FD': str(listener), 'SM_MODEL_DIR': str(base / 'model')}
     settings = container_directory() / 'sagemaker-chainer' / 'gunicorn.conf.py'
     return [sys.executable, '-m', 'gunicorn', '-c', str(settings)], environment
 
 
 def image_variables() -> dict[str, str]:
     """Return the variables that container/Dockerfile sets, for processes."""
-    stubs = pathlib.Path(__file__).parent / 'stubs'
+    stubs, sources = pathlib.Path(__file__).parent / 'stubs', container_directory() / 'sagemaker-chainer'
     return {
-        'PYTHONPATH': os.pathsep.join([str(container_directory() / 'sagemaker-chainer'), str(stubs)]),
+        'PYTHONPATH': os.pathsep.join([str(sources), str(stubs)]),
         'PYTHONUNBUFFERED': '1',
         'PYTHONDONTWRITEBYTECODE': '1',
         'PYTHONUTF8': '1',  # LC_ALL=C and a path with an é
         'MPLBACKEND': 'Agg',
+        'SPT_NOENV': '1',  # or setproctitle, where gunicorn finds it, would write over the environment
+        # A script's requirements go into the notebook's environment, and may not replace its Chainer.
+        'PIP_CONSTRAINT': f'{(sources / "constraints.txt").as_uri()} {os.environ.get("PIP_CONSTRAINT", "")}',
         'SAGEMAKER_TRAINING_MODULE': 'sagemaker_chainer_container.training:main',
     }

@@ -14,7 +14,7 @@ import nbformat.v4
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_server.auth import passwd
-from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, says, wait_for
+from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, says, visit, wait_for
 
 
 @pytest.fixture(scope='session')
@@ -76,7 +76,8 @@ from sagemaker.chainer.model import ChainerPredictor
 session = open_session(embedded=True)
 if isinstance(ENDPOINT, int):
     alive = SimpleNamespace(container=SimpleNamespace(is_alive=lambda: True))
-    fake = SimpleNamespace(port=ENDPOINT, local_session=None, container=alive)
+    variant = dict(VariantName='AllTraffic')
+    fake = SimpleNamespace(port=ENDPOINT, local_session=None, container=alive, production_variant=variant)
     session.sagemaker_client._endpoints[ENDPOINT] = fake
 predictor = ChainerPredictor(ENDPOINT, session)
 """
@@ -176,7 +177,7 @@ class Server:
     def open_pad(self, page, front_end, path, *more, **options):
         """Write, open and run a notebook with a pad; return the pad."""
         self.add_notebook(path, *more, **options)
-        page.goto(f'{self.url}{front_end}/{urllib.parse.quote(path)}?token={self.token}')
+        visit(page, f'{self.url}{front_end}/{urllib.parse.quote(path)}?token={self.token}')
         self.kernel(path)
         self.run_all(page)
         pad = page.locator('.digit-pad')

@@ -5,7 +5,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
-from support import BLANK, FOOT, ONE, draw, make_model, pack, says, wait_for
+from support import BLANK, FOOT, ONE, draw, make_model, pack, says, visit, wait_for
 
 from digit_pad import hand
 from digit_pad.ways import WAYS
@@ -97,7 +97,7 @@ def test_renamed_restarted_reloaded(server, page, front_end):
     page.keyboard.press('Control+s')  # straight after drawing
     wait_for(lambda: 'digit-pad' in (server.root / after).read_text(encoding='utf-8'))
     page.on('dialog', lambda dialog: dialog.accept())
-    page.goto(f'{server.url}{front_end}/{urllib.parse.quote(after)}')
+    visit(page, f'{server.url}{front_end}/{urllib.parse.quote(after)}')
     pad = page.locator('.digit-pad')
     says(pad, 'Draw a digit here')  # without running the cell again
     server.kernel(after)
@@ -150,3 +150,20 @@ def test_a_server_with_a_password_and_a_base_url(server_with_password, page, fro
     sessions = page.evaluate("fetch('/user/anna/api/sessions').then(response => response.json())")
     (kernel,) = [session['kernel']['id'] for session in sessions if session['path'] == path]
     assert server.data(kernel) == data
+
+
+def test_in_lab_the_address_may_name_a_folder(server, page):
+    """After a reload, and while folders are browsed, the pad still finds the notebook that it is in."""
+    pad = server.open_pad(page, 'lab/workspaces/folder/tree', 'folder/pad.ipynb')
+    server.add_notebook('pad.ipynb')  # whose path is the end of the other's
+    kernel = server.kernel('folder/pad.ipynb')
+    page.evaluate("jupyterapp.commands.execute('filebrowser:open-path', {path: 'folder'})")
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    wait_for(lambda: 'digit-pad' in (server.root / 'folder/pad.ipynb').read_text(encoding='utf-8'))
+    page.wait_for_timeout(2000)  # JupyterLab saves its layout
+    page.reload()
+    says(pad, 'Draw a digit here')
+    server.kernel('folder/pad.ipynb')
+    server.takes(kernel, pad, *ONE)
+    page.evaluate("history.replaceState(null, '', '/lab/workspaces/folder/tree/folder')")
+    server.takes(kernel, pad, *FOOT)

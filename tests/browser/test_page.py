@@ -1,13 +1,18 @@
 """output/pad.html works from a file, predicts during drawing, and predicts as the model does."""
 
+import contextlib
+import socket
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
+import playwright.sync_api
 import pytest
 from support import LISTEN, ONE, load, move, says
 
 import chainer_mnist_single_machine as script
+from digit_pad.build import build
 from digit_pad.page import write
 
 
@@ -36,6 +41,45 @@ def test_a_finger_is_read_while_it_draws_and_nothing_is_asked_for(page, path):
     pad.get_by_role('button', name='Clear').click()
     says(pad, '')
     assert asked == [path.as_uri()] and path.stat().st_size < 2_000_000
+
+
+ASK = """async url => {
+    const image = new Image();
+    image.src = url + 'image';
+    navigator.sendBeacon(url + 'beacon', 'drawn');
+    const script = document.createElement('script');
+    script.src = url + 'script.js';
+    document.body.append(script);
+    const form = document.createElement('form');
+    Object.assign(form, {action: url + 'form', method: 'POST', target: 'other'});
+    document.body.append(form, Object.assign(document.createElement('iframe'), {name: 'other'}));
+    form.submit();
+    new WebSocket(url.replace('http', 'ws')).onerror = () => {};
+    const signal = AbortSignal.timeout(500);
+    await fetch(url, {method: 'POST', mode: 'no-cors', body: 'drawn', signal}).catch(() => {});
+}"""
+
+
+def test_it_can_send_nothing_and_holds_only_the_network(page, tmp_path):
+    network, path = script.MLP(20), tmp_path / 'pad.html'
+    chainer.serializers.save_npz(tmp_path / 'model.npz', network)
+    write(tmp_path / 'model.npz', path, images := np.eye(3, 784, dtype=np.float32), network(images).array)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        page.goto(path.as_uri())
+        says(page.locator('.digit-pad'), 'Draw a digit here')
+        with contextlib.suppress(playwright.sync_api.Error):  # the policy refuses
+            page.evaluate(ASK, f'http://127.0.0.1:{server.getsockname()[1]}/')
+        page.wait_for_timeout(300)
+        server.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):  # Chromium connects ahead of what it then does not send
+            while True:
+                with server.accept()[0] as connection:
+                    connection.settimeout(0.1)
+                    with contextlib.suppress(TimeoutError):
+                        assert connection.recv(1000) == b''
+    assert path.stat().st_mode & 0o022 == 0
+    parts = path.read_text().replace(build(), '').split('<script')
+    assert len(parts) == 3 and 'network' in parts[1] and str(path.parent) not in ''.join(parts)
 
 
 def test_its_answers_are_the_models(page, path, model, small_mnist):

@@ -128,6 +128,24 @@ def test_a_taken_port_is_found_before_deploying(estimator, other_port):
             estimator.deploy(1, 'local')
 
 
+def test_a_port_that_is_taken_meanwhile_leads_to_the_next(session, estimator, other_port, monkeypatch):
+    with socket.socket() as stranger:
+
+        def late(*_):  # between the choice of a port and the start
+            stranger.bind(('127.0.0.1', session.serving_port))
+            stranger.listen()
+
+        monkeypatch.setattr(session.engine, 'fetch', late)
+        session.set_serving_port(None)
+        predictor = estimator.deploy(1, 'local')
+        try:
+            assert predictor.predict(BLACK).shape == (1, 10)
+            found = endpoints.find(session.engine, predictor.endpoint_name)
+            assert int(found[endpoints.PORT]) > stranger.getsockname()[1]
+        finally:
+            predictor.delete_endpoint()
+
+
 def test_deploying_again_asks_to_delete_the_earlier_endpoint(predictor, estimator):
     with pytest.raises(RuntimeError, match=r'earlier endpoint of this notebook.*delete_endpoint\(\)'):
         estimator.deploy(1, 'local')

@@ -75,8 +75,9 @@ def test_a_crash_on_any_rank_ends_the_job(session, inputs, tmp_path, rank):
 
 
 def test_more_processes_than_slots_are_refused(session, inputs):
-    with pytest.raises(RuntimeError, match='num_processes=3 do not fit on 2 host'):
-        make_estimator(session, DISTRIBUTED, dict(instance_count=2, num_processes=3)).fit(inputs)
+    """Three hosts, which on two CPUs have 0.67 each."""
+    with pytest.raises(RuntimeError, match='num_processes=4 do not fit on 3 host'):
+        make_estimator(session, DISTRIBUTED, dict(instance_count=3, num_processes=4)).fit(inputs)
 
 
 WAITS = 'import time, pathlib\nwhile not pathlib.Path("/opt/ml/output/go").exists(): time.sleep(0.1)\n'

@@ -5,23 +5,40 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import resource
+import shutil
 import time
 
 import local_mode.s3
 import numpy as np
 import pytest
-from botocore.exceptions import ClientError
-from local_mode.errors import EngineError, JobError
-from local_mode.s3 import checkpoints, open_tar
+from local_mode.errors import EndpointError, EngineError, JobError
+from local_mode.s3 import checkpoints, local_copy
 from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
+from sagemaker.chainer.model import ChainerModel
 from sagemaker.model import Model
 from sagemaker.processing import ProcessingInput, ProcessingOutput, Processor
 from sagemaker.s3 import S3Downloader, S3Uploader
 from sagemaker.workflow.pipeline import Pipeline
 from sagemaker.workflow.pipeline_context import LocalPipelineSession
 from sagemaker.workflow.steps import TrainingStep
-from support import CSV, IMAGE, JSON, NPY, ROLE, containers, free_port, load, make_estimator, npy, pack
+from support import (
+    CSV,
+    IMAGE,
+    JSON,
+    NPY,
+    ROLE,
+    containers,
+    free_port,
+    load,
+    make_estimator,
+    npy,
+    open_tar,
+    output,
+    pack,
+)
 
 WRITES = """
 import json, os, sys
@@ -40,6 +57,14 @@ if __name__ == '__main__':
         json.dump(text, f)
 """
 PRICE = '$HOME costs $$5 or ${5}'
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(session):
+    """After each test the session's directory is as before."""
+    before = os.listdir(session.directory)
+    yield
+    assert os.listdir(session.directory) == before
 
 
 @pytest.fixture
@@ -75,6 +100,14 @@ def test_a_job_is_described_as_it_was_asked_for_and_attached_to(session, script)
     assert described['Environment'] == {'PRICE': '1'}
     again = Chainer.attach(estimator._current_job_name, session)
     assert again.model_data == estimator.model_data and again.hyperparameters()['price'] == '2'
+
+
+def test_a_job_without_its_input_fails_with_the_reason(session, script):
+    estimator = make_estimator(session, script(WRITES))
+    with pytest.raises(JobError, match='Training job .* failed.*NoSuchBucket'):
+        estimator.fit({'train': 's3://no-such-bucket/data'})
+    described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+    assert described['TrainingJobStatus'] == 'Failed' and 'NoSuchBucket' in described['FailureReason']
 
 
 def test_a_failure_beside_local_output_is_told(session, script, tmp_path):
@@ -166,20 +199,138 @@ def test_checkpoints_that_could_not_be_written_are_written_later_or_told(session
             pathlib.Path(directory, 'more').write_text('2')
 
 
+LINKS = """
+import os, socket
+if __name__ == '__main__':
+    for directory in '/opt/ml/model', '/opt/ml/checkpoints', '/opt/ml/output/data':
+        os.chdir(directory)
+        open('real', 'w').write('real')
+        os.mkdir('below')
+        os.symlink('../real', 'below/relative')
+        os.symlink(directory + '/real', 'absolute')
+        os.symlink(os.environ['SECRET'], 'secret')
+        os.symlink(os.path.dirname(os.environ['SECRET']), 'secrets')
+        os.symlink('loop', 'loop')
+        os.mkfifo('fifo')
+        socket.socket(socket.AF_UNIX).bind('socket')
+"""
+
+
+@pytest.fixture
+def secret(tmp_path):
+    (tmp_path / 'secrets').mkdir()
+    (tmp_path / 'secrets' / 'file').write_text('secret')
+    return str(tmp_path / 'secrets' / 'file')
+
+
+def test_links_of_a_job_work_and_lead_to_nothing_of_this_machine(session, script, secret):
+    kept = f's3://{session.default_bucket()}/linked'
+    options = dict(environment={'SECRET': secret}, checkpoint_s3_uri=kept)
+    estimator = make_estimator(session, script(LINKS), options)
+    estimator.fit()
+    directory = local_copy(session, estimator.model_data).removeprefix('file://')
+    names = {os.path.relpath(os.path.join(root, name), directory): pathlib.Path(root, name)
+             for root, _, files in os.walk(directory) for name in files}  # fmt: skip
+    assert {name: path.read_text() for name, path in names.items()} == dict.fromkeys(
+        ['real', 'absolute', 'below/relative'], 'real'
+    )
+    shutil.rmtree(directory)
+    with output(estimator) as tar:
+        assert {'data/real', 'data/absolute', 'data/below/relative'} < {*tar.getnames()}
+        assert not [name for name in tar.getnames() if 'secret' in name]
+    found = {uri.removeprefix(kept + '/') for uri in S3Downloader.list(kept, session)}
+    assert found == {'real', 'below/relative'}
+
+
+WRITES_MUCH = """
+import os
+if __name__ == '__main__':
+    with open('/opt/ml/model/weights', 'wb') as f:
+        f.write(os.urandom(3 << 20))
+    if EXITS:
+        raise ArithmeticError('at the end')
+"""
+
+
+@pytest.mark.parametrize('fault, exits', [('disk', 'True'), ('S3', 'False')])
+def test_a_model_that_cannot_be_collected_is_kept_and_named(script, fault, exits, monkeypatch):
+    """The disk is full, after a failed job; S3 has gone, after a good one."""
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
+        estimator = make_estimator(session, script(WRITES_MUCH.replace('EXITS', exits)))
+        wait = session.engine.wait
+
+        def end(name):
+            code = wait(name)
+            if fault == 'S3':
+                session.stop_aws()
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+            return code
+
+        monkeypatch.setattr(session.engine, 'wait', end)
+        try:
+            with pytest.raises(JobError) as error:
+                estimator.fit()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        described = session.sagemaker_client.describe_training_job(estimator._current_job_name)
+        assert described['TrainingJobStatus'] == 'Failed'
+        session.stop_aws = None
+    (kept,) = re.findall('What it wrote is in (.*), as it could not be collected', str(error.value))
+    assert os.path.getsize(f'{kept}/model/weights') == 3 << 20
+    assert ('ArithmeticError: at the end' in str(error.value)) == (exits == 'True')
+    shutil.rmtree(kept)
+
+
+NAMES = """
+import os
+def model_fn(model_dir): return open(model_dir + '/name').read()
+def predict_fn(data, model): return model
+"""
+
+
+def test_models_beside_each_other_answer_for_themselves_and_leave_nothing(session, script, tmp_path, other_port):
+    """A deploy takes the room of one model, which goes with the endpoint, and no file appears beside the user's."""
+    (tmp_path / 'models').mkdir()
+    predictors, size = [], 3 << 20
+    options = dict(role=ROLE, image_uri=IMAGE, sagemaker_session=session)
+    before = os.listdir(session.directory)
+    for name in 'one', 'two':
+        (tmp_path / 'name').write_text(name)
+        (tmp_path / 'weights').write_bytes(os.urandom(size))
+        archive = pack(tmp_path / 'models' / f'{name}.tar.gz', tmp_path / 'name', tmp_path / 'weights')
+        data = f'file://{archive}' if name == 'one' else session.upload_data(archive, key_prefix='two')
+        session.set_serving_port(free_port())
+        predictors.append(ChainerModel(data, entry_point=str(script(NAMES)), **options).deploy(1, 'local'))
+    try:
+        client = session.sagemaker_runtime_client
+        answers = [client.invoke_endpoint(b'[1]', p.endpoint_name, JSON)['Body'].read() for p in predictors]
+        assert [json.loads(answer) for answer in answers] == ['one', 'two']
+        used = sum(path.stat().st_size for path in pathlib.Path(session.directory).rglob('*') if path.is_file())
+        assert used < 2.2 * size
+    finally:
+        for predictor in predictors:
+            predictor.delete_endpoint()
+    assert {path.name for path in (tmp_path / 'models').iterdir()} == {'one.tar.gz', 'two.tar.gz'}
+    assert os.listdir(session.directory) == before
+
+
 def test_code_that_is_not_there_is_told_and_the_session_closes(script, tmp_path):
     with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
         (tmp_path / 'empty').mkdir()
         data = session.upload_data(pack(tmp_path / 'model.tar.gz', tmp_path / 'empty'), key_prefix='model')
         submitted = f's3://{session.default_bucket()}/none.tar.gz'
         model = Model(IMAGE, data, ROLE, env={'SAGEMAKER_SUBMIT_DIRECTORY': submitted}, sagemaker_session=session)
-        with pytest.raises((FileNotFoundError, ClientError), match='none.tar.gz|404'):
+        with pytest.raises(EndpointError, match='No S3 objects found .*none.tar.gz'):
             model.deploy(1, 'local')
     assert not os.path.exists(session.directory)
 
 
 def test_an_endpoint_has_one_instance(estimator):
     with pytest.raises(ValueError, match=r'one instance: deploy\(1'):
-        estimator.deploy(2, 'local')
+        estimator.deploy(initial_instance_count=2, instance_type='local')
 
 
 def test_batch_transform(session, estimator, small_mnist, other_port):
@@ -232,7 +383,7 @@ def test_two_jobs_and_an_endpoint_at_once_in_one_session(session, script, other_
     first.fit()
     jobs = [make_estimator(session, script(STEADY), dict(environment={'NAME': n})) for n in ('one', 'two')]
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        running = [threads.submit(job.fit) for job in jobs]
+        running = [threads.submit(job.fit, job_name=f'at-once-{i}') for i, job in enumerate(jobs)]
         time.sleep(2)
         predictor = first.deploy(1, 'local')
         assert [job.result() for job in running] == [None, None]
@@ -264,11 +415,13 @@ def test_a_step_of_a_pipeline_runs_on_our_engine(session, script):
         assert containers(ours) == containers(session) == []
 
 
-def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path):
+def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path, secret):
     """It leaves no container, and no missing image is asked for on Docker Hub."""
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'text').write_text('three more words')
-    count = 'cd /opt/ml/processing; wc -w < in/text > out/words'
+    count = (
+        f'cd /opt/ml/processing/out; wc -w < ../in/text > words; ln -s words link; ln -s {secret} secret; mkfifo fifo'
+    )
     options = dict(role=ROLE, instance_count=1, instance_type='local', sagemaker_session=session)
     out = f's3://{session.default_bucket()}/words'
     files = dict(
@@ -277,8 +430,20 @@ def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path):
     )
     Processor(image_uri=IMAGE, entrypoint=['sh', '-c', count], **options).run(**files)
     assert S3Downloader.read_file(out + '/words', session).strip() == '3'
+    assert {*S3Downloader.list(out, session)} == {out + '/words', out + '/link'}
     with pytest.raises(JobError, match='Processing job .* failed.*exited with code 9'):
         Processor(image_uri=IMAGE, entrypoint=['sh', '-c', 'exit 9'], **options).run()
+    session.config = {'local': {**session.config['local'], 'container_config': {'shm_size': '123m'}}}
+    checks = '[ $PYTHONUNBUFFERED = 1 ] && df /dev/shm | grep " 125952 "'
+    try:
+        Processor(image_uri=IMAGE, entrypoint=['sh', '-c', checks], **options).run()
+        session.config['local']['container_config'] = {'depends_on': 'x'}
+        with pytest.raises(JobError, match='unknown flag: --depends-on'):
+            Processor(image_uri=IMAGE, entrypoint=['sh', '-c', 'true'], **options).run()
+    finally:
+        del session.config['local']['container_config']
+    with pytest.raises(JobError, match='no-such-command'):  # is for the image's entry point
+        Processor(image_uri=IMAGE, **options).run(arguments=['no-such-command'])
     with pytest.raises(EngineError, match='no image none-such'):
         Processor(image_uri='none-such', entrypoint=['sh'], **options).run()
     assert containers(session) == []

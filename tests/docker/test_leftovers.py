@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 from local_mode import endpoints
 from local_mode.session import open_session
-from support import IMAGE, ROOT, answers, docker, free_port, ours, run
+from support import IMAGE, ROOT, STOPPED_JOB, answers, docker, free_port, ours, run, stop_a_job
 
 
 @pytest.mark.parametrize('end', ['', 'raise SystemExit(3)', 'raise ValueError("oops")'])
@@ -40,6 +41,13 @@ def test_a_killed_notebook_leaves_what_deploy_names_and_make_clean_removes(deplo
         assert docker(f'ps --quiet --no-trunc --filter id={stranger}').strip() == stranger
     finally:
         docker(f'rm --force {stranger}')
+
+
+def test_stop_during_fit_stops_the_job(tmp_path):
+    """The container ends before its directory is packed; nobody deploys the model of the job before."""
+    before = ours()
+    assert re.search(STOPPED_JOB, out := stop_a_job(tmp_path, 'docker')), out
+    assert ours() == before
 
 
 def test_set_up_twice_in_a_row_is_quick_and_changes_nothing():

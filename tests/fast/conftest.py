@@ -162,10 +162,10 @@ def start():
 
 @pytest.fixture(scope='session')
 def serving(start):
-    """Return a context manager that runs a server and yields its URL."""
+    """Return a context manager that runs a server and yields its URL; its output is added to the list `log`."""
 
     @contextlib.contextmanager
-    def serving(*args, **kwargs):
+    def serving(*args, log=None, **kwargs):
         process, url = start(*args, **kwargs)
         try:
             wait_for(lambda: ping(url) or process.poll() is not None, 30)
@@ -174,7 +174,9 @@ def serving(start):
         finally:
             pool.clear()
             process.terminate()
-            process.communicate(timeout=20)
+            output, _ = process.communicate(timeout=20)
+            if log is not None:
+                log.append(output)
 
     return serving
 

@@ -1,15 +1,17 @@
 """The server answers bad, too large and broken requests with a status and a sentence, and goes on."""
 
+import concurrent.futures
 import json
 import os
 import pickle
+import runpy
 import time
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support import CSV, JSON, NPY, SCRIPT, Canary, http, npy, post
+from support import CSV, JSON, NPY, SCRIPT, SERVER, Canary, http, load, npy, post, python
 
 
 def header(text, version=1):
@@ -36,6 +38,8 @@ BAD = [
     (npy(ONE.astype(np.uint8)), NPY, 'dtype uint8'),
     (npy(ONE[:, :10]), NPY, 'shape (1, 10)'),
     (npy(ONE.reshape(2, 392)), NPY, 'shape (2, 392)'),
+    (header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 784)}") + ONE.tobytes(), NPY, 'does not fill'),
+    (header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0, {10**30})}}"), NPY, 'does not fill'),
     (npy(np.float32(1)), NPY, 'single number'),
     (npy(ONE + np.nan), NPY, 'NaN'),
     (npy(ONE.astype('f8') + 1e300), NPY, 'too large'),
@@ -55,14 +59,50 @@ BAD = [
     (b'1,,2', CSV, 'not valid'),
     (b'\xff', CSV, 'not valid'),
     (b'1,"2', CSV, ''),
+    (b'1_0', CSV, "could not convert string '1_0'"),
+    (b'1,2\n\n3\n', CSV, 'different numbers of columns'),
+    (b'["' + b'9' * 10**6 + b'x"]', JSON, 'could not convert'),
 ]
+MB = 8_000_000
+LARGE = {  # bodies of a few bytes a number, or a list, and the shapes of their arrays
+    'a column': (b'1\n' * (MB // 2), CSV, (MB // 2,)),
+    'a row': (b'1,' * (MB // 2) + b'1', CSV, (1, MB // 2 + 1)),
+    'a row of quotes': (b'"1",' * (MB // 4) + b'"1"', CSV, (1, MB // 4 + 1)),
+    'blank lines': (b'1\r\n' + b'\r\n' * (MB // 2) + b'1', CSV, (2,)),
+    'commas': (b',' * MB, CSV, None),
+    'empty lists': (b'[' + b'[],' * (MB // 3) + b'[]]', JSON, (MB // 3 + 1, 0)),
+    'lists in a list': (b'[[' + b'[1],' * (MB // 4) + b'[1]]]', JSON, (1, MB // 4 + 1, 1)),
+    'a list': (b'[' + b'1e0,' * (MB // 4) + b'1]', JSON, (MB // 4 + 1,)),
+    'strings': (b'["1"' + b',"1"' * (MB // 4) + b']', JSON, (MB // 4 + 1,)),
+    'deep lists': (b'[' + (b'[' * 60 + b'1' + b']' * 60 + b',') * 60000 + b'1]', JSON, None),
+    'two lists': (b'[[' + b'1,' * (MB // 2) + b'1],[1]]', JSON, None),
+    'open brackets': (b'[' * MB, JSON, None),
+    'a comma too many': (b'[' + b'1,' * (2**21) + b']', JSON, None),
+    'a comma among spaces': (b'[,' + b' ' * MB + b']', JSON, None),
+    'a string': (b'"' + b'1' * MB + b'"', JSON, None),
+    'objects': (b'[' + b'{},' * (MB // 3) + b'1]', JSON, None),
+    'an object': (b'{' + b','.join(b'"%d":0' % i for i in range(MB // 10)) + b'}', JSON, None),
+}
+DECODE = """
+import re, sys, time
+sys.path.insert(0, 'container/sagemaker-chainer')
+from sagemaker_chainer_container.formats import DECODERS
+body = sys.stdin.buffer.read()
+peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024
+start, before = time.process_time(), peak()
+try:
+    shape = DECODERS[sys.argv[1]](body).shape
+except ValueError:
+    shape = None
+print((shape, (peak() - before) / len(body), (time.process_time() - start) / len(body) * 1e6))
+"""
 
 
 @pytest.mark.parametrize('body, content_type, sentence', BAD, ids=map(str, range(len(BAD))))
 def test_bad_bodies_get_400_with_a_sentence(url, images, body, content_type, sentence):
     response = post(url, body, content_type)
     assert response.status == 400, response.data
-    assert sentence in response.data.decode()
+    assert sentence in response.data.decode() and len(response.data) < 500
     assert response.headers['Content-Type'].startswith('text/plain')
     assert post(url, npy(images)).status == 200
 
@@ -75,6 +115,38 @@ def test_other_refusals(url, images):
         (http.request('GET', url + '/other'), 404, 'GET /ping and POST /invocations'),
     ):
         assert response.status == status and sentence in response.data.decode()
+
+
+@pytest.mark.parametrize(
+    'accept, answered',
+    [
+        ('application/json;charset=utf-8', JSON),
+        ('Application/JSON; charset="utf-8" ; q=0.5', JSON),
+        ('text/csv;header=absent;q=0.9, application/json;q=0.1', CSV),
+        ('text/csv;q=0, application/*;version=1', JSON),
+        ('application/x-npy;q=0.2,text/*;q=0.3', CSV),
+        ('*/*;q=0.1', JSON),
+        ('text/html, */*;q=0.8', JSON),
+        ('application/json;q=0', None),
+        ('image/png;charset=utf-8', None),
+        (';', None),
+    ],
+)
+def test_accept_is_read_without_parameters(url, images, accept, answered):
+    response = post(url, npy(images), accept=accept)
+    assert response.status == (200 if answered else 406), response.data
+    assert not answered or response.headers['Content-Type'] == answered
+
+
+def test_a_byte_order_mark_is_no_error(url, images):
+    scores = load(post(url, npy(images)).data)
+    for body, content_type in (json.dumps(images.tolist()), JSON), ('\n'.join(csv_lines(images)), CSV):
+        response = post(url, ('\ufeff' + body).encode(), content_type + '; charset=utf-8')
+        assert response.status == 200 and load(response.data) == pytest.approx(scores, abs=1e-4)
+
+
+def csv_lines(rows):
+    return [','.join(map(repr, row)) for row in rows.tolist()]
 
 
 def test_too_large_a_body_gets_413(serving, code, model):
@@ -118,6 +190,44 @@ def test_a_pickle_never_runs(url, tmp_path):
         for content_type in NPY, JSON, CSV:
             assert post(url, body, content_type).status == 400
     assert not os.path.exists(canary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', LARGE)
+def test_decoding_takes_a_small_multiple_of_the_body(kind):
+    body, content_type, shape = LARGE[kind]
+    done = python('-c', DECODE, content_type, input=body, text=False)
+    assert done.returncode == 0, done.stderr
+    there, memory, seconds = eval(done.stdout)
+    assert there == shape and memory < 8 and seconds < 0.5, (there, memory, seconds)  # bytes a byte, seconds an MB
+
+
+def test_ping_answers_while_a_large_body_is_decoded(url):
+    times = []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = pool.submit(post, url, b'1,' * 12_000_000 + b'1', CSV)
+        while not large.done():
+            start = time.monotonic()
+            assert http.request('GET', url + '/ping').status == 200
+            times.append(time.monotonic() - start)
+            time.sleep(0.05)
+    assert max(times) < 3 and len(times) > 5, times
+    assert b'cannot take an array' in large.result().data
+
+
+@pytest.mark.parametrize('large', [False, True])
+def test_json_and_csv_are_read_exactly(large):
+    rows = np.random.RandomState(0).standard_normal((1000, 72) if large else (3, 72)).astype(np.float32)
+    lines = csv_lines(rows)
+    lists = json.dumps(rows.reshape(-1, 8, 9).tolist(), indent=1)
+    assert not large or len(lists) > 2**20
+    decoders = runpy.run_path(str(SERVER / 'sagemaker_chainer_container' / 'formats.py'))
+    bodies = ('\n'.join(lines), 'decode_csv'), ('\r\n\r\n'.join(lines), 'decode_csv'), (lists, 'decode_json')
+    for body, decode in bodies:
+        for text in body, body.encode(), '\ufeff' + body:
+            array = decoders[decode](text)
+            assert array.dtype == np.float32 and array.shape[1:] == ((72,) if 'csv' in decode else (8, 9))
+            assert (array.reshape(rows.shape) == rows).all()
 
 
 @given(

@@ -1,8 +1,9 @@
-"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session two names."""
+"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session five names."""
 
 import contextlib
 import logging
 import re
+import unittest.mock
 
 import pytest
 from local_mode import open_session, patches
@@ -13,6 +14,7 @@ from sagemaker.local import LocalSession
 from sagemaker.workflow.pipeline_context import LocalPipelineSession
 from support import ROLE, python
 
+REPLACED = {'_add_spot_checkpoint_args', '_fetch_metric', 'fit', 'hyperparameters', 'start_new'}
 # What the SDK's modules hold: functions and classes, and those of classes, by identity and by code.
 SNAPSHOT = """
 import json, logging, sys
@@ -50,7 +52,29 @@ def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
     opened = IMPORTS + 'open_session(embedded=True, serving_port=1).close()'
     done = python('-c', SNAPSHOT.replace('# CHANGE', opened))
     changed = re.findall(r"\('sagemaker[\w.]*', '(\w+)'(?:, '(\w+)')?\)", done.stdout.splitlines()[-1])
-    assert {name[-1] for name in changed if name[-1]} == {'_add_spot_checkpoint_args', 'hyperparameters'}, changed
+    assert {name[-1] for name in changed if name[-1]} == REPLACED, changed
+
+
+USERS = """
+logging.basicConfig(level=logging.INFO)
+logging.root.handlers[0].addFilter(lambda record: 'hidden' not in record.getMessage())
+"""
+OPENS = """
+from local_mode import open_session
+open_session(embedded=True).close()
+"""
+LOGS = """
+logging.getLogger('mine').info('shown')
+logging.getLogger('mine').info('hidden')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('code', [USERS + OPENS + LOGS, OPENS + OPENS + USERS + LOGS])
+def test_the_users_logging_stays_as_it_was(code):
+    """It may be set up before the session or after it."""
+    done = python('-c', 'import logging\n' + code)
+    assert 'INFO:mine:shown' in done.stderr and 'hidden' not in done.stderr and done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -70,6 +94,7 @@ def test_a_plain_session_beside_ours_works_as_it_did(ours):
         assert ('checkpoint_s3_uri' in arguments) != refused
         assert ('sagemaker_use_mpi' in estimator.hyperparameters()) != refused
     assert patches.is_ours(ours) and not patches.is_ours(LocalSession(ours.boto_session))
+    assert not patches.is_ours(unittest.mock.Mock())
 
 
 def test_a_session_of_ours_can_be_one_of_pipelines_too(ours):

@@ -9,7 +9,7 @@ import pytest
 from chainer.backends import cuda
 
 import chainer_mnist_single_machine as script
-from benchmarks import graphs
+from benchmarks import batches, graphs
 
 RNG, PRODUCT = np.random.RandomState(0), graphs.product
 IMAGES, LABELS = RNG.rand(640, 784).astype(np.float32), RNG.randint(0, 10, 640).astype(np.int32)
@@ -151,3 +151,59 @@ def test_products(monkeypatch, left, right, m, n, k):
     a, b = RNG.rand(k, m).T if left else RNG.rand(m, k), RNG.rand(n, k).T if right else RNG.rand(k, n)
     a, b = (x.astype(np.float32).view(Array) for x in (a, b))  # keeps the order
     np.testing.assert_allclose(graphs.product(a, b), np.asarray(a) @ np.asarray(b), rtol=1e-5)
+
+
+def a_gpu(monkeypatch, free=2**30):
+    """Return a mock GPU device that keeps NumPy arrays, and the list of the shapes sent to it."""
+    memory = SimpleNamespace(memGetInfo=lambda: (free, 2**40))
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=memory))
+    monkeypatch.setattr(batches.cuda, 'cupy', cupy)
+    monkeypatch.setattr(batches.convert, '_get_device', lambda device: device)
+    sent = []
+    send = lambda array: sent.append(array.shape) or array.copy()  # noqa: E731
+    return SimpleNamespace(xp=cupy, device=SimpleNamespace(id=0), send=send), sent
+
+
+@pytest.mark.parametrize('read_only, free, whole', [(True, 2**30, True), (False, 2**30, False), (True, 9, False)])
+def test_arrays_that_cannot_change_stay_on_the_gpu(monkeypatch, read_only, free, whole):
+    device, sent = a_gpu(monkeypatch, free)
+    monkeypatch.setattr(batches.convert, 'to_device', lambda device, array: device.send(array))
+    images, labels = IMAGES[:20].copy(), LABELS[:20].copy()
+    if read_only:
+        images.flags.writeable = labels.flags.writeable = False
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(images, labels), 4)
+    for _ in range(3):
+        examples = batches.next_batch(iterator)
+        expected = [np.stack(column) for column in zip(*examples)]
+        found = batches.concat_examples(chainer.dataset.concat_examples, examples, device)
+        for a, b in zip(found, expected):
+            np.testing.assert_array_equal(a, b)
+    if whole:
+        assert sorted(sent) == sorted([images.shape, labels.shape] + 3 * [(4,)])  # then the indices only
+        assert len(batches.kept) == 2
+    else:
+        assert set(sent) == {(4, 784), (4,)}
+    del iterator, images, labels, examples, expected
+    assert not batches.kept
+
+
+def test_a_summary_on_a_gpu_takes_one_kernel_a_value(monkeypatch):
+    def elementwise(inputs, outputs, code, name):
+        def kernel(value, x, x2):
+            x += value
+            x2 += value * value
+
+        return kernel
+
+    class Array(np.ndarray):
+        pass
+
+    monkeypatch.setattr(batches.cuda, 'ndarray', Array)
+    monkeypatch.setattr(batches.cuda, 'elementwise', elementwise)
+    summary = batches.Summary()
+    one, two, three = (np.array(n, np.float32).view(Array) for n in (1, 2, 3))
+    assert batches.add(summary, one) is None  # Chainer's own method runs first, as the sums are still numbers
+    summary._x, summary._x2, summary._n = one.copy(), one.copy(), 1
+    assert batches.add(summary, two) and batches.add(summary, three)
+    assert (float(summary._x), float(summary._x2), summary._n) == (6, 14, 3)
+    assert batches.add(summary, three, weight=2) is None

@@ -3,10 +3,14 @@
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import JSON, NPY, http, npy, ping, post, wait_for
 
@@ -42,6 +46,32 @@ def test_metrics_are_of_all_workers_dead_ones_too(serving, tmp_path):
         os.kill(pids[0], signal.SIGKILL)
         wait_for(lambda: ping(url), 20)
         assert metrics(url)[COUNT, '/invocations', '200'] == 40
+
+
+FULL = """#!/bin/sh
+exec unshare --map-root-user --mount sh -ec '
+    for d in {0} /dev/shm; do
+        mount -t tmpfs -o size=64k tmpfs $d
+        head -c 56k /dev/zero > $d/full 2>&- || true
+    done
+    exec {1} "$@"' sh "$@"
+"""
+
+
+def test_full_disks_cost_no_answer(serving, code, model, tmp_path, monkeypatch):
+    (tmp_path / 'tmp').mkdir()
+    wrapper = tmp_path / 'python'
+    wrapper.write_text(FULL.format(shlex.quote(str(tmp_path / 'tmp')), sys.executable))
+    wrapper.chmod(0o755)
+    if subprocess.run([wrapper, '-c', ''], capture_output=True).returncode:
+        pytest.skip('this user may not mount')
+    monkeypatch.setattr(sys, 'executable', str(wrapper))
+    monkeypatch.setenv('TMPDIR', str(tmp_path / 'tmp'))
+    with serving(code, 'chainer_mnist_single_machine.py', model, workers=2) as url:
+        for _ in range(20):
+            http.clear()
+            assert post(url, npy(np.zeros((1, 784), np.float32)), NPY).status == 200
+        assert metrics(url)[COUNT, '/invocations', '200'] == 20
 
 
 def test_a_variable_turns_each_on_or_off(start, code, model):

@@ -44,6 +44,7 @@ def assert_filled(cache, filled):
         assert {name: array.dtype for name, array in got.items()} == {'x': np.uint8, 'y': np.uint8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['good', 'chunked'])
 def test_get_mnist_then_works_offline(cache, filled, mirrors, server, monkeypatch, capsys, mode):
     mirrors(mode)

@@ -226,10 +226,16 @@ def animation():
     return saved(frames[0], save_all=True, append_images=frames[1:])[0]
 
 
-def in_scans(n):
-    body = saved(np.zeros((16, 16, 3)), JPEG, progressive=True)[0]
+def in_scans(n, size=(16, 16)):
+    body = saved(Image.new('RGB', size), JPEG, progressive=True)[0]
     last = body[body.rindex(b'\xff\xda') : -2]
     return body[:-2] + last * n + body[-2:]
+
+
+def in_parts(content_type, place, part):
+    """Return 24 MB of a picture with this part, many times, at a place."""
+    body = WHOLE[content_type]
+    return body[:place] + part * (24_000_000 // len(part)) + body[place:]
 
 
 SEVEN = np.full((200, 160), 230, np.uint8)
@@ -253,6 +259,12 @@ BAD = {
     'large JPEG': (saved(BLANK, JPEG)[0], JPEG, '72 megapixels; send one of at most 64'),
     'progressive JPEG': (saved(BLANK, JPEG, progressive=True)[0], JPEG, 'send one of at most 24'),
     'many scans': (in_scans(200), JPEG, 'more than 100 scans'),
+    'many scans of many pixels': (in_scans(88, (4898, 4898)), JPEG, 'more than 20 scans'),
+    'many markers': (in_parts(JPEG, 2, b'\xff\xe5\0\2'), JPEG, 'more than 100,000 parts'),
+    'many stray bytes': (in_parts(JPEG, 2, b'\xff'), JPEG, 'more than 100,000 parts'),
+    'many chunks': (in_parts(PNG, 33, chunk(b'abCd', b'')), PNG, 'more than 100,000 parts'),
+    'many chunks at the end': (in_parts(PNG, -12, chunk(b'abCd', b'')), PNG, 'more than 100,000 parts'),
+    'many chunks of pixels': (in_parts(PNG, 33, chunk(b'IDAT', b'')), PNG, 'more than 100,000 parts'),
     'animation': (animation(), PNG, 'it is an animation; send a single picture'),
     'white': (saved(np.full((80, 80), 255))[0], PNG, 'nothing is drawn in it; draw one digit'),
     'black': (saved(np.zeros((80, 80, 3)), JPEG)[0], JPEG, 'nothing is drawn'),
@@ -266,7 +278,9 @@ BAD = {
 @pytest.mark.parametrize('kind', BAD)
 def test_bad_pictures_get_400_with_a_sentence(url, kind):
     body, content_type, sentence = BAD[kind]
+    start = time.monotonic()
     answer = post(url, body, content_type)
+    assert time.monotonic() - start < 2
     assert answer.status == 400 and f'The body is not valid {content_type}: ' in answer.data.decode()
     assert sentence in answer.data.decode()
 

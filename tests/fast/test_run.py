@@ -51,7 +51,7 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     notebook.cells.insert(3, nbformat.v4.new_code_cell('data[0][400] = 1.0'))
     execute(notebook)
     assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
-    assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\n'
+    assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
 
 
 @pytest.mark.slow
@@ -76,13 +76,29 @@ def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run.main(tmp_path / 'sub' / 'drawn.ipynb') == 0
     _, pad, clean_up, data = nbformat.read(tmp_path / 'output' / 'drawn.ipynb', as_version=4).cells
-    assert clean_up.outputs[0].text == 'deleted\ndeleted\n'
+    assert clean_up.outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
     drawn = json.loads(html.unescape(re.search("data-drawn='(.*?)'", pad.outputs[0].data['text/html'])[1]))
     (pixels,) = ast.literal_eval(data.outputs[0].text)
     assert run_raster(f'rasterise({drawn["strokes"]})') == pytest.approx(pixels, abs=2e-4)
     assert drawn['answer'] == pytest.approx([sum(pixels)] + [0] * 9, rel=1e-5) and sum(pixels) > 50
 
 
+def test_no_other_user_can_read_what_a_kernel_prints(tmp_path, monkeypatch):
+    """Its channels are sockets in a directory of this user, and not ports."""
+    code = """import ipykernel, json, os
+with open(ipykernel.get_connection_file()) as file:
+    info = json.load(file)
+directory = os.path.dirname(info['ip'])
+print(info['transport'], len(os.listdir(directory)), oct(os.stat(directory).st_mode & 0o777))"""
+    cells = [nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'sockets.ipynb')
+    monkeypatch.chdir(tmp_path)
+    assert run.main(tmp_path / 'sockets.ipynb') == 0
+    (cell,) = nbformat.read(tmp_path / 'output' / 'sockets.ipynb', as_version=4).cells
+    assert cell.outputs[0].text == 'ipc 6 0o700\n'  # five sockets and the file that names them
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('answer', ['[[np.nan] * 10]', '[1.0, 2.0]', '1 / 0', '"0123456789"'])
 def test_a_drawing_without_ten_scores_is_kept_without_bars(tmp_path, monkeypatch, answer):
     (tmp_path / 'input.html').write_text(HTML)
@@ -114,3 +130,32 @@ def test_the_reason_of_a_failure_is_the_last_that_the_terminal_shows(tmp_path):
     done = python('-m', 'local_mode.run', tmp_path / 'broken.ipynb', cwd=tmp_path, stderr=subprocess.STDOUT)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].endswith('OSError: the reason why')
+
+
+REFUSED = """
+from local_mode import open_session
+from sagemaker.chainer.estimator import Chainer
+open('script.py', 'w').close()
+session = open_session(embedded=True)
+options = dict(role='arn:aws:iam::123456789012:role/any', instance_count=1, instance_type='local', image_uri='none')
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_the_reason_as_a_paragraph(tmp_path, monkeypatch):
+    """Neither a traceback through the SDK, nor its link to AWS's troubleshooting."""
+    monkeypatch.setenv('LOCAL_MODE', 'process')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    fit = "%%time\nChainer('script.py', sagemaker_session=session, **options).fit()"
+    cells = [nbformat.v4.new_code_cell(code) for code in (REFUSED, fit, '1 / 0')]
+    for kept in cells[:2], cells[::2]:
+        nbformat.write(nbformat.v4.new_notebook(cells=kept), tmp_path / 'refused.ipynb')
+        assert run.main(tmp_path / 'refused.ipynb') == 1
+        outputs = nbformat.read(tmp_path / 'output' / 'refused.ipynb', as_version=4).cells[1].outputs
+        if kept[1].source == fit:
+            assert [output.output_type for output in outputs if output.get('name') != 'stdout'] == ['error']
+            (error,) = [output for output in outputs if output.output_type == 'error']
+            assert error.traceback == [f'EngineError: {error.evalue}'] and 'not none.' in error.evalue
+        else:
+            assert 'ZeroDivisionError' in str(outputs)  # as it was

@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from support import CHANNELS, DISTRIBUTED, SCRIPT, arguments, load, python, run
+from support import CHANNELS, DISTRIBUTED, SCRIPT, Canary, arguments, load, python, run
 
 import chainer_mnist_single_machine as script
+from digit_pad import page
 
 
 def train(data, out, options='', launcher=(sys.executable,), entry_point=SCRIPT, **env):
@@ -161,6 +162,23 @@ def test_a_model_that_gives_nan_is_not_hosted(tmp_path):
     script.serializers.save_npz(str(tmp_path / 'model.npz'), model)
     with pytest.raises(ValueError, match='model.npz gives NaN'):
         script.model_fn(str(tmp_path))
+
+
+@pytest.mark.parametrize('loads', ['model_fn', 'the page', 'a resumed job'])
+def test_a_pickle_among_the_arrays_runs_no_code(tmp_path, loads):
+    """Whoever can replace model.tar.gz or a checkpoint must run no code as the notebook's user."""
+    model = script.L.Classifier(script.MLP())
+    arrays = script.serializers.npz.serialize(model) | {'predictor/l2/b': np.array(Canary(tmp_path / 'ran'), object)}
+    (tmp_path / 'epoch_1_process_0_of_1.npz').symlink_to('model.npz')
+    np.savez(tmp_path / 'model.npz', **arrays)
+    with pytest.raises(ValueError, match='Object arrays cannot be loaded'):
+        if loads == 'model_fn':
+            script.model_fn(str(tmp_path))
+        elif loads == 'the page':
+            page.write(tmp_path / 'model.npz', tmp_path / 'pad.html', np.zeros((1, 784)), np.zeros((1, 10)))
+        else:
+            script.saving.Checkpoints(str(tmp_path)).resume(model)
+    assert not (tmp_path / 'ran').exists() and not (tmp_path / 'pad.html').exists()
 
 
 @pytest.mark.slow

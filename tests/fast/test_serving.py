@@ -114,6 +114,42 @@ def test_the_users_functions_win_and_model_fn_runs_once_per_worker(serving, tmp_
         assert len(set((tmp_path / 'loads').read_text().split())) == 2
 
 
+OUTPUTS = """
+import numpy as np
+
+def model_fn(model_dir):
+    pass
+
+def predict_fn(data, model):
+    return data
+
+def output_fn(prediction, accept):
+    array = np.ones(2)
+    wrong = array, array.tolist(), (b'yes', 5), ('yes', 'a/b\\r\\nX: y')
+    right = ('yes', None), (bytearray(b'yes'), 'a/b'), 'yes'
+    return (wrong + right)[int(prediction[0])]
+"""
+
+
+def test_an_output_fn_that_returns_what_is_no_body_gets_500_and_the_log_says_why(serving, tmp_path):
+    (tmp_path / 'mine.py').write_text(OUTPUTS)
+    log = []
+    with serving(tmp_path, 'mine.py', log=log) as url:
+        answers = [post(url, b'[%d]' % i, JSON, JSON) for i in range(7)]
+    assert [response.status for response in answers] == 4 * [500] + 3 * [200]
+    assert [response.data for response in answers[4:]] == 3 * [b'yes']
+    assert [response.headers['Content-Type'] for response in answers[4:]] == [JSON, 'a/b', JSON]
+    assert 'output_fn must return bytes or str' in log[0] and 'ndarray' in log[0]
+    assert log[0].count('A request failed') == 4
+
+
+def test_a_refused_method_is_told_which_ones_are_allowed(url):
+    for method, path, allowed in ('GET', '/invocations', 'POST'), ('POST', '/ping', 'GET, HEAD'):
+        response = http.request(method, url + path)
+        assert response.status == 405 and response.headers['Allow'] == allowed
+        assert response.headers['Content-Type'].startswith('text/plain')
+
+
 def test_the_users_files_may_have_our_names(serving, tmp_path):
     names = ['serving', 'training', 'formats', 'hooks', 'cpus', 'worker']
     for name in names:

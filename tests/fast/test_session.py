@@ -1,21 +1,26 @@
 """The session checks this machine, here without Docker."""
 
 import contextlib
+import io
 import os
 import socket
+import tarfile
+import tempfile
+import types
 
 import botocore.exceptions
 import pytest
 import sagemaker
-from local_mode import aws, endpoints, image_uri, s3
+from local_mode import aws, clean, endpoints, image_uri, s3
 from local_mode import session as session_module
 from local_mode.engines import choose
 from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes
 from local_mode.errors import EndpointError, EngineError
+from local_mode.transform import execution_parameters
 from sagemaker.s3 import S3Downloader
-from support import IMAGE, ROLE, ROOT, answers, pack, python
+from support import IMAGE, ROLE, ROOT, answers, free_port, pack, python
 
 
 @pytest.fixture
@@ -79,13 +84,13 @@ def test_credentials_without_a_region_are_explained(monkeypatch):
 
 
 def test_no_docker_is_said_in_words(path):
-    with pytest.raises(EngineError, match='Docker is not installed: run ./setup.sh'):
+    with pytest.raises(EngineError, match='Docker is not installed: .*get-docker.*setup.sh.*LOCAL_MODE=process'):
         Docker().check('sagemaker-chainer:x')
 
 
 def test_an_engine_that_does_not_answer_is_said_in_words(path):
     path('docker', 'echo "Cannot connect to the Docker daemon" >&2; exit 1')
-    with pytest.raises(EngineError, match='Docker does not answer: start it .*Cannot connect'):
+    with pytest.raises(EngineError, match='Docker does not answer: start it.*Cannot connect'):
         Docker().check('sagemaker-chainer:x')
 
 
@@ -98,6 +103,7 @@ def test_a_missing_image_is_not_looked_up_among_strangers(path):
     Docker().check('docker.io/library/python:3.13')  # which says whom to ask
 
 
+@pytest.mark.slow
 def test_no_name_of_ours_is_on_the_path_and_importing_changes_no_path():
     code = 'import os; p = os.environ["PATH"]; import local_mode.session; print(p == os.environ["PATH"])'
     assert python('-c', code).stdout == 'True\n'
@@ -151,6 +157,46 @@ def test_an_endpoint_takes_the_next_free_port_unless_the_session_has_one():
             endpoints.check_serving_port(session)
 
 
+@pytest.mark.parametrize('works', [True, False])
+def test_clean_is_done_only_if_every_engine_was_cleaned(path, tmp_path, monkeypatch, capsys, works):
+    path('docker', 'true' if works else 'echo no rights >&2; false')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # others' sessions stay
+    clean.clean()
+    output = capsys.readouterr().out
+    assert ('clean: done' in output, 'no rights' in output) == (works, not works)
+
+
+def test_a_port_whose_server_accepts_nothing_is_taken():
+    with socket.create_server(('127.0.0.1', 0), backlog=0) as server, contextlib.ExitStack() as stack:
+        address = server.getsockname()
+        assert not endpoints.is_free(*address)
+        for _ in range(8):  # more than it lets wait
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        assert not endpoints.is_free(*address)
+    assert endpoints.is_free(*address)
+
+
+def test_the_users_settings_of_local_mode_stay(session):
+    """Each job has the port of its beginning, whatever endpoint the session deploys next."""
+    session.config = {'local': {'local_code': True, 'region_name': 'eu-west-1', 'container_config': {'shm_size': '1g'}}}
+    session.set_serving_port(1234)
+    own = session.in_own_directory()
+    session.set_serving_port(1235)
+    users = dict(local_code=True, region_name='eu-west-1', container_config={'shm_size': '1g'})
+    assert session.config == {'local': dict(users, serving_port=1235, container_root=session.directory)}
+    assert own.config == {'local': dict(users, serving_port=1234, container_root=own.directory)}
+    assert own.sagemaker_runtime_client.port('') == 1234
+    session.config = None
+    session.set_serving_port(None)
+
+
+def test_a_container_that_stops_before_it_recommends_anything_is_told():
+    with pytest.raises(EndpointError, match='gave no JSON object at http://127.0.0.1:.*refused'):
+        execution_parameters(f'http://127.0.0.1:{free_port()}/execution-parameters')
+
+
 def test_secrets_and_odd_paths_pass_an_engines_command_line(path, tmp_path):
     """Values are not in it, as all users see it; mounts may have colons, commas, quotes and spaces."""
     path('docker', f'echo "$@" >> {tmp_path}/args; [ $1 = run ] && /bin/cat > {tmp_path}/stdin; echo id')
@@ -169,7 +215,7 @@ def test_a_gpu_counts_only_if_docker_can_use_it(path, capsys):
     path('nvidia-smi', 'exit 0')
     path('docker', 'case $1 in images) exit 0;; esac')
     assert not choose.gpu_available()
-    assert 'there is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
+    assert 'There is no image sagemaker-chainer:7.8.1-gpu-py313' in capsys.readouterr().out
     path('docker', 'case $1 in images) echo id;; run) echo "no such driver" >&2; exit 1;; esac')
     assert not choose.gpu_available()
     assert 'NVIDIA Container Toolkit' in capsys.readouterr().out
@@ -197,13 +243,96 @@ def test_code_from_s3_is_unpacked_for_the_container(session, tmp_path):
     assert s3.local_copy(session, 'file:///some/where') == 'file:///some/where'
 
 
+def member(name, kind=tarfile.REGTYPE, linkname='', mode=0o644):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.mode, member.uid = kind, linkname, mode, 12345
+    return member
+
+
+# A path that is too long to be resolved, but short to walk, by links: CVE-2025-4517.
+NAMES = [chr(97 + i) for i in range(16)]
+DEEP, LONG = [], ''
+for name in NAMES:
+    deep = '/'.join(NAMES[: NAMES.index(name)])
+    DEEP.append(member(f'{deep}/{"d" * 247}'.lstrip('/'), tarfile.DIRTYPE, mode=0o755))
+    DEEP.append(member(f'{deep}/{name}'.lstrip('/'), tarfile.SYMTYPE, 'd' * 247))
+LONG = '/'.join(NAMES) + '/' + 'l' * 254 + '/'
+DEEP.append(member(LONG.rstrip('/'), tarfile.SYMTYPE, '../' * 16))
+
+
+@pytest.fixture(params=['data_filter', 'Python 3.11.2'])
+def unpack(request, monkeypatch, tmp_path):
+    """Return a function that unpacks members in `there`, with and without what Debian 12's Python lacks."""
+    if request.param == 'Python 3.11.2':
+        monkeypatch.delattr(tarfile, 'data_filter')
+        monkeypatch.setattr(tarfile.TarFile, 'extraction_filter', staticmethod(lambda member, path: member))
+
+    def unpack(*members):
+        with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as tar:
+            for one in members:
+                one.size = len(b'content') * one.isreg()
+                tar.addfile(one, io.BytesIO(b'content'))
+        (tmp_path / 'there').mkdir()
+        s3.unpack(tmp_path / 'a.tar.gz', tmp_path / 'there')
+        return tmp_path / 'there'
+
+    return unpack
+
+
+@pytest.mark.parametrize(
+    'members',
+    [
+        [member('../out')],
+        [member('{out}')],
+        [member('a/../../out')],
+        [member('a', tarfile.SYMTYPE, '../out'), member('a')],
+        [member('a', tarfile.SYMTYPE, '{out}'), member('a')],
+        [member('a', tarfile.SYMTYPE, '..'), member('a/out')],
+        [member('a', tarfile.SYMTYPE, 'b/../../out'), member('b', tarfile.SYMTYPE, '.'), member('a')],
+        [member('a', tarfile.SYMTYPE, 'b/../out'), member('b', tarfile.SYMTYPE, '.'), member('a')],
+        [member('a/b', tarfile.SYMTYPE, '..'), member('c', tarfile.SYMTYPE, 'a/b/..'), member('c/out')],
+        [member('a', tarfile.LNKTYPE, '../secret'), member('a')],
+        [member('a', tarfile.LNKTYPE, '{secret}'), member('a')],
+        [member('a', tarfile.SYMTYPE, '../secret')],
+        [member('a', tarfile.FIFOTYPE)],
+        [*DEEP, member(LONG + '../../../out')],
+        [*DEEP, member(LONG + 'esc', tarfile.SYMTYPE, '..'), member(LONG + 'esc/out')],
+        [member('a', tarfile.CHRTYPE)],
+    ],
+    ids=lambda members: ', '.join(f'{one.name[-9:]} {one.linkname[-9:]}' for one in members),
+)
+def test_nothing_gets_out_of_a_directory_by_a_tar_file(unpack, members, tmp_path):
+    secret, out = tmp_path / 'secret', tmp_path / 'out'
+    secret.write_text('secret')
+    names = dict(out=out, secret=secret)
+    with contextlib.suppress(tarfile.TarError):
+        unpack(*(member(one.name.format(**names), one.type, one.linkname.format(**names)) for one in members))
+    assert not out.exists() and secret.read_text() == 'secret' and secret.stat().st_nlink == 1
+    for path in (tmp_path / 'there').rglob('*'):
+        assert path.resolve().is_relative_to(tmp_path / 'there') and (path.is_file() or path.is_dir())
+
+
+def test_what_a_model_may_hold_is_unpacked(unpack):
+    there = unpack(
+        member('a', tarfile.DIRTYPE, mode=0o755),
+        member('a/b', mode=0o6777),
+        member('link', tarfile.SYMTYPE, 'a/b'),
+        member('a/link', tarfile.SYMTYPE, '../a/b'),
+        member('hard', tarfile.LNKTYPE, 'a/b', mode=0o6777),
+    )
+    for name in 'a/b', 'link', 'a/link', 'hard':
+        assert (there / name).read_text() == 'content'
+    status = (there / 'a' / 'b').stat()
+    assert oct(status.st_mode) == '0o100755' and status.st_uid == os.getuid()
+
+
 def test_an_endpoint_that_never_answers_is_given_up(session, monkeypatch):
     monkeypatch.setattr(endpoints.RuntimeClient, 'timeout', 0.5)
     session.engine.host = '127.0.0.1'  # which else asks Docker
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
         silent.listen()
-        mine = endpoints.Endpoint('container', 'session', silent.getsockname()[1], 'config')
+        mine = types.SimpleNamespace(port=silent.getsockname()[1])
         monkeypatch.setattr(session.sagemaker_client, 'running', lambda name: mine)
         client = endpoints.RuntimeClient(session)
         with pytest.raises(botocore.exceptions.ClientError, match=r'ModelError.*did not answer within 0.5 s'):

@@ -180,7 +180,7 @@ def test_the_engine_stops_and_starts(island, deploy, tmp_path, monkeypatch):
         read_until(process, 'the script runs')
         start = time.monotonic()
         island.stop()
-        read_until(process, 'fit JobError Training job')
+        read_until(process, 'fit FailedJob Training job')
         assert time.monotonic() - start < 30
         go_on()  # to its end, without an engine
         out, _ = process.communicate(timeout=60)

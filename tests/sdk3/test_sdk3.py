@@ -1,13 +1,19 @@
 """The tutorial works with version 3 of the SDK; a failing job gives the reason and leaves nothing."""
 
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import nbformat
 import pytest
 from local_mode.docker import LABEL, docker, image_uri
+from local_mode.engines.docker import Docker, filters
+from local_mode.names import of_this_user
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -15,8 +21,8 @@ NOTEBOOK = ROOT / 'notebooks' / 'chainer_mnist_sdk_v3.ipynb'
 
 
 def left():
-    """Return our containers and networks."""
-    ours = '--quiet', f'--filter=label={LABEL}'
+    """Return the containers and networks of this user and temporary directory."""
+    ours = '--quiet', *filters(of_this_user())
     return docker('ps', '--all', *ours), docker('network', 'ls', *ours)
 
 
@@ -71,6 +77,47 @@ def test_variables_arrive_as_they_are(trainer, tmp_path):
     script = 'import os\nopen("/opt/ml/model/price", "w").write(os.environ["PRICE"])'
     trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train()
     assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == '$5 of ${HOME}'
+
+
+WRITES = """
+import os
+open('/opt/ml/model/real', 'w').write('real')
+os.symlink('real', '/opt/ml/model/link')
+os.symlink(os.environ['SECRET'], '/opt/ml/model/secret')
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='gives files away')
+def test_files_belong_to_the_directorys_owner_and_links_lead_nowhere(trainer, local_sagemaker, tmp_path, monkeypatch):
+    """Rootless engines know this machine's users by other numbers; the directory's owner counts there, too."""
+    os.chown(tmp_path, 12345, 23456)
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    commands, call = [], Docker.__call__
+    monkeypatch.setattr(Docker, '__call__', lambda self, *a, **k: commands.append(a) or call(self, *a, **k))
+    trainer(WRITES, environment={'SECRET': __file__}).train()
+    kept = tmp_path / 'artifacts' / 'model'
+    assert {path.name: path.read_text() for path in kept.iterdir()} == {'real': 'real', 'link': 'real'}
+    written = [path for name in ('artifacts', 'compressed_artifacts', 'model') for path in (tmp_path / name).rglob('*')]
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in written} == {(12345, 23456)}
+    (chown,) = [command for command in commands if '--entrypoint=sh' in command]
+    assert f'--label={LABEL}={local_sagemaker.name}' in chown  # `clean` finds it
+
+
+def test_ctrl_c_stops_a_job(trainer, local_sagemaker, capsys):
+    """The SDK's telemetry would swallow it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+    def interrupt():
+        while 'it runs' not in ''.join(shown):
+            time.sleep(0.1)
+            shown.append(capsys.readouterr().out.strip())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    shown = []
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        trainer('import time\nprint("it runs", flush=True)\ntime.sleep(100)').train()
+    assert not local_sagemaker.engine.find({LABEL: local_sagemaker.name})
 
 
 def test_a_job_that_nobody_waits_for_is_refused(trainer):

@@ -1,6 +1,7 @@
 """This module reads request bodies, within limits on size, memory and time."""
 
 import asyncio
+import contextlib
 import os
 
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout, ServiceUnavailable
@@ -9,6 +10,23 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, Reque
 MAX_PAYLOAD_IN_MB = int(os.environ.get('SAGEMAKER_MAX_PAYLOAD_IN_MB', 25))
 MAX_PAYLOAD = MAX_PAYLOAD_IN_MB * 2**20
 STALLED = 60  # seconds without a byte after which the answer is 408
+FULL = 'The endpoint has more requests than it can take: try again later.'
+
+
+class Reservation(contextlib.AbstractContextManager):
+    """Counts the bytes of a request's body among all that may be held; the end of the `with` block gives them back."""
+
+    left, taken = 16 * MAX_PAYLOAD, 0
+
+    def __exit__(self, *_):
+        self.take(-self.taken)
+
+    def take(self, amount):
+        """Reserve this much more. Raises ServiceUnavailable (503) if less is left."""
+        if amount > Reservation.left:
+            raise ServiceUnavailable(FULL)
+        Reservation.left -= amount
+        self.taken += amount
 
 
 class Body:
@@ -20,7 +38,7 @@ class Body:
     async def read(self, announced, reservation):
         """Return the body, bytes. Raises HTTPException: 413 (too large), 408 (stalled) or 503 (no memory).
 
-        announced: Content-Length in bytes, 0 if absent. reservation: budget.Reservation, in bytes.
+        announced: Content-Length in bytes, 0 if absent. reservation: the Reservation that counts it.
         """
         chunks, size, refusal = [], 0, None
         # Most clients look for an answer only after sending all, so read up to twice the limit before a 413.
@@ -37,7 +55,7 @@ class Body:
                     refusal = e
             if refusal is not None:
                 chunks.clear()
-                reservation.give_back()
+                reservation.take(-reservation.taken)
         if refusal is not None:
             raise refusal
         return b''.join(chunks)

@@ -7,10 +7,12 @@ not define them. An error that the client should see is raised as one of werkzeu
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import os
 import sys
-from typing import Any, NamedTuple
+import time
+from typing import NamedTuple
 
 import chainer
 import numpy as np
@@ -25,35 +27,18 @@ logger = logging.getLogger('gunicorn.error')
 DEFAULT_ACCEPT = os.environ.get('SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT', JSON)
 
 
-class Request(NamedTuple):
-    """The body of a POST /invocations and its headers, {lower-case name: value}."""
-
-    body: bytes
-    headers: dict
-
-
 class Response(NamedTuple):
-    """An HTTP response; headers: [(name, value)]."""
+    """An HTTP response; headers: [(lower-case name, value)], bytes."""
 
     status: int
     body: bytes
     headers: list
 
     @classmethod
-    def text(cls, status, sentence):
+    def text(cls, status, sentence, headers=()):
         """Return a plain-text response of one sentence."""
-        return cls(status, (sentence + '\n').encode(), [('Content-Type', 'text/plain; charset=utf-8')])
-
-
-class Refusal(Response):
-    """The response to a request that failed."""
-
-
-class Input(NamedTuple):
-    """The data that input_fn decoded from a request, and the content type of its response."""
-
-    data: Any
-    accept: str
+        headers = raw((('Content-Type', 'text/plain; charset=utf-8'), *headers))
+        return cls(status, f'{sentence}\n'.encode(errors='backslashreplace'), headers)
 
 
 def default_model_fn(model_dir):
@@ -75,7 +60,7 @@ def default_input_fn(input_data, content_type):
             if array.dtype.kind == 'f':
                 array = array.astype(np.float32, copy=False)
     except ValueError as e:
-        raise BadRequest(f'The body is not valid {content_type}: {str(e).rstrip(".")}.') from e
+        raise BadRequest(f'The body is not valid {content_type}: {str(e)[:300].rstrip(".")}.') from e
     if array.ndim == 0:
         raise BadRequest('The body holds a single number, not an array.')
     if array.dtype.kind == 'f' and not np.isfinite(array).all():
@@ -104,8 +89,11 @@ def negotiate(accept):
     """Return the supported type that an Accept header prefers. Raises NotAcceptable (406) if none."""
     if not accept:
         return DEFAULT_ACCEPT
+    if len(accept) > 1000:  # to parse it takes time that grows with its square
+        raise NotAcceptable('Accept is longer than 1,000 characters.')
     supported = sorted(ENCODERS, key=lambda mimetype: mimetype != DEFAULT_ACCEPT)
-    best = parse_accept_header(accept, MIMEAccept).best_match(supported)
+    ranges = [(item.partition(';')[0].strip(), q) for item, q in parse_accept_header(accept)]
+    best = MIMEAccept(ranges).best_match(supported)
     if best is None:
         raise NotAcceptable(f'Accept must allow one of {", ".join(ENCODERS)}, but is {accept!r}.')
     return best
@@ -119,13 +107,31 @@ def mimetype(content_type):
 
 def as_text(body):
     try:
-        return body.decode()
+        return body.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
 
 
+@functools.lru_cache(64)
+def raw(headers):
+    """Encode headers, but for those that the server itself sets. Raises TypeError or ValueError."""
+    if not all(map(str.isprintable, itertools.chain(*headers))):
+        raise ValueError(f'The headers {headers} cannot be sent.')
+    headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in headers]
+    return [header for header in headers if header[0] not in (b'content-length', b'transfer-encoding', b'connection')]
+
+
+def equal(ones, others):
+    """Return whether two lists of arrays are equal, within rounding: a larger product adds in another order."""
+    ones, others = np.concatenate(ones), np.concatenate(others)
+    return ones.shape == others.shape and np.allclose(ones, others, 1e-4, 1e-4 * abs(others).max(initial=0))
+
+
 class Predictor:
-    """Imports the user's script, loads its model and answers requests."""
+    """Imports the user's script, loads its model and answers requests.
+
+    batches: whether one call may predict several requests. began: when the script was last called.
+    """
 
     def __init__(self):
         program = os.environ.get('SAGEMAKER_PROGRAM')
@@ -138,26 +144,34 @@ class Predictor:
         self.output_fn = getattr(script, 'output_fn', default_output_fn)
         model_fn = getattr(script, 'model_fn', default_model_fn)
         self.model = model_fn(os.environ.get('SM_MODEL_DIR', '/opt/ml/model'))
-        # Whether predict_fn accepts rows of several requests: a script's own must declare it, as `batches`.
-        self.may_batch = self.predict_fn is default_predict_fn or getattr(self.predict_fn, 'batches', False)
-        self.batched = {}  # {(dtype, *shape of a row): whether batching them leaves the predictions the same}
-
-    @property
-    def batches(self):
-        """Whether a batch of several requests may be predicted with one call."""
-        return self.may_batch and (not self.batched or any(self.batched.values()))
+        self.batches = getattr(script, 'ROWS_ARE_INDEPENDENT', False)
+        self.unchecked = 3  # batches whose predictions will be compared with single ones
 
     def __call__(self, requests):
-        """Return a Response to each Request of a list; a Refusal if one of the script's functions failed."""
-        results = [attempt(self.decode, *request) for request in requests]
-        decoded = [i for i, result in enumerate(results) if not isinstance(result, Refusal)]
-        for i, prediction in zip(decoded, self.predict([results[i].data for i in decoded])):
-            refused = isinstance(prediction, Refusal)
-            results[i] = prediction if refused else attempt(self.encode, prediction, results[i].accept)
+        """Return a Response to each Request of a list."""
+        results, alike = [self.attempt(self.decode, request.body, request.headers) for request in requests], {}
+        for i, (data, *_) in enumerate(results):
+            rows = self.batches and isinstance(data, np.ndarray) and data.ndim > 1 and data.dtype.kind in NUMBERS
+            alike.setdefault((data.dtype.str, data.shape[1:]) if rows else i, []).append(i)
+        for places in alike.values():
+            if not isinstance(results[places[0]], Response):
+                for i, prediction in zip(places, self.predict([results[i][0] for i in places])):
+                    results[i] = self.attempt(self.encode, prediction, results[i][1])
         return results
 
+    def attempt(self, function, *args):
+        """Return the function's result, or a Response if it raises: an exception would keep the body in memory."""
+        self.began = time.monotonic()
+        try:
+            return function(*args)
+        except HTTPException as e:
+            return self.attempt(self.answer, e.response) if e.response else Response.text(e.code or 500, e.description)
+        except BaseException:  # SystemExit too: a request must not end the server
+            logger.exception('A request failed')
+            return Response.text(500, "The script failed on this request; the container's log has the traceback.")
+
     def decode(self, body, headers):
-        """Return the Input of a request: input_fn's data, and the content type to answer with."""
+        """Return input_fn's data, and the content type to answer with."""
         accept, content_type = headers.get('accept', ''), mimetype(headers.get('content-type', ''))
         if self.output_fn is default_output_fn:
             accept = negotiate(accept)
@@ -165,71 +179,43 @@ class Predictor:
             accept = DEFAULT_ACCEPT
         if self.input_fn is not default_input_fn and content_type in (JSON, CSV):
             body = as_text(body)
-        return Input(self.input_fn(body, content_type), accept)
+        return self.input_fn(body, content_type), accept
 
     def predict(self, inputs):
-        """Return a prediction, or a Refusal, for each of inputs; rows of one dtype and shape are batched."""
-        predictions, together = [None] * len(inputs), {}
-        for i, data in enumerate(inputs):
-            kind = None
-            if self.may_batch and isinstance(data, np.ndarray) and data.ndim and data.dtype.kind in NUMBERS:
-                kind = data.dtype.str, *data.shape[1:]
-            if self.batched.get(kind):
-                together.setdefault(kind, []).append(i)
-                continue
-            predictions[i] = attempt(self.predict_fn, data, self.model)
-            untried = kind and kind not in self.batched and len(self.batched) < 64
-            # Worth testing only if several requests wait and this prediction succeeded.
-            if untried and len(inputs) > 1 and not isinstance(predictions[i], Refusal):
-                self.try_batch(kind, data)
-        for places in together.values():
-            for i, prediction in zip(places, self.predict_rows([inputs[i] for i in places])):
-                predictions[i] = prediction
-        return predictions
+        """Return a prediction, or a Response if it failed, for each of inputs; with one call if it may."""
+        together = self.predict_rows(inputs) if len(inputs) > 1 else None
+        if together and not self.unchecked:
+            return together
+        alone = [self.attempt(self.predict_fn, data, self.model) for data in inputs]
+        if together:
+            self.unchecked -= 1
+            self.batches = self.attempt(equal, together, alone) is True
+            if not self.batches:
+                logger.warning('ROWS_ARE_INDEPENDENT is not true: a batch was predicted otherwise. No more batches.')
+        return alone
 
     def predict_rows(self, inputs):
-        if len(inputs) > 1:
-            with contextlib.suppress(Exception):  # if the batch fails, predict each request by itself below
-                rows = self.predict_fn(np.concatenate(inputs), self.model)
-                if len(rows) == sum(map(len, inputs)):
-                    return np.split(rows, np.cumsum([len(data) for data in inputs[:-1]]))
-        return [attempt(self.predict_fn, data, self.model) for data in inputs]
+        """Return the predictions of one call for all inputs; None if it fails."""
+        with contextlib.suppress(BaseException):
+            rows, ends = self.predict_fn(np.concatenate(inputs), self.model), np.cumsum([len(data) for data in inputs])
+            if isinstance(rows, np.ndarray) and len(rows) == ends[-1]:
+                return np.split(rows, ends[:-1])
+            self.unchecked = 1
+            return [np.empty(0)] * len(inputs)  # equals nothing
 
-    def try_batch(self, kind, data):
-        """Test whether two different rows get the same predictions in one batch as apart, within rounding."""
-        rows = np.concatenate([data[:1], np.flip(data[:1], axis=range(1, data.ndim))])
-        if np.array_equal(rows[:1], rows[1:]):
-            return  # equal rows prove nothing: test with the next request
-        try:
-            apart = np.concatenate([self.predict_fn(row, self.model) for row in (rows[:1], rows[1:])])
-            both = self.predict_fn(rows, self.model)
-            if apart.dtype.kind == 'f' and np.array_equal(apart[:1], apart[1:]):
-                return
-            # Integers, such as labels, may be equal by chance.
-            alike = apart.dtype.kind == 'f' and len(apart) == 2 and both.shape == apart.shape
-            self.batched[kind] = alike and np.allclose(both, apart, rtol=1e-4, atol=1e-5 * abs(apart).max())
-        except Exception:
-            self.batched[kind] = False
+    def answer(self, output):
+        """Return werkzeug's response as one of ours. Raises ValueError for headers that cannot be sent."""
+        return Response(output.status_code, output.get_data(), raw(tuple(output.headers.to_wsgi_list())))
 
     def encode(self, prediction, accept):
         """Return the Response that output_fn makes of a prediction."""
+        if isinstance(prediction, Response):
+            return prediction
         output = self.output_fn(prediction, accept)
         if isinstance(output, WerkzeugResponse):
-            return Response(output.status_code, output.get_data(), output.headers.to_wsgi_list())
-        if not isinstance(output, tuple):  # (body, content type), as AWS's toolkits allow
-            output = output, accept
-        body, content_type = output
-        # memoryview raises TypeError for anything but bytes.
-        body = body.encode() if isinstance(body, str) else bytes(memoryview(body))
-        return Response(200, body, [('Content-Type', content_type)])
-
-
-def attempt(function, *args):
-    """Return the function's result, or a Refusal if it raises: an exception's traceback would keep bodies in memory."""
-    try:
-        return function(*args)
-    except HTTPException as e:
-        return Refusal.text(e.code, e.description)
-    except Exception:
-        logger.exception('A request failed')
-        return Refusal.text(500, "The script failed on this request; the container's log has the traceback.")
+            return self.answer(output)
+        body, content_type = output if isinstance(output, tuple) else (output, None)  # as AWS's toolkits allow
+        if not isinstance(body, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f'output_fn must return bytes or str, alone or with a content type, not {type(body)}.')
+        body = body.encode() if isinstance(body, str) else bytes(body)
+        return Response(200, body, raw((('Content-Type', content_type or accept),)))

@@ -14,6 +14,18 @@ STROKE, THIN = 2.79, 2.1  # pixels: MNIST's mean stroke width; strokes narrower 
 SCAN = b'\xff\xda'  # JPEG's start-of-scan marker
 
 
+class File(io.BytesIO):
+    """A file that can be read in 100,000 parts: Pillow takes microseconds for each chunk, marker or stray byte."""
+
+    parts = 0
+
+    def read(self, size=-1):
+        self.parts += 1
+        if self.parts > 100_000:
+            raise ValueError('it has more than 100,000 parts; save it anew')
+        return super().read(size)
+
+
 def decode_picture(body):
     """Return the digit in a PNG or JPEG as an image, float32 (1, 784), with ink 1 and paper 0.
 
@@ -30,19 +42,21 @@ def decode_picture(body):
 
 def read(body):
     """Return the picture as a Pillow image of mode L, upright, of at most SIDE x SIDE pixels."""
+    whole, scans = True, 0
     if body[:4] == b'\x89PNG':
-        picture, whole = PngImagePlugin.PngImageFile(io.BytesIO(body)), True
+        picture = PngImagePlugin.PngImageFile(File(body))
     elif body[:2] == b'\xff\xd8':  # this class ignores the extra images that phones append (MPO)
-        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(body))
+        picture = JpegImagePlugin.JpegImageFile(File(body))
         components = body[body.rfind(SCAN, 0, picture.fp.tell()) + 4]  # colour components of the first scan
-        whole = 'progressive' in picture.info or components < picture.layers
-        if whole and body.count(SCAN) > 100:  # each scan may cost a pass over all pixels
-            raise ValueError('it has more than 100 scans; save it anew')
+        whole, scans = 'progressive' in picture.info or components < picture.layers, body.count(SCAN)
     else:
         raise ValueError('it is neither a PNG nor a JPEG; save it as one of them')
     megapixels, largest = picture.width * picture.height / 1e6, LARGEST_WHOLE if whole else LARGEST
     if megapixels > largest:
         raise ValueError(f'it has {megapixels:.0f} megapixels; send one of at most {largest}')
+    most = max(20, int(400 / max(4, megapixels)))  # each may cost a pass over all pixels; 10 are usual, CMYK's 18
+    if whole and scans > most:
+        raise ValueError(f'it has more than {most} scans; save it anew')
     if getattr(picture, 'is_animated', False):
         raise ValueError('it is an animation; send a single picture')
     picture.draft('L', (SIDE, SIDE))  # the JPEG decoder yields grey, at down to an eighth of the size

@@ -6,9 +6,11 @@ the end of the script's stderr in /opt/ml/output/failure, and the Chainer estima
 
 import contextlib
 import os
+import re
 import select
 import signal
 import threading
+import time
 
 import psutil
 from sagemaker_training import entry_point, environment, errors, runner
@@ -16,6 +18,10 @@ from sagemaker_training import entry_point, environment, errors, runner
 from sagemaker_chainer_container.cpus import blas_settings
 from sagemaker_chainer_container.mpi import mpi_options, prepare_mpi, processes_per_host
 
+KILLED = 'Killed by SIGKILL, most likely because there was not enough memory.'
+NO_ROOM = "Killed by SIGBUS, most likely because /dev/shm is too small: docker run's option --shm-size sets its size."
+PINNED = 'Chainer and NumPy stay in the versions of this environment: leave them out of requirements.txt.'
+SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 
 
@@ -50,8 +56,20 @@ def copied_stderr():
         read()
 
 
+def stop_script(program):
+    """Pass SIGTERM on to the script, which may handle it, or to pip; also if it is about to start."""
+    told = set()
+    while True:
+        with contextlib.suppress(psutil.Error):  # one has just ended
+            for child in set(psutil.Process().children()) - told:
+                if program in (line := ' '.join(child.cmdline())) or ' pip install ' in line:
+                    told.add(child)
+                    child.terminate()
+        time.sleep(0.05)
+
+
 def main():
-    """Run the script. Raises ExecuteUserScriptError with the end of its stderr if it fails.
+    """Run the script. Raises the toolkit's errors with the end of its stderr, or pip's, if it fails.
 
     The toolkit's capture_error loses the traceback and the message of sys.exit, and splits lines of the live log.
     """
@@ -64,16 +82,10 @@ def main():
     stopped = []
 
     def stop(*_):
-        """Pass SIGTERM on to the script, which may handle it."""
         stopped.append(True)
-        program = os.path.splitext(env.user_entry_point)[0]
-        scripts = [p for p in psutil.Process().children() if program in ' '.join(p.cmdline())]
-        for script in scripts:
-            script.terminate()
+        threading.Thread(target=stop_script, args=(os.path.splitext(env.user_entry_point)[0],), daemon=True).start()
         if options and not env.is_master:  # mpirun on the first host stops the script, and reports why
             threading.Timer(2, os._exit, (128 + signal.SIGTERM,)).start()
-        elif not scripts:
-            raise errors.ClientError('Stopped by SIGTERM.')
 
     signal.signal(signal.SIGTERM, stop)
     script = env.module_dir, env.user_entry_point, env.to_cmd_args(), env.to_env_vars()
@@ -81,10 +93,11 @@ def main():
     with copied_stderr() as read:
         try:
             entry_point.run(*script, runner_type=way, extra_opts=options)
-        except errors.ExecuteUserScriptError as e:
+        except (errors.ExecuteUserScriptError, errors.InstallRequirementsError, errors.InstallModuleError) as e:
             e.output = read()
             if stopped:
                 e.output += 'Stopped by SIGTERM.'
-            elif e.return_code in ('-9', '137'):  # mpirun returns 137
-                e.output += 'Killed by SIGKILL, most likely because there was not enough memory.'
+            else:
+                pinned = re.search('Cannot install (chainer|numpy)', e.output)
+                e.output += SIGNALS.get(e.return_code, PINNED if pinned else '')
             raise

@@ -1,13 +1,16 @@
-"""This module configures uvicorn's worker for gunicorn, and changes its HTTP parsing in two points."""
+"""This module configures uvicorn's worker for gunicorn: parsing of HTTP, limits on connections, heartbeats."""
 
-import re
+import resource
 import signal
+import time
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 MAX_HEAD = 65536  # bytes of a request line and headers
-UPGRADE = re.compile(rb'\r\nupgrade:', re.IGNORECASE)
+# With more connections than this, the one that has waited longest for its client is closed.
+MAX_CONNECTIONS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**63 - 64, 4096)  # -1: no limit
 
 
 class Protocol(HttpToolsProtocol):
@@ -17,22 +20,55 @@ class Protocol(HttpToolsProtocol):
     request that offers HTTP/2, as every request of Java's HttpClient does.
     """
 
-    in_head = True
+    all = ()  # connections
+    since = 0  # time.monotonic() since when the client must send or read; 0 while a request is answered
     pending = 0  # bytes received since the last complete head or piece of a body
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.since, Protocol.all = time.monotonic(), self.connections
+        if len(self.connections) > MAX_CONNECTIONS:
+            min([c for c in self.connections if c.since], key=lambda c: c.since).abort()
+
+    def abort(self):
+        self.since = 0
+        self.transport.abort()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        self.since = self.cycle.response_complete and time.monotonic()  # else another request came behind it
 
     def data_received(self, data):
         self.pending += len(data)
-        if self.in_head:
-            head, end, body = data.partition(b'\r\n\r\n')
-            if UPGRADE.search(head):
-                data = UPGRADE.sub(b'\r\nnot-upgraded:', head) + end + body
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parse(memoryview(data))
+        except (HttpParserError, HttpParserUpgrade):  # the latter: CONNECT
+            self.send_400_response('Invalid HTTP request received.')
         if self.pending > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response('The headers are too long.')
 
+    def parse(self, data):
+        """Parse data; after a head that offers to upgrade, parse that head without the offer before the rest."""
+        while data:
+            try:
+                return self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                line = b' '.join(
+                    [self.parser.get_method(), self.url, b'HTTP/' + self.parser.get_http_version().encode()]
+                )
+                headers = [b': '.join(header) for header in self.headers if header[0] != b'upgrade']
+                self.parser = HttpRequestParser(self)  # after `Connection: close` the old one ignores all
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+                self.parser.feed_data(b'\r\n'.join([line, *headers, b'\r\n']))
+                data = data[offer.args[0] :]
+
+    def _should_upgrade(self):
+        return True  # a head that offers it starts no request
+
     def on_headers_complete(self):
         super().on_headers_complete()
-        self.in_head, self.pending = False, 0
+        self.pending = 0
 
     def on_body(self, body):
         super().on_body(body)
@@ -40,7 +76,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self):
         super().on_message_complete()
-        self.in_head = True
+        self.since = 0
 
 
 class Worker(UvicornWorker):
@@ -54,8 +90,16 @@ class Worker(UvicornWorker):
         'proxy_headers': False,
         'server_header': False,
         'log_level': 'error',  # at a lower level each broken request writes a line
-        'timeout_notify': 1,  # seconds between heartbeats; the default is half of gunicorn's timeout
+        'timeout_notify': 0.5,  # look for what hangs each second; the default is half of gunicorn's timeout
     }
+
+    async def callback_notify(self):
+        """Send a heartbeat unless a prediction hangs; close connections without a request, or with an unread answer."""
+        if self.wsgi.stuck() < 2:
+            self.notify()
+        begun = time.monotonic() - self.cfg.keepalive - (self.cfg.timeout or 60)
+        for connection in [c for c in Protocol.all if 0 < c.since < begun]:
+            connection.abort()
 
     def handle_exit(self, sig, frame):
         """Stop at SIGQUIT, which gunicorn sends at Ctrl-C and uvicorn's worker ignores."""

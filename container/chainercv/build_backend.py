@@ -1,0 +1,1 @@
+../chainer/build_backend.py

@@ -1,0 +1,1 @@
+"""This package keeps the place of framework.py."""
