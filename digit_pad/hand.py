@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digit_pad.raster import SIZE
-from digit_pad.ways import WAYS
+from digit_pad.ways import NO_DIGIT, WAYS
 
 Points = NDArray[np.float64]  # (N, 2)
 N = 24000  # drawings for the tutorial's training
+NO_DIGIT = 0.06  # the share of them that show something else
 CHUNK = 1000  # drawings at a time, which fit the processor's cache
 FINE = 0.02  # distance of the points along which the pen moves, in squares of the size 1
 
@@ -178,10 +179,26 @@ def fit(points: Points, of: NDArray, rng: np.random.Generator) -> Points:
     return (points - low[of]) * size[of] + corner[of]
 
 
-def drawings(n: int, seed: int, ways: Mapping[int, str] = WAYS) -> tuple[list[list[Points]], NDArray[np.int32]]:
-    """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each."""
+def pair(left: Way, right: Way) -> Way:
+    """Return a way to write two digits beside each other."""
+    moved = [part.copy() for part in left + right]
+    for i, part in enumerate(moved):
+        part[:, [1, 3, 5]] = part[:, [1, 3, 5]] * 0.45 + (i >= len(left)) * np.array([0.55, 0.55, 0])
+    return moved
+
+
+def drawings(
+    n: int, seed: int, ways: Mapping[int, str] = WAYS, no_digit: float = 0
+) -> tuple[list[list[Points]], NDArray[np.int32]]:
+    """Return n drawings of digits, lists of strokes, and the digits, int32 (n,), as often each.
+
+    no_digit: the share of drawings that show something else. Their labels are random, so a network learns to doubt.
+    """
     rng = np.random.default_rng(seed)
-    families = {digit: parts(text) for digit, text in ways.items()}
+    families, other = {digit: parts(text) for digit, text in ways.items()}, parts(NO_DIGIT)
     digits = rng.permutation(np.resize(np.array(list(families), np.int32), n))
     chosen = [choose(families[digit], rng) for digit in digits]
+    for i in np.flatnonzero(rng.random(n) < no_digit):
+        two = chosen[rng.integers(n)], chosen[rng.integers(n)]
+        chosen[i] = choose(other, rng) if rng.random() < 0.7 else pair(*two)
     return [drawing for i in range(0, n, CHUNK) for drawing in write(chosen[i : i + CHUNK], rng)], digits
