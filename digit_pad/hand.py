@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digit_pad.raster import SIZE
-from digit_pad.ways import NO_DIGIT, WAYS
+from digit_pad.ways import SIGNS, WAYS
 
 Points = NDArray[np.float64]  # (N, 2)
 N = 24000  # drawings for the tutorial's training
@@ -195,7 +195,7 @@ def drawings(
     no_digit: the share of drawings that show something else. Their labels are random, so a network learns to doubt.
     """
     rng = np.random.default_rng(seed)
-    families, other = {digit: parts(text) for digit, text in ways.items()}, parts(NO_DIGIT)
+    families, other = {digit: parts(text) for digit, text in ways.items()}, parts(SIGNS)
     digits = rng.permutation(np.resize(np.array(list(families), np.int32), n))
     chosen = [choose(families[digit], rng) for digit in digits]
     for i in np.flatnonzero(rng.random(n) < no_digit):

@@ -35,8 +35,9 @@ function mount(pad) {
     });
     bars.classList.remove('old');
     bars.ariaBusy = 'false';
-    const guess = values?.[best] < 0.6 ? `Perhaps a${best === 8 ? 'n' : ''}` : 'Looks like';
-    return values && `${guess} ${best}${values[second] > 0.1 ? `, perhaps ${second}` : ''}.`;
+    const maybe = values?.[second] > 0.1, a = digit => `a${digit === 8 ? 'n' : ''} ${digit}`;
+    if (values?.[best] < 0.6) return `Perhaps ${a(best)}${maybe ? ` or ${a(second)}` : ''}.`;
+    return values && `Looks like ${best}${maybe ? `, perhaps ${second}` : ''}.`;
   }
 
   // Show the drawing, and its 28 x 28 pixels; return the pixels.
@@ -53,7 +54,7 @@ function mount(pad) {
     const pixels = show(), mine = ++drawings;
     if (isDot(strokes)) {
       showBars(null);
-      say('Too small to be read, and not sent: draw a larger digit.');
+      say(pointer === null ? 'Not sent, as it is too small to be read: draw a larger digit.' : '');
       return;
     }
     bars.classList.add('old');

@@ -9,7 +9,7 @@ from support import centre, run_raster, sides
 
 from digit_pad import hand
 from digit_pad.raster import SIZE, rasterise
-from digit_pad.ways import NO_DIGIT, WAYS
+from digit_pad.ways import SIGNS, WAYS
 
 AWKWARD = [
     [],
@@ -66,7 +66,7 @@ def test_a_seed_gives_the_same_drawings(many):
 
 @pytest.mark.parametrize('digit', [*WAYS, None])
 def test_each_way_is_a_skeleton_within_the_square(digit):
-    families = hand.parts(NO_DIGIT if digit is None else WAYS[digit])
+    families = hand.parts(SIGNS if digit is None else WAYS[digit])
     assert sum(math.prod(map(len, family)) for family in families) >= 20
     for family in families:
         least = 0
