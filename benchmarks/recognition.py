@@ -46,13 +46,13 @@ FONTS = """
     sunshiney the-girl-next-door twinkle-star vujahday-script walter-turncoat waterfall yellowtail
     yuji-boku zeyada
 """.split()
-SHAPES = '''
+SHAPES = """
     10,96 10,4 / 84,6 + 10,50 70,50 | 6,4 94,4 + 50,4 50,96 | 6,4 50,50 + 94,4 50,50 / 50,96 | 6,4 50,96 / 94,4
     | 20,4 20,96 + 20,60 50,44 74,60 76,96 | 10,96 10,40 / 30,36 44,50 44,96 + 44,60 64,36 80,50 82,96
     | 86,20 60,4 20,20 8,60 40,96 84,80 / 86,56 54,56 | 50,30 30,6 6,26 50,96 94,26 70,6 50,30 | 6,60 34,94 / 94,6
     | 50,4 10,30 10,70 50,96 90,70 90,30 50,4 + 34,34 34,40 + 66,34 66,40 + 30,64 50,76 70,64
     | 50,50 60,44 60,60 40,62 34,40 60,26 80,50 60,84 20,76 16,30 50,4
-'''
+"""
 
 
 def select(text, held_out):
@@ -211,7 +211,8 @@ def table(sets, found):
         print(f'| {name} | {len(x):,} | {" | ".join(map(spread, cells))} |')
     seconds = [spread(found['seconds', training], '.0f') for training in TRAININGS]
     print(f'| seconds of training | | {" | ".join(seconds)} |\n')
-    print(f'| share of answers over 90 %, and errors among them | {" | ".join(TRAININGS)} |\n|---|{"---|" * len(TRAININGS)}')
+    print(f'| share of answers over 90 %, and errors among them | {" | ".join(TRAININGS)} |')
+    print(f'|---|{"---|" * len(TRAININGS)}')
     for name, (_, y) in sets.items():
         cells = [np.mean([sure(p, y) for p in found[name, training]], axis=0) for training in TRAININGS]
         print(f'| {name} | ' + ' | '.join(f'{many:.3f}, {wrong:.3f}' for many, wrong in cells) + ' |')

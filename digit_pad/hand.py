@@ -11,7 +11,7 @@ from digit_pad.raster import SIZE
 from digit_pad.ways import SIGNS, WAYS
 
 Points = NDArray[np.float64]  # (N, 2)
-N = 24000  # drawings for the tutorial's training
+N = 40000  # drawings for the tutorial's training
 NO_DIGIT = 0.06  # the share of them that show something else
 CHUNK = 1000  # drawings at a time, which fit the processor's cache
 FINE = 0.02  # distance of the points along which the pen moves, in squares of the size 1
@@ -76,7 +76,7 @@ def vary(table: NDArray, drawing: NDArray, rng: np.random.Generator) -> Points:
     moved, size = (rng.uniform(-1, 1, (group[-1] + 1, n))[group] for n in (2, 1))
     grown = (table[:, POINT] - table[:, CENTRE]) * np.exp(size * table[:, GROWTH, None])
     points = table[:, CENTRE] + grown + moved * table[:, REACH]
-    return points + rng.normal(0, 1, points.shape) * rng.gamma(2, 0.01, drawing[-1] + 1)[drawing, None]
+    return points + rng.normal(0, 1, points.shape) * rng.gamma(2, 0.008, drawing[-1] + 1)[drawing, None]
 
 
 def smooth(points: Points, begins: NDArray, corner: NDArray, n: int = 8) -> tuple[Points, NDArray]:
@@ -97,7 +97,7 @@ def bend(points: Points, stroke: NDArray, drawing: NDArray, rng: np.random.Gener
     """Return the points with other proportions of a digit's halves, waves, and strokes that do not quite meet."""
     of, n = drawing[stroke], drawing[-1] + 1
     points = points + rng.normal(0, 0.025, (len(drawing), 2))[stroke]
-    power = np.exp(rng.normal(0, [0.15, 0.22], (n, 2)))[of]
+    power = np.exp(rng.normal(0, [0.12, 0.18], (n, 2)))[of]
     points = np.clip(points, 0, 1) ** power + np.minimum(points, 0) + np.maximum(points - 1, 0)
     wave = rng.normal(0, 0.02, (n, 2, 8))[of]  # of each axis, by the axis, sine or cosine, and frequency
     angles = np.pi * points[:, :, None] * [1, 2]
@@ -163,7 +163,7 @@ def flick(points: Points, stroke: NDArray, rng: np.random.Generator) -> tuple[Po
 def slanted(points: Points, of: NDArray, rng: np.random.Generator) -> Points:
     """Return the points of each drawing turned, slanted and widened."""
     n = of[-1] + 1
-    turn, slant, width = np.radians(rng.normal(0, 6, n)), rng.normal(0.08, 0.22, n), np.exp(rng.normal(-0.15, 0.3, n))
+    turn, slant, width = np.radians(rng.normal(0, 5, n)), rng.normal(0.08, 0.19, n), np.exp(rng.normal(-0.15, 0.25, n))
     cos, sin = np.cos(turn), np.sin(turn)
     matrix = np.array([[cos * width, -cos * slant - sin], [sin * width, cos - sin * slant]])
     return np.einsum('abn,nb->na', matrix[:, :, of], points)
