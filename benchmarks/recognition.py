@@ -2,13 +2,13 @@
 
     .venv-bench/bin/python -m benchmarks.recognition          # trains 25 models, some 10 minutes on two cores
 
-All three sets of drawings are synthetic. The first has the styles ("ways") of digit_pad/, with another seed.
-The second has every third style, which one of the trainings leaves out. The third has the skeletons of glyphs
-of handwriting fonts, which were not used to tune anything.
+All sets of drawings are synthetic. The first has the styles of digit_pad/ways.py, with another seed. In the second
+each part of a digit is one that one of the trainings leaves out: every third of the part's alternatives. The third has
+the skeletons of glyphs of handwriting fonts, which were not used to tune anything. The first and the third are measured
+as photos, too. The last has no digits: other letters and shapes than in training.
 """
 
 import argparse
-import functools
 import io
 import itertools
 import os
@@ -21,6 +21,7 @@ import tempfile
 import time
 
 import chainer
+import matplotlib.pyplot as plt
 import numpy as np
 
 import chainer_mnist_single_machine as script
@@ -45,17 +46,36 @@ FONTS = """
     sunshiney the-girl-next-door twinkle-star vujahday-script walter-turncoat waterfall yellowtail
     yuji-boku zeyada
 """.split()
-WAYS = {digit: text.strip().splitlines() for digit, text in ways.WAYS.items()}
-HELD_OUT = {digit: '\n'.join(lines[2::3]) for digit, lines in WAYS.items()}
-OTHERS = {digit: '\n'.join(line for line in lines if line not in lines[2::3]) for digit, lines in WAYS.items()}
+SHAPES = """
+    10,96 10,4 / 84,6 + 10,50 70,50 | 6,4 94,4 + 50,4 50,96 | 6,4 50,50 + 94,4 50,50 / 50,96 | 6,4 50,96 / 94,4
+    | 20,4 20,96 + 20,60 50,44 74,60 76,96 | 10,96 10,40 / 30,36 44,50 44,96 + 44,60 64,36 80,50 82,96
+    | 86,20 60,4 20,20 8,60 40,96 84,80 / 86,56 54,56 | 50,30 30,6 6,26 50,96 94,26 70,6 50,30 | 6,60 34,94 / 94,6
+    | 50,4 10,30 10,70 50,96 90,70 90,30 50,4 + 34,34 34,40 + 66,34 66,40 + 30,64 50,76 70,64
+    | 50,50 60,44 60,60 40,62 34,40 60,26 80,50 60,84 20,76 16,30 50,4
+"""
+
+
+def select(text, held_out):
+    """Return a digit's text in ways.py with every third alternative of its parts only, or without these."""
+    families = [
+        [[part for i, part in enumerate(row) if len(row) < 3 or (i % 3 == 2) == held_out] for row in family]
+        for family in hand.parts(text)
+    ]
+    return '\n\n'.join('\n'.join(' | '.join(row) for row in family) for family in families)
+
+
+HELD_OUT, OTHERS = ({d: select(text, held_out) for d, text in ways.WAYS.items()} for held_out in (True, False))
+HELD, OTHER = 'drawings, held-out parts', 'letters and shapes that are not in training'
 # {training: (fraction of distorted images, styles of the drawings in training: 'all', 'others' or None)}
 TRAININGS = {
     'plain': (0, None),
     '`augment`': (0.5, None),
     'drawings': (0, 'all'),
     'the tutorial: both': (0.5, 'all'),
-    'both, every third style held out': (0.5, 'others'),
+    'both, every third part held out': (0.5, 'others'),
 }
+BY_DIGIT = '`augment`', 'the tutorial: both'
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / 'container' / 'sagemaker-chainer'))
 
 
 def skeleton(font, digit):
@@ -88,6 +108,28 @@ def fonts():
     return strokes, np.tile(np.arange(10), len(FONTS))
 
 
+def photos(drawings, seed):
+    """Return the pixels that the endpoint finds in photos of drawings on paper, in JPEG, float32 (N, 784)."""
+    from PIL import Image, ImageDraw, ImageFilter
+    from sagemaker_chainer_container.pictures import decode_picture
+
+    rng, y, x = np.random.default_rng(seed), *np.mgrid[:500, :600] / 600
+    found = []
+    for strokes in drawings:
+        page, file = Image.new('L', (600, 500)), io.BytesIO()
+        points = np.concatenate([np.asarray(stroke, float) for stroke in strokes])
+        scale, pen = rng.uniform(150, 400) / np.ptp(points, axis=0).max(), int(rng.uniform(6, 16))
+        for stroke in strokes:
+            places = [tuple(p) for p in (np.asarray(stroke) - points.min(axis=0)) * scale + 50]
+            ImageDraw.Draw(page).line(places, 255, pen, 'curve')
+        ink = np.asarray(page.filter(ImageFilter.GaussianBlur(1.5))) / 255
+        light = 1 - 0.5 * abs(np.cos(rng.uniform(0, 6)) * x + np.sin(rng.uniform(0, 6)) * y)
+        grey = 220 * light * (1 - rng.uniform(0.6, 0.9) * ink) + rng.normal(0, 5, ink.shape)
+        Image.fromarray(np.uint8(grey.clip(0, 255))).save(file, 'JPEG', quality=80)
+        found.append(decode_picture(file.getvalue()))
+    return np.concatenate(found)
+
+
 def probabilities(model, x):
     """Return the model's probabilities, float32 (N, 10), for images x, float32 (N, 784)."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
@@ -116,14 +158,23 @@ def main():
     mnist = {name: chainer.dataset.concat_examples(data)
              for name, data in zip(('train', 'test'), chainer.datasets.get_mnist())}  # fmt: skip
     sets = {"MNIST's test images": mnist['test']}
-    for name, (strokes, digits) in {
+    drawn = {
         'drawings, all styles': hand.drawings(3000, 1),
-        'drawings, held-out styles': hand.drawings(3000, 2, HELD_OUT),
+        HELD: hand.drawings(3000, 2, HELD_OUT),
         'handwriting fonts': fonts(),
-    }.items():
+        OTHER: hand.drawings(1000, 3, {-1: SHAPES}),
+        'scribbles, letters, two digits': hand.drawings(1000, 5, {-1: ways.WAYS[0]}, no_digit=1),
+    }
+    for name, (strokes, digits) in drawn.items():
         sets[name] = raster.rasterise(strokes), digits
+    for name in 'drawings, all styles', 'handwriting fonts':
+        strokes, digits = drawn[name]
+        sets[f'{name}, as photos'] = photos(strokes[:1000], 4), digits[:1000]
     with section('benchmarks.recognition', machine(), PAGE.with_name('pad.md')):
-        table(sets, train_all(mnist, sets, args.seeds))
+        found = train_all(mnist, sets, args.seeds)
+        table(sets, found)
+        held_out = found[HELD, 'both, every third part held out']
+        confusions(*sets[HELD], [p.argmax(axis=1) for p in held_out])
 
 
 def train_all(mnist, sets, seeds):
@@ -133,7 +184,7 @@ def train_all(mnist, sets, seeds):
         for name, (images, labels) in mnist.items():
             save(f'{directory}/{name}', images, labels)
         for name, which in ('all', ways.WAYS), ('others', OTHERS):
-            strokes, digits = hand.drawings(hand.N, 0, which)
+            strokes, digits = hand.drawings(hand.N, 0, which, no_digit=hand.NO_DIGIT)
             save(f'{directory}/{name}/drawings', raster.rasterise(strokes), digits)
         for seed, (training, (augment, which)) in itertools.product(range(seeds), TRAININGS.items()):
             print(f'training with seed {seed}, {training}', file=sys.stderr)
@@ -153,28 +204,48 @@ def save(channel, images, labels):
 
 
 def table(sets, found):
+    digits = {name: (x, y) for name, (x, y) in sets.items() if y[0] >= 0}
     print(f'| accuracy | images | {" | ".join(TRAININGS)} |\n|---|---|{"---|" * len(TRAININGS)}')
-    for name, (x, y) in sets.items():
+    for name, (x, y) in digits.items():
         cells = [[(p.argmax(axis=1) == y).mean() for p in found[name, training]] for training in TRAININGS]
         print(f'| {name} | {len(x):,} | {" | ".join(map(spread, cells))} |')
     seconds = [spread(found['seconds', training], '.0f') for training in TRAININGS]
     print(f'| seconds of training | | {" | ".join(seconds)} |\n')
-    columns = [(name, training) for name in sets for training in ('`augment`', 'the tutorial: both')]
-    print('| accuracy by digit | ' + ' | '.join(f'{name}, {training}' for name, training in columns) + ' |')
-    print('|---|' + '---|' * len(columns))
-    rows = {str(digit): functools.partial(of_digit, digit) for digit in range(10)}
-    for name, measure in {**rows, 'errors among answers over 90 %': wrong_though_sure}.items():
-        cells = [np.mean([measure(p, sets[s][1]) for p in found[s, training]]) for s, training in columns]
-        print(f'| {name} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
+    print(f'| share of answers over 90 %, and errors among them | {" | ".join(TRAININGS)} |')
+    print(f'|---|{"---|" * len(TRAININGS)}')
+    for name, (_, y) in sets.items():
+        cells = [np.mean([sure(p, y) for p in found[name, training]], axis=0) for training in TRAININGS]
+        print(f'| {name} | ' + ' | '.join(f'{many:.3f}, {wrong:.3f}' for many, wrong in cells) + ' |')
+    print(f'\n| accuracy by digit | {" | ".join(f"{name}, {t}" for name in digits for t in BY_DIGIT)} |')
+    print('|---|' + '---|' * len(digits) * len(BY_DIGIT))
+    for digit in range(10):
+        cells = [np.mean([of_digit(digit, p, digits[s][1]) for p in found[s, t]]) for s in digits for t in BY_DIGIT]
+        print(f'| {digit} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
+
+
+def confusions(x, y, guesses):
+    """Print how often each digit is read as each other, in percent, and draw twelve of the misread."""
+    print(f'\n| {HELD}, read as, in % | {" | ".join(map(str, range(10)))} |\n|---|{"---|" * 10}')
+    for digit in range(10):
+        shares = np.mean([np.bincount(g[y == digit], minlength=10) / (y == digit).sum() for g in guesses], axis=0)
+        print(f'| {digit} | ' + ' | '.join(f'{100 * share:.1f}' if share else '' for share in shares) + ' |')
+    misread = np.flatnonzero(guesses[0] != y)
+    twelve = misread[np.linspace(0, len(misread) - 1, 12).astype(int)]
+    twelve = twelve[np.argsort(y[twelve], kind='stable')]
+    picture = np.hstack([np.pad(x[i].reshape(28, 28), 2) for i in twelve])
+    plt.imsave(PAGE.with_name('misread.png'), np.kron(1 - picture, np.ones((3, 3))), cmap='gray', vmin=0, vmax=1)
+    print('\n![twelve misread drawings](misread.png)\n')
+    print('These were read as', ', '.join(f'{y[i]} → {guesses[0][i]}' for i in twelve) + '.')
 
 
 def of_digit(digit, p, y):
     return (p[y == digit].argmax(axis=1) == digit).mean()
 
 
-def wrong_though_sure(p, y):
-    sure = p.max(axis=1) > 0.9
-    return (p[sure].argmax(axis=1) != y[sure]).mean()
+def sure(p, y):
+    """Return the share of answers over 90 %, and the share of errors among these."""
+    over = p.max(axis=1) > 0.9
+    return over.mean(), (p[over].argmax(axis=1) != y[over]).mean()
 
 
 if __name__ == '__main__':

@@ -55,8 +55,8 @@ class Client(nbclient.NotebookClient):
 
     async def draw(self) -> dict[str, Any]:
         """Draw a digit into data, and ask the endpoint, as the pad does; return the strokes, and ten scores or None."""
-        (way, *_) = hand.parse(ways.WAYS[3])
-        strokes = [np.round(stroke, 1).tolist() for stroke in hand.write(way, np.random.default_rng(0))]
+        [[drawing], _] = hand.drawings(1, 0, {3: ways.WAYS[3]})
+        strokes = [np.round(stroke, 1).tolist() for stroke in drawing]
         pixels = [round(pixel, 4) for pixel in raster.rasterise([strokes])[0].tolist()]
         kernel: Any = self.kc
         options: Any = dict(silent=True, user_expressions={'answer': PREDICT}, reply=True, timeout=60)

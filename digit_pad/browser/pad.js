@@ -1,5 +1,5 @@
 // This module runs the pad on the page: strokes, buttons, preview, bars and sentences.
-import {GRID, SIZE, probabilities, rasterise} from './raster.js';
+import {GRID, SIZE, isDot, probabilities, rasterise} from './raster.js';
 import {sender} from './kernel.js';
 
 function mount(pad) {
@@ -19,7 +19,7 @@ function mount(pad) {
     Object.assign(context, {strokeStyle: '#fff', lineWidth: 24, lineCap: 'round', lineJoin: 'round'});
     for (const stroke of strokes) {
       context.beginPath();
-      context.moveTo(...stroke[0]);
+      context.moveTo(stroke[0][0] - 0.01, stroke[0][1]);  // so that a dot has a length, without which it is not drawn
       for (const point of stroke) context.lineTo(...point);
       context.stroke();
     }
@@ -35,7 +35,9 @@ function mount(pad) {
     });
     bars.classList.remove('old');
     bars.ariaBusy = 'false';
-    return values && `Looks like ${best}${values[second] > 0.1 ? `, perhaps ${second}` : ''}.`;
+    const maybe = values?.[second] > 0.1, a = digit => `a${digit === 8 ? 'n' : ''} ${digit}`;
+    if (values?.[best] < 0.6) return `Perhaps ${a(best)}${maybe ? ` or ${a(second)}` : ''}.`;
+    return values && `Looks like ${best}${maybe ? `, perhaps ${second}` : ''}.`;
   }
 
   // Show the drawing, and its 28 x 28 pixels; return the pixels.
@@ -50,6 +52,11 @@ function mount(pad) {
   // Show the drawing, and give it to a listener on the page that prevents the default, or else to the kernel.
   function changed() {
     const pixels = show(), mine = ++drawings;
+    if (isDot(strokes)) {
+      showBars(null);
+      say(pointer === null ? 'Not sent, as it is too small to be read: draw a larger digit.' : '');
+      return;
+    }
     bars.classList.add('old');
     bars.ariaBusy = 'true';
     const isNewest = () => mine === drawings;

@@ -26,13 +26,25 @@ function paint(strokes, scale, dx, dy, width, height) {
   return pixels;
 }
 
+// Return the left, right, top and bottom end of strokes that have points.
+function ends(strokes) {
+  const points = strokes.flat();
+  return [0, 1].flatMap(axis => [Math.min, Math.max].map(
+    extreme => points.reduce((value, point) => extreme(value, point[axis]), points[0][axis])));
+}
+
+// Tell whether strokes are too small for a digit: a dot is one.
+export function isDot(strokes) {
+  const [left, right, top, bottom] = strokes.flat().length ? ends(strokes) : [0, SIZE, 0, SIZE];
+  return Math.max(right - left, bottom - top) < SIZE / 10;
+}
+
 // Return the 784 pixels of strokes, normalised as MNIST's images were: the digit fills a box whose longer side is
 // 20 pixels, and the box is moved by whole pixels so that the centre of mass is at pixel index 14.
 export function rasterise(strokes) {
-  const image = new Array(GRID * GRID).fill(0), points = strokes.flat();
-  if (!points.length) return image;
-  const [left, right, top, bottom] = [0, 1].flatMap(axis => [Math.min, Math.max].map(
-    extreme => points.reduce((value, point) => extreme(value, point[axis]), points[0][axis])));
+  const image = new Array(GRID * GRID).fill(0);
+  if (!strokes.flat().length) return image;
+  const [left, right, top, bottom] = ends(strokes);
   // A dot stays small: a drawing under a tenth of the pad is not enlarged to a digit's size.
   const scale = (BOX - INK) / Math.max(SIZE / 10, right - left, bottom - top);
   const fit = side => Math.min(BOX, Math.round(side * scale + INK) + 2);  // includes the soft edges, up to BOX

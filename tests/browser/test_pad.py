@@ -85,6 +85,27 @@ def test_a_listener_can_take_the_digit_and_answer(page):
     draw(pad, *FOOT)
     page.evaluate('answers[4].resolve([1, 2])')
     says(pad, 'The endpoint did not answer with ten numbers.')
+    for answer, words in [
+        ('[0, 0, 0, 0.08, 0.55, 0.08, 0.08, 0.07, 0.07, 0.07]', 'Perhaps a 4.'),
+        ('[0, 0, 0, 0, 0, 0, 0, 0, 0.55, 0.45]', 'Perhaps an 8 or a 9.'),
+    ]:
+        draw(pad, *FOOT)
+        page.evaluate(f'answers.at(-1).resolve({answer})')
+        says(pad, words)
+
+
+def test_a_dot_is_drawn_but_too_small_to_be_read(page):
+    pad = show(page, HTML)
+    pad.locator('.ink').click()
+    says(pad, 'too small to be read')
+    middle = 'canvas => canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[0]'
+    assert pad.locator('.ink').evaluate(middle) == 255 and max(seen(pad)) == 255
+    assert page.evaluate('digits.length') == 0 and shares(pad) == [''] * 10
+    draw(pad, *ONE)
+    says(pad, 'Not sent: this page has no Jupyter server')
+    pad.get_by_role('button', name='Undo').click()
+    says(pad, 'too small to be read')
+    assert page.evaluate('digits.length') == 1
 
 
 def test_a_listener_need_not_answer(page):

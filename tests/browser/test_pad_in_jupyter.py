@@ -22,8 +22,12 @@ def endpoint(session, model):
 
 def steady(text):
     """Return a digit's first style without variation: strokes, as fractions of the pad's sides."""
-    strokes = [np.concatenate([hand.smooth(piece, 3) for piece in pieces]) for pieces in hand.parse(text)[0]]
-    return [(points * 0.7 + 0.15).tolist() for points in strokes]
+    table = np.concatenate([*(hand.parse(row[0]) for row in hand.parts(text)[0]), hand.parse('+')])
+    at = np.flatnonzero(table[:, hand.KIND] == 0)
+    after = np.maximum.reduceat(table[:, hand.KIND], at)
+    begins = np.append(True, after[:-1] == hand.LIFT)
+    points, stroke = hand.smooth(table[at, hand.POINT] * 0.7 + 0.15, begins, after > 0, 3)
+    return [points[stroke == i].tolist() for i in range(stroke[-1] + 1)]
 
 
 @pytest.mark.docker
@@ -40,9 +44,9 @@ def test_ten_digits_are_drawn_and_read(server, page, endpoint, front_end):
         *first, last = steady(text)
         for points in first:
             draw(pad, *points)
-        server.takes(kernel, pad, *last, then='Looks like')
+        server.takes(kernel, pad, *last, then=re.compile('Looks like|Perhaps'))
         read.append(int(pad.locator('li.best').inner_text().split()[0]))
-        says(pad, re.compile(rf'Looks like {read[-1]}(, perhaps \d)?\. Sent to data\.'))
+        says(pad, re.compile(rf'(Looks like|Perhaps an?) {read[-1]}(,? (perhaps|or an?) \d)?\. Sent to data\.'))
         pad.get_by_role('button', name='Clear').click()
         says(pad, 'Cleared: data is blank.')
         wait_for(lambda: pad.locator('li.best').count() == 0)
