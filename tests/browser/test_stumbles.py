@@ -1,0 +1,112 @@
+"""In JupyterLab a learner's stumbles end in a message that says what to do."""
+
+import os
+import re
+
+import pytest
+from support import ROOT, free_port, ours, pack, visit, wait_for
+
+pytestmark = pytest.mark.docker
+BAR = """
+import time
+if __name__ == '__main__':
+    print('\\r[##..................] epoch 1 of 3, 102 s left', flush=True)
+    time.sleep(1000)
+"""
+SESSION = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+from local_mode.session import open_session
+from support import make_estimator, make_model
+
+sagemaker_session = open_session(embedded=True)"""
+TAKEN = """import socket
+
+stranger = socket.create_server(('127.0.0.1', {0}))
+sagemaker_session.set_serving_port({0})
+model.deploy(1, 'local')"""
+
+
+@pytest.fixture
+def lab(server, page):
+    """Return a function that opens a notebook with these cells in JupyterLab, runs all, and returns its kernel."""
+
+    def open_lab(path, *cells):
+        server.add_notebook(path, *cells, show=SESSION)
+        visit(page, f'{server.url}lab/workspaces/{path[:-6]}/tree/{path}?token={server.token}')
+        if os.environ.get('DARK'):
+            page.wait_for_function("jupyterapp.commands.hasCommand('apputils:change-theme')")
+            page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        kernel = server.kernel(path)
+        server.run_all(page)
+        return kernel
+
+    return open_lab
+
+
+def output(page, part):
+    """Return the output of the cell whose code contains a text."""
+    return page.locator('.jp-CodeCell', has_text=part).locator('.jp-OutputArea-output')
+
+
+def shot(page, name):
+    if os.environ.get('SHOTS'):
+        page.screenshot(path=f'{os.environ["SHOTS"]}/{name}-{"dark" if os.environ.get("DARK") else "light"}.png')
+
+
+def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
+    (tmp_path / 'bar.py').write_text(BAR)
+    fit = f'make_estimator(sagemaker_session, {str(tmp_path / "bar.py")!r}, dict(container_log_level=30)).fit()'
+    kernel = lab('stopped.ipynb', fit, 'print("below")')
+    shown = output(page, '.fit()')
+    shown.get_by_text('102 s left').wait_for()
+    server.request(f'api/kernels/{kernel}/interrupt', 'POST')
+    try:
+        shown.get_by_text('Training was stopped: run this cell again.').wait_for(timeout=20000)
+    finally:
+        shot(page, 'stopped')
+    text = '\n'.join(shown.all_inner_texts())
+    assert text.strip() == 'KeyboardInterrupt: Training was stopped: run this cell again.'
+
+
+def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path):
+    """Run All a second time, and Deploy run again, leave one endpoint, and say what they end; then a taken port."""
+    (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass')
+    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'any.py')
+    deploy = f"model = make_model(sagemaker_session, {data!r}, {str(tmp_path / 'any.py')!r})\nmodel.deploy(1, 'local')"
+    lab('twice.ipynb', deploy)
+    first = endpoint(page)
+    session, deployed = output(page, 'open_session'), output(page, '.deploy(')
+    server.run_all(page)
+    try:
+        session.filter(has_text=f'replaces the one before, whose endpoint {first} is deleted').wait_for(timeout=20000)
+    finally:
+        shot(page, 'run-all-twice')
+    second = endpoint(page, first)
+    server.run_last(page)
+    deployed.filter(has_text=f"The endpoint {second} of this cell's earlier run is deleted.").wait_for()
+    shot(page, 'deployed-twice')
+    endpoint(page, second)
+    assert len(ours()[0]) == 1
+
+    port = free_port()
+    server.run_last(page, f'{deploy.splitlines()[0]}\n{TAKEN.format(port)}')
+    deployed.filter(has_text=f'Port {port} is taken by another program').wait_for()
+    shot(page, 'taken')
+    remedy = '\n'.join(deployed.all_inner_texts()).split('\n\n')[-1]
+    server.run_last(page, remedy + "\nmodel.deploy(1, 'local')")
+    try:
+        page.get_by_text('answers on port').wait_for(timeout=20000)
+    finally:
+        shot(page, 'last')
+
+
+def endpoint(page, *before):
+    """Wait for an endpoint that was not there before; return its name."""
+    told = output(page, '.deploy(').filter(has_text='answers on port')
+
+    def name():
+        names = re.findall(r'The endpoint (\S+) answers', '\n'.join(told.all_inner_texts()))
+        return [name for name in names if name not in before]
+
+    return wait_for(name)[0]
