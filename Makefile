@@ -68,6 +68,9 @@ bench:  ## measure training beside PyTorch, serving beside others' servers, and 
 	.venv-bench/bin/python -m benchmarks.serving
 	.venv-bench/bin/python -m benchmarks.recognition
 
+bundle: setup  ## write bundle/: all that `BUNDLE=... ./setup.sh` needs on other machines without a network
+	@./setup.sh bundle
+
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh
 
@@ -83,4 +86,4 @@ audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 clean:  ## remove what sessions of this user left (containers, networks, files), and what running ones use
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -m local_mode clean
 
-.PHONY: help run run-sdk3 lab lab-sdk3 test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean
+.PHONY: help run run-sdk3 lab lab-sdk3 test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean bundle

@@ -132,7 +132,7 @@ def lines(name):
 @pytest.fixture
 def install_packages(tmp_path):
     """Runs the set-up's function of this name, for python-dateutil, which needs six, with this lock."""
-    functions = (ROOT / 'setup.sh').read_text().split('\nmake_venv\n')[0]
+    functions = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
     call = '\ninstall_packages locks/project.lock six requirements.txt\n'
     (tmp_path / 'setup.sh').write_text(functions + call)
     shutil.copytree(ROOT / 'container', tmp_path / 'container')
