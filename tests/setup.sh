@@ -32,7 +32,7 @@ install_registry() {
         quietly as_root systemctl disable --now docker-registry || quietly as_root service docker-registry stop || true; }; }
 }
 
-install_tools() { install_registry; need node nodejs input.html; need chromium chromium 'A browser test'; }
+install_tools() { install_registry; need node nodejs input.html; need chromium chromium 'A browser test'; need npm npm axe-core; }
 
 install_benchmarks_tools() {
     need cc 'gcc libc6-dev' container/chainer_fast; need g++ g++ torch.compile; need npm npm 'The fonts'
