@@ -62,7 +62,7 @@ spin() {
 
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
-tier=${1:-} venv=.venv first=python3
+tier=${1:-} venv=.venv first=python3 offline=''
 case $tier in
     bench) venv=.venv-bench ;;
     sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
@@ -126,11 +126,11 @@ install_packages() {
     [ "${BUNDLE:-}" ] || follow_pip
     bring_uv
     # Compiled here, where nobody reads what Python warns of in others' code.
-    uv pip compile --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
+    uv pip compile $offline --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
         --no-emit-package chainer --no-emit-package chainer-mnist-local-mode
-    uv pip install --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
+    uv pip install $offline --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
     rm -rf container/chainer_fast/build  # setuptools does not see that flags have changed
-    uv pip install --quiet --compile-bytecode --python $python --no-deps $own
+    uv pip install $offline --quiet --compile-bytecode --python $python --no-deps $own
     echo "$state" > "$installed"
 }
 
@@ -203,9 +203,9 @@ if [ -t 1 ]; then
 fi
 if [ "${BUNDLE:-}" ]; then
     case $BUNDLE in *://*) ;; *) BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
-    export BUNDLE PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE/wheels/ UV_NO_INDEX=1 UV_FIND_LINKS=$BUNDLE/wheels/
+    export BUNDLE PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE/wheels/ UV_FIND_LINKS=$BUNDLE/wheels/
     PIP_TRUSTED_HOST=$(sed 's|.*://||; s|/.*||' <<< "$BUNDLE"); export PIP_TRUSTED_HOST
-    ours='--editable . chainer'
+    ours='--editable . chainer' offline=--no-index
 fi
 step Python make_venv
 case $tier in

@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 
 import pytest
-from support import ROOT, free_port, ours, pack, visit, wait_for
+from playwright.sync_api import expect
+from support import ROOT, TUTORIAL, free_port, ours, pack, visit, wait_for
 
 pytestmark = pytest.mark.docker
 BAR = """
@@ -52,6 +54,21 @@ def output(page, part):
 def shot(page, name):
     if os.environ.get('SHOTS'):
         page.screenshot(path=f'{os.environ["SHOTS"]}/{name}-{"dark" if os.environ.get("DARK") else "light"}.png')
+
+
+def test_it_opens_at_the_top_and_links_lead_back_from_the_end(server, page):
+    """Run All jumps to the last cell; above it links lead to the training and to the pad."""
+    shutil.copy(TUTORIAL, server.root)
+    visit(page, f'{server.url}lab/workspaces/view/tree/{TUTORIAL.name}?token={server.token}')
+    server.kernel(TUTORIAL.name)
+    content = 'jupyterapp.shell.currentWidget.content'
+    expect(page.get_by_role('heading', name='MNIST training and prediction')).to_be_in_viewport()
+    assert page.evaluate(f'{content}.activeCellIndex') == 0
+    page.evaluate(f'{content}.scrollToItem({content}.widgets.length - 1)')
+    for link, heading in ('the pad', 'Draw a digit'), ('the training', 'Train'):
+        page.get_by_role('link', name=link).last.click()
+        expect(page.get_by_role('heading', name=heading, exact=True)).to_be_in_viewport()
+        page.evaluate(f'{content}.scrollToItem({content}.widgets.length - 1)')
 
 
 def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
