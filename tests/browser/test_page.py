@@ -6,12 +6,10 @@ import socket
 import chainer
 import chainer.functions as F
 import chainer.links as L
-import nbformat.v4
 import numpy as np
 import playwright.sync_api
 import pytest
-from local_mode import run
-from support import HTML, LISTEN, ONE, TUTORIAL, load, move, says
+from support import LISTEN, ONE, load, move, says
 
 import chainer_mnist_single_machine as script
 from digit_pad.build import build
@@ -129,28 +127,3 @@ def test_another_network_is_refused_and_leaves_no_page_of_an_earlier_one(tmp_pat
     with pytest.raises(ValueError, match='pad.html is not written: it supports only linear layers with ReLU'):
         write(tmp_path / 'model.npz', tmp_path / 'pad.html', images, scores)
     assert not (tmp_path / 'pad.html').exists()
-
-
-def test_the_page_can_be_read_by_all(chromium, path, accessible):
-    page = chromium.new_context(bypass_csp=True, viewport={'width': 390, 'height': 844}).new_page()
-    page.goto(path.as_uri())
-    says(page.locator('.digit-pad'), 'Draw a digit here')
-    accessible(page, without=['landmark-one-main', 'page-has-heading-one'])
-    page.context.close()
-
-
-def test_the_exported_notebook_can_be_read_by_all(page, accessible, tmp_path):
-    """It has a title of its own, contrast, and links that differ from text, light and dark; so has the pad in it."""
-    notebook = nbformat.read(TUTORIAL, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == 'code']
-    for number, cell in enumerate(code, 1):
-        cell.execution_count = number
-        cell.outputs = [nbformat.v4.new_output('stream', text='AWS: http://127.0.0.1:1\n')]
-    code[-2].outputs.append(nbformat.v4.new_output('display_data', {'text/html': HTML}))
-    run.save(notebook, tmp_path / 'any.ipynb')
-    page.goto((tmp_path / 'any.html').as_uri())
-    assert page.title() == 'MNIST training and prediction with SageMaker Chainer'
-    says(page.locator('.digit-pad'), 'Draw a digit here')
-    accessible(page)
-    page.emulate_media(color_scheme='dark')
-    assert page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(17, 17, 17)'
