@@ -55,7 +55,7 @@ together() {
 
 # Shows on a terminal which steps run.
 spin() {
-    while sleep 1; do
+    while sleep 1 && kill -0 $$; do
         [ ! -e "$log".* ] 2>/dev/null || printf '\r%-79s\r' "setup: $(echo "$log".* | sed "s|$log.||g"): $SECONDS s"
     done
 }
@@ -199,7 +199,7 @@ trap 'trap "" TERM; kill 0; exit 130' INT  # which does not reach what runs in t
 if [ -t 1 ]; then
     wipe=$(printf '\r%-79s\r' '')
     spin & spinner=$!
-    trap 'quietly kill $spinner' EXIT
+    trap 'quietly kill $spinner || true' EXIT
 fi
 if [ "${BUNDLE:-}" ]; then
     case $BUNDLE in *://*) ;; *) BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
