@@ -32,7 +32,7 @@ install() {
 
 # Runs a function; prints what it said last, and its time, or the end of its output if it fails. All goes into the log.
 step() {
-    local own=$log.$1 start=$SECONDS status=0 said
+    local own=$parts/$1 start=$SECONDS status=0 said
     ("${@:2}") >"$own" 2>&1 <&3 &
     wait $! || status=$?
     said=$(sed -n 's/^setup: //p; s/^image: //p; /^MNIST from/p' "$own" | tail -n 1)
@@ -40,8 +40,8 @@ step() {
         { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has all of it."; } >&2
     elif [ -s "$own" ]; then echo "$wipe""setup: ${said:-$1} ($((SECONDS - start)) s)"
     fi
-    cat "$own" >>"$log"
-    rm "$own"
+    [ ! -s "$own" ] || cat "$own" >>"$log"
+    mv "$own" "$parts/.$1"
     return $status
 }
 
@@ -56,7 +56,7 @@ together() {
 # Shows on a terminal which steps run.
 spin() {
     while sleep 1 && kill -0 $$; do
-        [ ! -e "$log".* ] 2>/dev/null || printf '\r%-79s\r' "setup: $(echo "$log".* | sed "s|$log.||g"): $SECONDS s"
+        [ ! "$(ls "$parts")" ] || printf '\r%-79s\r' "setup: $(ls -m "$parts"): $SECONDS s"
     done
 }
 
@@ -192,14 +192,13 @@ engine() { step Docker get_engine; ! has_engine || step image build_images; }
 
 ours='--editable . ./container/chainer' log=$PWD/output/setup.log spinner='' wipe=''
 mkdir -p output
-rm -f "$log".*
-: >"$log"
+parts=$(mktemp -d)  # the outputs of steps, of which two runs at once keep apart
+trap 'quietly kill $spinner || true; rm -rf "$parts"' EXIT
 exec 3<&0  # what runs in the background has no stdin otherwise, and sudo asks there
 trap 'trap "" TERM; kill 0; exit 130' INT  # which does not reach what runs in the background
 if [ -t 1 ]; then
     wipe=$(printf '\r%-79s\r' '')
     spin & spinner=$!
-    trap 'quietly kill $spinner || true' EXIT
 fi
 if [ "${BUNDLE:-}" ]; then
     case $BUNDLE in *://*) ;; *) BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
@@ -216,6 +215,5 @@ case $tier in
     *) . tests/setup.sh ;;
 esac
 [ -z "$tier" ] || step MNIST $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
-if [ -s "$log" ]; then echo "${wipe}setup: ready, in $SECONDS s; ${log#"$PWD"/} has all that was printed"
-else echo "${wipe}setup: ready"
-fi
+did=$(find "$parts" -type f -size +0)
+echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has all that was printed}"
