@@ -55,7 +55,7 @@ test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without 
 	@./setup.sh
 	$(PYTHON) tests/chainer_suite.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 18 minutes
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests/faults
 

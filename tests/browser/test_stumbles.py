@@ -1,6 +1,5 @@
 """In JupyterLab a learner's stumbles end in a message that says what to do."""
 
-import os
 import re
 import shutil
 
@@ -31,29 +30,28 @@ model.deploy(1, 'local')"""
 
 @pytest.fixture
 def lab(server, page):
-    """Return a function that opens a notebook with these cells in JupyterLab, runs all, and returns its kernel."""
+    """Return a function that opens a notebook with these cells in JupyterLab, runs all, and returns its kernel.
+
+    With the kernel all that it runs must end.
+    """
+    kernels = []
 
     def open_lab(path, *cells):
         server.add_notebook(path, *cells, show=SESSION)
         visit(page, f'{server.url}lab/workspaces/{path[:-6]}/tree/{path}?token={server.token}')
-        if os.environ.get('DARK'):
-            page.wait_for_function("jupyterapp.commands.hasCommand('apputils:change-theme')")
-            page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        kernel = server.kernel(path)
+        kernels.append(server.kernel(path))
         server.run_all(page)
-        return kernel
+        return kernels[0]
 
-    return open_lab
+    yield open_lab
+    for kernel in kernels:
+        server.request(f'api/kernels/{kernel}', 'DELETE')
+    wait_for(lambda: ours()[0] == [])
 
 
 def output(page, part):
     """Return the output of the cell whose code contains a text."""
     return page.locator('.jp-CodeCell', has_text=part).locator('.jp-OutputArea-output')
-
-
-def shot(page, name):
-    if os.environ.get('SHOTS'):
-        page.screenshot(path=f'{os.environ["SHOTS"]}/{name}-{"dark" if os.environ.get("DARK") else "light"}.png')
 
 
 def test_it_opens_at_the_top_and_links_lead_back_from_the_end(server, page):
@@ -78,10 +76,7 @@ def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
     shown = output(page, '.fit()')
     shown.get_by_text('102 s left').wait_for()
     server.request(f'api/kernels/{kernel}/interrupt', 'POST')
-    try:
-        shown.get_by_text('Training was stopped: run this cell again.').wait_for(timeout=20000)
-    finally:
-        shot(page, 'stopped')
+    shown.get_by_text('Training was stopped: run this cell again.').wait_for()
     text = '\n'.join(shown.all_inner_texts())
     assert text.strip() == 'KeyboardInterrupt: Training was stopped: run this cell again.'
 
@@ -95,27 +90,19 @@ def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path)
     first = endpoint(page)
     session, deployed = output(page, 'open_session'), output(page, '.deploy(')
     server.run_all(page)
-    try:
-        session.filter(has_text=f'replaces the one before, whose endpoint {first} is deleted').wait_for(timeout=20000)
-    finally:
-        shot(page, 'run-all-twice')
+    session.filter(has_text=f'replaces the one before, whose endpoint {first} is deleted').wait_for()
     second = endpoint(page, first)
     server.run_last(page)
     deployed.filter(has_text=f"The endpoint {second} of this cell's earlier run is deleted.").wait_for()
-    shot(page, 'deployed-twice')
     endpoint(page, second)
     assert len(ours()[0]) == 1
 
     port = free_port()
     server.run_last(page, f'{deploy.splitlines()[0]}\n{TAKEN.format(port)}')
     deployed.filter(has_text=f'Port {port} is taken by another program').wait_for()
-    shot(page, 'taken')
     remedy = '\n'.join(deployed.all_inner_texts()).split('\n\n')[-1]
     server.run_last(page, remedy + "\nmodel.deploy(1, 'local')")
-    try:
-        page.get_by_text('answers on port').wait_for(timeout=20000)
-    finally:
-        shot(page, 'last')
+    page.get_by_text('answers on port').wait_for()
 
 
 def endpoint(page, *before):
