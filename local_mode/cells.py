@@ -22,7 +22,7 @@ def get_shell() -> Any:
 
 def current() -> Cell:
     """Return the cell that runs now."""
-    if not hasattr(shell := get_shell(), 'get_parent'):
+    request: dict[str, Any] = getattr(get_shell(), 'get_parent', dict)()
+    if 'header' not in request:  # not in a kernel, or no cell runs
         return Cell('', '')
-    request = shell.get_parent()
     return Cell(request['metadata'].get('cellId') or request['content'].get('code', ''), request['header']['msg_id'])

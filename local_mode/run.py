@@ -121,10 +121,11 @@ def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
     nbformat.write(notebook, path)
     # A page that asks no other server. No cell has formulas or needs RequireJS.
     exporter = nbconvert.HTMLExporter(mathjax_url='', require_js_url='', jquery_url='')
-    title = next((match[1] for cell in notebook.cells if (match := HEADING.search(cell.source))), path.stem)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == 'markdown']
+    title = next((match[1] for text in texts if (match := HEADING.search(text))), path.stem)
     page, _ = exporter.from_notebook_node(notebook, {'metadata': {'name': title}})
-    (dark,) = (f for folder in exporter.template_paths for f in pathlib.Path(folder).glob('static/theme-dark.css'))
-    style = STYLE.replace('DARK', dark.read_text())
+    themes = (f for folder in exporter.template_paths for f in pathlib.Path(folder).glob('static/theme-dark.css'))
+    style = STYLE.replace('DARK', next(themes).read_text())
     path.with_suffix('.html').write_text(page.replace('</head>', f'{style}</head>', 1), encoding='utf-8')
     return path.absolute()
 
