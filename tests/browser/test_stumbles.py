@@ -101,8 +101,10 @@ def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path)
     server.run_last(page, f'{deploy.splitlines()[0]}\n{TAKEN.format(port)}')
     deployed.filter(has_text=f'Port {port} is taken by another program').wait_for()
     remedy = '\n'.join(deployed.all_inner_texts()).split('\n\n')[-1]
+    server.kernel('twice.ipynb')  # is idle: what comes while an error is handled is aborted
     server.run_last(page, remedy + "\nmodel.deploy(1, 'local')")
-    page.get_by_text('answers on port').wait_for()
+    last = page.locator('.jp-CodeCell').last
+    wait_for(lambda: 'answers on port' in last.inner_text(), why=last.inner_text)
 
 
 def endpoint(page, *before):
