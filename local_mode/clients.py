@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from local_mode import endpoints
+from local_mode import cells, endpoints
 from local_mode.errors import EndpointError, EngineError, JobError, LocalModeError
 from local_mode.instances import START, Instances, ServingInstance
 from local_mode.names import label
@@ -178,6 +178,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         if variant['InitialInstanceCount'] != 1:
             raise ValueError('In local mode an endpoint has one instance: deploy(1, ...).')
         session.engine.check(model['Image'])
+        endpoint.cell = cells.current()
+        self.delete_endpoints_of_earlier_run(endpoint.cell)
         if endpoints.find(session.engine, EndpointName):
             raise endpoints.error(
                 'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
@@ -199,6 +201,13 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             raise
         endpoint.state, endpoint.port = endpoint._IN_SERVICE, endpoint.container.sagemaker_session.serving_port
         print(f'The endpoint {EndpointName} answers on port {endpoint.port}.')
+
+    def delete_endpoints_of_earlier_run(self, cell: cells.Cell) -> None:
+        """Delete the endpoints that an earlier run of this cell of a notebook deployed, and print which."""
+        for name, other in list(self._endpoints.items()):
+            if cell.ran_before(getattr(other, 'cell', cell)):
+                self.delete_endpoint(name)
+                print(f"The endpoint {name} of this cell's earlier run is deleted.")
 
     def running(self, name: str) -> Any:
         """Return this process's endpoint of that name while its container runs, or None."""
@@ -259,8 +268,10 @@ def ended(name: str, job: Any) -> Iterator[None]:
     """Set the state of a job that fails or is stopped, and remove every job's containers and files."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as e:
         job.state = 'Stopped'
+        if isinstance(e, KeyboardInterrupt):
+            e.args = (f'{name.partition(" job")[0]} was stopped: run this cell again.',)
         if job.container.kept:
             print(job.container.kept.strip())
         raise

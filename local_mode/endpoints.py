@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from local_mode.capture import capture
 from local_mode.engines.interface import Engine
-from local_mode.errors import EndpointError, EngineError
+from local_mode.errors import EndpointError, EngineError, paste
 from local_mode.names import LABEL, label
 from local_mode.versions import local_session
 
@@ -135,15 +135,15 @@ def check_serving_port(session: Any, first: int = 8080) -> None:
         return
     taken = engine.find({PORT: str(port)}, want=[LABEL])
     if not taken:
-        who, remedy = 'another program', 'Stop it'
+        who, remedy = 'another program', 'Stop it.'
     elif {LABEL: session.name} in taken.values():
         who = 'an earlier endpoint of this notebook'
-        remedy = 'Delete that one with predictor.delete_endpoint()'
+        remedy = f'Delete that one{paste("predictor.delete_endpoint()")}'
     else:
         container = next(iter(taken))
         who = f'an endpoint of another notebook, container {container}'
-        remedy = f'If that notebook is gone, remove it with `{engine.removal(container)}`'
+        remedy = f'If that notebook is gone, remove it{paste(engine.removal(container))}'
+    other = f'Or choose the next free port, and then deploy again{paste("sagemaker_session.set_serving_port(None)")}'
     raise EndpointError(
-        f'Port {port} is taken by {who}; its answers would pass for those of your new model. '
-        f'{remedy}, or use another port: open_session(serving_port={port + 1}).'
+        f'Port {port} is taken by {who}; its answers would pass for those of your new model. {remedy}\n{other}'
     )

@@ -3,6 +3,11 @@
 __all__ = ['EndpointError', 'EngineError', 'JobError', 'LocalModeError']
 
 
+def paste(command: str) -> str:
+    """Return a command as a part of a message: on a line of its own, so that it can be copied whole."""
+    return f':\n\n{command}\n'
+
+
 class LocalModeError(RuntimeError):
     """Local mode could not do what it was asked for; the message says why and, where known, the remedy."""
 

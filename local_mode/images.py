@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 from importlib.util import find_spec
 
 from local_mode.engines.docker import Docker
-from local_mode.errors import EngineError, LocalModeError
+from local_mode.errors import EngineError, LocalModeError, paste
 from local_mode.names import container_directory, image_uri, proxies
 
 CONTAINER = container_directory()
@@ -32,7 +33,7 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
     # podman knows no such format.
     platform = platform or 'linux/' + (ask('version', '--format', '{{.Server.Arch}}') or machine)
-    if inspect(image, LABEL) != source() and not pull(image, processor, platform):
+    if inspect(image, LABEL) != source() and not load(image) and not pull(image, processor, platform):
         build(image, processor, platform)
 
 
@@ -64,6 +65,20 @@ def inspect(image: str, form: str) -> str:
     return ask('image', 'inspect', '--format', form, image)
 
 
+def load(image: str) -> bool:
+    """Load the image from the bundle that BUNDLE names, see setup.sh; return whether there is one."""
+    if not (bundle := os.environ.get('BUNDLE')):
+        return False
+    say(f'loading {image} from {bundle}')
+    command = [Docker().program, 'load', '--quiet']
+    with urllib.request.urlopen(f'{bundle}/image.tar.gz') as file, subprocess.Popen(command, stdin=-1) as docker:
+        assert docker.stdin
+        shutil.copyfileobj(file, docker.stdin)
+    if inspect(image, LABEL) != source():
+        raise LocalModeError(f'The image in {bundle} is of another version: write it anew there{paste("make bundle")}')
+    return True
+
+
 def pull(image: str, processor: str, platform: str) -> bool:
     """Pull what is published of this container/, and name it so; return whether that went well."""
     line = re.search(f'^{processor} (.*) {source()}$', (LOCKS / 'images.lock').read_text(), re.MULTILINE)
@@ -83,7 +98,7 @@ def pull(image: str, processor: str, platform: str) -> bool:
 def build(image: str, processor: str, platform: str) -> None:
     """Build the image from container/."""
     arguments = f'--build-arg BASE={get_base(platform)} --build-arg PROCESSOR={processor}'.split()
-    say(f'building {image}, in some minutes')
+    say(f'building {image}')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
     options += [f'--build-arg={name}' for name in proxies()]  # with this process's values
     run(Docker().program, 'build', *options, *arguments, str(CONTAINER))
@@ -107,13 +122,14 @@ def get_base(platform: str) -> str:
 
 def install_processes() -> None:
     """Install into this Python what `train` and `serve` need as processes, in the image's versions."""
-    say('without Docker, training and hosting will run as processes of this machine')
     pins = re.findall('^([a-z0-9-]+)(==[^ ;#]+)', (CONTAINER / 'requirements.txt').read_text(), re.MULTILINE)
     wanted = [name + version for name, version in pins if name not in NOT_FOR_PROCESSES]
     wanted.append(str(CONTAINER / 'chainer'))
+    without = 'without Docker, training and hosting will run as processes of this machine'
     if shutil.which('cc') and os.path.exists(sysconfig.get_path('include') + '/Python.h'):
+        say(without)
         return install(*wanted, str(CONTAINER / 'chainer_fast'))
-    say('there is no C compiler for chainer_fast: training will take longer')
+    say(f'{without}; there is no C compiler for chainer_fast: training will take longer')
     # All that sagemaker-training compiles is for MPI; no cache may keep it without that.
     install('--no-cache-dir', *wanted, CC='true', LDSHARED='true')
 

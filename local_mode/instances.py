@@ -42,6 +42,7 @@ def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) 
         engine.run(containers)
         failure = wait_for_end(engine, containers, output)
     except BaseException:  # before the files of a container that runs are packed
+        output.close()
         with contextlib.suppress(EngineError):
             engine.stop([container.name for container in containers], 2)
         raise

@@ -19,9 +19,12 @@ class Output:
     """Prints lines of containers; where there are several, with the container's host in front.
 
     A line that begins with a carriage return, as a progress bar's, is written over by the next.
-    begin: part of the line after which to print. end: the last hundred lines, also those not printed. patterns: of
-    metrics, {name: regular expression with a group for its value}; metrics: all that were found in the lines.
+    begin: part of the line after which to print. hide: part of lines that are not printed. end: the last hundred
+    lines, also those not printed. patterns: of metrics, {name: regular expression with a group for its value};
+    metrics: all that were found in the lines.
     """
+
+    hide = '\0'
 
     def __init__(self, begin: str = '', hosts: int = 1, patterns: Mapping[str, str] | None = None) -> None:
         self.begin, self.several, self.over, self.patterns = begin, hosts > 1, 0, patterns or {}
@@ -39,9 +42,9 @@ class Output:
         self.end.append(line if line.endswith('\n') else line + '\n')
         if log.isEnabledFor(logging.INFO):
             sys.stdout.write(line)
-        elif not self.begin:
+        elif not self.begin and self.hide not in line:
             self.show(ESCAPE.sub('', line).rstrip())
-        elif self.begin in line:
+        elif self.begin and self.begin in line:
             self.begin = ''
             self.end.clear()
 
@@ -50,6 +53,11 @@ class Output:
             sys.stdout.write('\r' + ' ' * self.over + '\r')
         self.over = len(text) if text.startswith('\r') else 0
         sys.stdout.write(text if self.over else text + '\n')
+
+    def close(self) -> None:
+        """Wipe a progress bar that nothing more will write over."""
+        sys.stdout.write(f'\r{" " * self.over}\r' * bool(self.over))
+        self.over = 0
 
     def tail(self) -> str:
         """Return a sentence with the last lines."""

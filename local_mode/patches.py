@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from local_mode.cells import get_shell
 from local_mode.errors import JobError, LocalModeError
 from local_mode.versions import PACKAGE
 
@@ -22,7 +23,7 @@ def is_ours(session: Any) -> bool:
 def apply() -> None:
     """Replace the SDK's names, once a process; and let notebooks show errors of ours as a paragraph."""
     logging.getLogger('sagemaker').addFilter(lambda _: not isinstance(sys.exc_info()[1], LocalModeError))
-    if shell := 'IPython' in sys.modules and sys.modules['IPython'].get_ipython():
+    if shell := get_shell():
         show_reasons(shell)
     if PACKAGE == 'sagemaker':
         replace_for_estimators()
@@ -31,11 +32,11 @@ def apply() -> None:
 
 
 def show_reasons(shell: Any) -> None:
-    """Show errors of ours without the way through the SDK, of which its dependency rich would draw 130 lines."""
+    """Show errors of ours, and a stopped job's, without the SDK's part, of which rich would draw 130 lines."""
     others = shell._showtraceback
 
     def show(kind: type, error: BaseException, lines: Any) -> None:
-        if issubclass(kind, LocalModeError):
+        if issubclass(kind, LocalModeError) or kind is KeyboardInterrupt and error.args:
             return type(shell)._showtraceback(shell, kind, error, [f'{kind.__name__}: {error}'])
         others(kind, error, lines)
 

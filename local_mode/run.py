@@ -29,6 +29,20 @@ PAD = 'class="digit-pad"'
 NUMPY = '__import__("numpy")'
 PREDICT = f'{NUMPY}.asarray(predictor.predict({NUMPY}.array(data, "float32")), float).ravel().tolist()'
 NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
+HEADING = re.compile(r'^#+ (.*)', re.MULTILINE)
+# In nbconvert's page prompts and comments are too pale, links look like text, and there is no dark theme.
+STYLE = """<style>
+:root { --jp-cell-prompt-not-active-font-color: #707070; --jp-cell-prompt-not-active-opacity: 1;
+  --jp-mirror-editor-comment-color: #357070; --jp-mirror-editor-operator-color: #90d;
+  --jp-mirror-editor-number-color: #070; }
+.jp-RenderedHTMLCommon a:link { text-decoration: underline; }
+@media (prefers-color-scheme: dark) { DARK
+:root { --jp-cell-prompt-not-active-font-color: #aaa;
+  --jp-mirror-editor-comment-color: #6bb; --jp-mirror-editor-operator-color: #c8f;
+  --jp-mirror-editor-number-color: #6b6; }
+.jp-RenderedImage img { background: #fff; } }
+</style>
+"""
 
 
 class Client(nbclient.NotebookClient):
@@ -40,7 +54,7 @@ class Client(nbclient.NotebookClient):
     async def async_execute_cell(self, cell: Any, cell_index: int, **kwargs: Any) -> Any:  # type: ignore[override]
         if cell.cell_type == 'code':
             print(f'\n== {self.stage}', flush=True)
-        elif cell.cell_type == 'markdown' and (heading := re.search(r'^#+ (.*)', cell.source, re.MULTILINE)):
+        elif cell.cell_type == 'markdown' and (heading := HEADING.search(cell.source)):
             self.stage = heading[1]
         start = time.monotonic()
         try:
@@ -107,8 +121,12 @@ def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
     nbformat.write(notebook, path)
     # A page that asks no other server. No cell has formulas or needs RequireJS.
     exporter = nbconvert.HTMLExporter(mathjax_url='', require_js_url='', jquery_url='')
-    page, _ = exporter.from_notebook_node(notebook)
-    path.with_suffix('.html').write_text(page, encoding='utf-8')
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == 'markdown']
+    title = next((match[1] for text in texts if (match := HEADING.search(text))), path.stem)
+    page, _ = exporter.from_notebook_node(notebook, {'metadata': {'name': title}})
+    themes = (f for folder in exporter.template_paths for f in pathlib.Path(folder).glob('static/theme-dark.css'))
+    style = STYLE.replace('DARK', next(themes).read_text())
+    path.with_suffix('.html').write_text(page.replace('</head>', f'{style}</head>', 1), encoding='utf-8')
     return path.absolute()
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from local_mode import aws, patches
+from local_mode import aws, cells, patches
 from local_mode.clients import SagemakerClient
 from local_mode.endpoints import RuntimeClient
 from local_mode.engines.choose import choose
 from local_mode.engines.interface import Engine
-from local_mode.errors import EngineError, LocalModeError
+from local_mode.errors import EngineError, LocalModeError, paste
 from local_mode.names import LABEL, label, of_this_user, proxies
 from local_mode.versions import SessionSettings, image, is_broken, local_session
 
@@ -141,6 +141,23 @@ class Session(local_session.LocalSession):
             print(f'Could not remove containers of this session: {e}')
 
 
+opened: list[tuple[cells.Cell, Session]] = []  # in notebooks
+
+
+def replace_earlier(session: Session) -> None:
+    """Close the sessions that earlier runs of this cell opened, and print what ends with them."""
+    cell = cells.current()
+    for earlier, other in opened[:]:
+        if cell.ran_before(earlier):
+            opened.remove((earlier, other))
+            running = [n for n, e in other.sagemaker_client._endpoints.items() if e.local_session is other]
+            other.close()
+            ended = f', whose endpoint {", ".join(running)} is deleted' if running else ''
+            print(f'This session replaces the one before{ended}. Run the cells below again, too.')
+    if cell.name:
+        opened.append((cell, session))
+
+
 def has_credentials() -> bool:
     """Return whether there are AWS credentials here that work; LocalModeError if some are broken."""
     try:
@@ -150,7 +167,7 @@ def has_credentials() -> bool:
         BotoCoreError,
         ClientError,
     ) as e:  # a profile that is missing, a login that has expired, a file that cannot be read
-        remedy = 'Mend that, or use the stand-in: open_session(embedded=True).'
+        remedy = f'Mend that, or use the stand-in{paste("sagemaker_session = open_session(embedded=True)")}'
         raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
 
 
@@ -173,11 +190,13 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         config = {'SchemaVersion': '1.0', **opt_out}
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
+        replace_earlier(session)
         print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
         session = Session(serving_port=serving_port, engine=engine)
+        replace_earlier(session)
         instead = 'open_session(embedded=True) takes a stand-in instead'
         print(f'AWS: your account {session.account_id()} in {session.boto_region_name} ({instead})')
     return session

@@ -34,6 +34,9 @@ class LocalContainer(local_container._LocalContainer):
         before = set(os.listdir(self.container_root))
         try:
             return self.run(instances)
+        except KeyboardInterrupt as e:
+            e.args = ('Training was stopped: run this cell again.',)
+            raise
         except RuntimeError as e:
             raise JobError(f'Training job {self.training_job_name} failed. {e}') from None
         finally:
@@ -60,8 +63,10 @@ class LocalContainer(local_container._LocalContainer):
         mounts = [image._Volume(*pair) for pair in pairs]
         containers = instances.containers('process', mounts, variables, ('output', 'output/data', 'input'))
         try:
-            # Before that line the SDK's driver lists variables.
-            run_to_end(instances.engine, containers, Output('Executing command: ', len(containers)))
+            # Before the first line the SDK's driver lists variables; with the last it tells that it is at its end.
+            output = Output('Executing command: ', len(containers))
+            output.hide = 'Training Container Execution Completed'
+            run_to_end(instances.engine, containers, output)
         finally:
             self.collect(containers)
         return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'

@@ -32,16 +32,26 @@ install_registry() {
         quietly as_root systemctl disable --now docker-registry || quietly as_root service docker-registry stop || true; }; }
 }
 
+install_tools() { install_registry; need node nodejs input.html; need chromium chromium 'A browser test'; need npm npm axe-core; }
+
+install_benchmarks_tools() {
+    need cc 'gcc libc6-dev' container/chainer_fast; need g++ g++ torch.compile; need npm npm 'The fonts'
+    need java default-jre-headless "AWS's server"; need wrk wrk 'A benchmark of servers'
+}
+
+install_benchmarks_packages() {
+    install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
+    quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
+        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+}
+
 case $tier in
-    tests) install_test_packages; start_docker; build_images; install_registry
-        [ "${2:-}" != gpu ] || image gpu
-        need node nodejs input.html; need chromium chromium 'A browser test' ;;
-    fast) install_test_packages; need node nodejs input.html ;;
-    arm64) install_test_packages; start_docker; emulate_arm64; image --platform linux/arm64 ;;
-    bench) need cc 'gcc libc6-dev' container/chainer_fast; need g++ g++ torch.compile; need npm npm 'The fonts'
-        need java default-jre-headless "AWS's server"; need wrk wrk 'A benchmark of servers'
-        install_packages '' './container/chainer ./container/chainer_fast' benchmarks/requirements.txt
-        quietly $python -c 'import torch' || $python -m pip install --quiet --no-deps \
-            --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 ;;
+    tests) step packages install_test_packages; step Docker start_docker; step image build_images
+        [ "${2:-}" != gpu ] || step GPU image gpu
+        step tools install_tools ;;
+    fast) step packages install_test_packages; step tools need node nodejs input.html ;;
+    arm64) step packages install_test_packages; step Docker start_docker; step QEMU emulate_arm64
+        step image image --platform linux/arm64 ;;
+    bench) step tools install_benchmarks_tools; step packages install_benchmarks_packages ;;
     *) fail "unknown argument $tier" ;;
 esac

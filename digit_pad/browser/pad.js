@@ -114,8 +114,19 @@ function mount(pad) {
     event.preventDefault();
     event.stopPropagation();
   });
-  pad.querySelector('.undo').addEventListener('click', () => { if (pointer === null && strokes.pop()) changed(); });
-  pad.querySelector('.clear').addEventListener('click', () => { if (pointer === null) { strokes = []; changed(); } });
+  const undo = () => { if (pointer === null && strokes.pop()) changed(); };
+  const clear = () => { if (pointer === null) { strokes = []; changed(); } };
+  pad.querySelector('.undo').addEventListener('click', undo);
+  pad.querySelector('.clear').addEventListener('click', clear);
+  addEventListener('keydown', event => {  // on the window: JupyterLab's shortcuts take keys from the document
+    const {key, ctrlKey, metaKey, shiftKey} = event, control = ctrlKey || metaKey, [target] = event.composedPath();
+    if (!pad.contains(target) || shiftKey) return;
+    const act = control ? {z: undo}[key] : {Delete: clear, Backspace: clear}[key];
+    if (!act && (control || key !== 'Enter' || target === pad)) return;  // on a button Enter stays the browser's
+    event.stopImmediatePropagation();
+    if (act) event.preventDefault();
+    act?.();
+  }, true);
 
   // Show the drawing that was made before the page was saved, see local_mode/run.py.
   const {strokes: before, answer} = JSON.parse(pad.dataset.drawn ?? '{}');

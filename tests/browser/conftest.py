@@ -1,12 +1,14 @@
 """These fixtures start a browser and Jupyter servers, and train a model while the first tests run."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import urllib.parse
 import urllib.request
 
@@ -14,7 +16,7 @@ import nbformat.v4
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_server.auth import passwd
-from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, says, visit, wait_for
+from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, run, says, visit, wait_for
 
 
 @pytest.fixture(scope='session')
@@ -40,6 +42,31 @@ def page(chromium):
     context.add_init_script(LISTEN)
     yield context.new_page()
     context.close()
+
+
+AXE = 'axe-core@4.14.1', '29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c'  # of axe.min.js
+
+
+@pytest.fixture(scope='session')
+def accessible(tmp_path_factory):
+    """Return a function that fails if axe-core, fetched from npm, finds a fault in a page, but for these."""
+    directory = tmp_path_factory.mktemp('axe')
+    run('npm', 'pack', '--silent', AXE[0], cwd=directory, check=True)
+    (archive,) = directory.glob('*.tgz')
+    with tarfile.open(archive) as tar:
+        script = tar.extractfile('package/axe.min.js').read()
+    assert hashlib.sha256(script).hexdigest() == AXE[1]
+
+    def accessible(page, without=()):
+        for scheme in 'light', 'dark':
+            page.emulate_media(color_scheme=scheme)
+            page.evaluate(script.decode())
+            found = page.evaluate('axe.run()')
+            faults = [(fault['id'], node['html'][:200]) for fault in found['violations'] for node in fault['nodes']]
+            faults = [fault for fault in faults if fault[0] not in without]
+            assert found['passes'] and not faults, (scheme, faults)
+
+    return accessible
 
 
 @pytest.fixture(scope='session')

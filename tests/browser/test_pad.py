@@ -126,9 +126,15 @@ def test_undo_and_clear_with_the_mouse_and_with_keys(page):
     pad.get_by_role('button', name='Undo').click()  # there is nothing
     assert page.evaluate('digits.length') == 4
     assert draw(pad, *ONE) == one
+    draw(pad, *FOOT)
+    page.keyboard.press('Control+z')
+    assert page.evaluate('digits.at(-1)') == one
     page.keyboard.press('Tab')
     page.keyboard.press('Tab')
     page.keyboard.press('Enter')
+    assert page.evaluate('digits.at(-1)') == BLANK
+    draw(pad, *ONE)
+    page.keyboard.press('Delete')
     assert page.evaluate('digits.at(-1)') == BLANK
 
 
@@ -145,7 +151,7 @@ def test_on_a_phone_the_bars_stand_above_the_drawing(page):
     says(pad, 'Looks like 1.')
     best, canvas, status = (pad.locator(name).bounding_box() for name in ('li.best i', '.ink', '[role=status]'))
     assert best['y'] + best['height'] < canvas['y'] and 30 < best['height'] < 40
-    assert canvas['width'] >= 280 and status['y'] + status['height'] < 700
+    assert canvas['width'] >= 340 and status['y'] + status['height'] < 700
 
 
 def test_two_pads_and_other_buttons_and_keys(page):

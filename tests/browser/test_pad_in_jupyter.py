@@ -90,7 +90,17 @@ def test_renamed_restarted_reloaded(server, page, front_end):
 
     rename(page, front_end, after.removesuffix('.ipynb'))
     assert server.kernel(after) == kernel
+    one = server.data(kernel)
     server.takes(kernel, pad, *FOOT)
+    if kind != 'nbclassic':  # which gets no focus
+        page.keyboard.press('Control+z')
+        wait_for(lambda: server.data(kernel) == one)
+        page.keyboard.press('Tab')
+        page.keyboard.press('Tab')
+        page.keyboard.press('Enter')  # on Clear; in JupyterLab a shortcut to edit the cell
+        wait_for(lambda: server.data(kernel) == BLANK)
+        server.takes(kernel, pad, *ONE)
+        server.takes(kernel, pad, *FOOT)
 
     server.request(f'api/kernels/{kernel}/restart', 'POST')
     wait_for(lambda: server.data(server.kernel(after)) == 'NameError')

@@ -147,13 +147,13 @@ def test_a_port_that_is_taken_meanwhile_leads_to_the_next(session, estimator, ot
 
 
 def test_deploying_again_asks_to_delete_the_earlier_endpoint(predictor, estimator):
-    with pytest.raises(RuntimeError, match=r'earlier endpoint of this notebook.*delete_endpoint\(\)'):
+    with pytest.raises(RuntimeError, match=r'earlier endpoint of this notebook.*\n\n\w+.delete_endpoint\(\)\n'):
         estimator.deploy(1, 'local')
 
 
 def test_a_port_taken_by_another_notebook_is_named(session, predictor):
     with contextlib.closing(open_session(embedded=True, serving_port=session.serving_port)) as other:
-        with pytest.raises(RuntimeError, match='another notebook.*docker rm -f'):
+        with pytest.raises(RuntimeError, match=r'another notebook.*\n\ndocker rm -f \S+\n'):
             endpoints.check_serving_port(other)
     assert answers(session.serving_port)  # closing one session does not touch another's endpoint
 

@@ -60,7 +60,7 @@ def test_set_up_twice_in_a_row_is_quick_and_changes_nothing():
 
 
 def test_set_up_without_docker_and_without_a_package_manager_says_what_to_do(tmp_path):
-    for name in 'bash dirname uname id cmp find sort xargs cat cksum sed'.split():
+    for name in 'bash dirname uname id cmp find sort xargs cat cksum sed mkdir mktemp mv rm tail'.split():
         (tmp_path / name).symlink_to(shutil.which(name))
     done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
     assert done.returncode == 1
@@ -72,7 +72,7 @@ def test_set_up_tells_who_may_not_use_docker_and_installs_nothing(tmp_path):
     docker = tmp_path / 'docker'
     docker.write_text('#!/bin/sh\necho permission denied while trying to connect >&2\nexit 1\n')
     docker.chmod(0o755)
-    for name in 'bash sh dirname uname id cmp find sort xargs cat cksum sed'.split():
+    for name in 'bash sh dirname uname id cmp find sort xargs cat cksum sed mkdir mktemp mv rm tail'.split():
         (tmp_path / name).symlink_to(shutil.which(name))
     done = run(tmp_path / 'bash', './setup.sh', env=os.environ | {'PATH': str(tmp_path)})
     assert done.returncode == 1 and 'installing' not in done.stdout

@@ -107,7 +107,7 @@ def test_html_and_timings(printed, notebook, tutorial):
     assert not re.search(r'<(script|link)[^>]* (src|href)="?http', html)  # it asks no other server
     assert (ROOT / 'output' / 'pad.html').stat().st_size > 1_000_000
     assert 'MNIST training and prediction' in html and 'digit-pad' in html
-    assert 'Wall time' in text(notebook, '.fit(') and 'Wall time' in text(notebook, '.deploy(')
+    assert 'elapsed_time' in text(notebook, '.fit(') and 'Wall time' in text(notebook, '.deploy(')
     assert re.search(r'^Deploy +[\d.]+$', printed, re.MULTILINE)
 
 

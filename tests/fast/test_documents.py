@@ -1,10 +1,14 @@
 """The documents' links and commands exist, and README and the script keep their limits of length."""
 
+import argparse
+import json
+import os
 import re
 import urllib.parse
 
+import numpy as np
 import pytest
-from support import ROOT
+from support import ROOT, TUTORIAL
 
 ELSEWHERE = re.compile(r'(\.|output/|.*/build/)')  # not ours, or made
 DOCUMENTS = [path for path in sorted(ROOT.rglob('*.md')) if not ELSEWHERE.match(str(path.relative_to(ROOT)))]
@@ -49,3 +53,17 @@ def test_everything_that_python_is_told_to_run_is_there():
     for path in DOCUMENTS:
         for module in re.findall(r'python -m ((?:benchmarks|local_mode)\.\w+)', path.read_text()):
             assert (ROOT / (module.replace('.', '/') + '.py')).exists(), (path, module)
+
+
+def test_the_notebooks_examples_work(monkeypatch):
+    cells = json.loads(TUTORIAL.read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    arguments, request = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    for name in 'CHANNEL_TRAIN', 'MODEL_DIR':
+        monkeypatch.setenv(f'SM_{name}', f'/{name}')
+    monkeypatch.setattr('sys.argv', ['script.py', '--epochs', '3'])
+    names = {'__name__': '__main__', 'argparse': argparse, 'os': os, 'np': np}
+    exec(arguments + request, names)
+    assert vars(names['args']) == dict(epochs=3, train='/CHANNEL_TRAIN', model_dir='/MODEL_DIR')
+    images = names['input_fn'](bytes([0, 255] * 784), 'application/octet-stream')
+    assert images.shape == (2, 784) and images.dtype == np.float32 and images.max() == 1

@@ -1,5 +1,6 @@
 """Other projects can install the wheel, people requirements.txt, and setup.sh the locks, from nothing."""
 
+import contextlib
 import json
 import os
 import re
@@ -132,7 +133,7 @@ def lines(name):
 @pytest.fixture
 def install_packages(tmp_path):
     """Runs the set-up's function of this name, for python-dateutil, which needs six, with this lock."""
-    functions = (ROOT / 'setup.sh').read_text().split('\nmake_venv\n')[0]
+    functions = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
     call = '\ninstall_packages locks/project.lock six requirements.txt\n'
     (tmp_path / 'setup.sh').write_text(functions + call)
     shutil.copytree(ROOT / 'container', tmp_path / 'container')
@@ -181,3 +182,43 @@ def test_pip_makes_of_requirements_txt_what_the_tutorial_needs(tmp_path):
     convert = '-m nbconvert --to notebook --execute --stdout any.ipynb'.split()
     done = run(there, *convert, cwd=checkout, env=CLEAN)
     assert done.returncode == 0 and '7.8.1' in done.stdout, done.stderr
+
+
+STEPS = """
+quick() { say 'doing a quick thing'; echo noise; }
+slow() { sleep 2.2; say "doing a slow thing"; }
+nothing() { :; }
+bad() { echo noise; fail 'the reason'; }
+chain() { step slow slow; }
+another() { step first quick; step empty nothing; }
+together chain another
+step last bad
+echo never
+"""
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_the_set_up_prints_a_line_for_each_step_and_the_end_of_one_that_fails(tmp_path, terminal):
+    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    case')[0]
+    (tmp_path / 'setup.sh').write_text(begin + STEPS)
+    reader, writer = os.openpty() if terminal else os.pipe()
+    done = run('bash', 'setup.sh', cwd=tmp_path, stdout=writer, stderr=writer)
+    os.close(writer)
+    with open(reader, errors='replace', newline='') as file:
+        shown = read_all(file)
+    lines = [line.split('\r')[-1] for line in shown.replace('\r\n', '\n').split('\n')[:-1]]
+    log = f'{tmp_path}/output/setup.log'
+    assert done.returncode == 1 and re.fullmatch(r'setup: doing a slow thing \([23] s\)', lines[1]), lines
+    told = ['noise', 'setup: the reason', f'setup: last failed, after 0 s. {log} has all of it.']
+    assert [lines[0], *lines[2:]] == ['setup: doing a quick thing (0 s)', *told]
+    assert ('setup: slow: ' in shown) == terminal
+    assert (tmp_path / 'output' / 'setup.log').read_text().count('noise') == 2
+
+
+def read_all(file):
+    """Return what is in a pipe or a terminal that nobody writes to any more."""
+    text = ''
+    with contextlib.suppress(OSError):  # a terminal's end
+        while part := file.read(1):
+            text += part
+    return text

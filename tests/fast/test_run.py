@@ -50,7 +50,8 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     notebook = cells(PAD, CLEAN_UP, CLEAN_UP)
     notebook.cells.insert(3, nbformat.v4.new_code_cell('data[0][400] = 1.0'))
     execute(notebook)
-    assert notebook.cells[2].outputs[0].text.startswith('Nothing is drawn yet')
+    said = notebook.cells[2].outputs[0].text
+    assert said.startswith('Nothing is drawn yet') and said.endswith('\n\npredictor.delete_endpoint()\n')
     assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
 
 

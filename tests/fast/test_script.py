@@ -203,6 +203,6 @@ def test_several_processes_run_on_the_versions_of_awss_image(aws_python, small_m
     mpirun = f'{aws_python.parent}/mpirun --allow-run-as-root --oversubscribe -n 2 {aws_python}'.split()
     prefix = str(aws_python.parent.parent)
     done, log = train(small_mnist, tmp_path, launcher=mpirun, entry_point=DISTRIBUTED, OPAL_PREFIX=prefix)
-    assert 'Training on 2000 images, testing on 1000, 1 epochs, 2 processes' in done.stdout
+    assert 'Training on 2000 images, testing on 1000, 1 epoch, 2 processes' in done.stdout
     assert log[-1]['iteration'] == 20 and log[-1]['validation/main/accuracy'] > 0.75
     assert (tmp_path / 'model' / 'model.npz').exists()

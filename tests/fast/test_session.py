@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import socket
+import sys
 import tarfile
 import tempfile
 import types
@@ -96,7 +97,7 @@ def test_an_engine_that_does_not_answer_is_said_in_words(path):
 
 def test_a_missing_image_is_not_looked_up_among_strangers(path):
     path('docker', 'exit 0')
-    with pytest.raises(EngineError, match=f'no image {IMAGE}: build it with `python -m local_mode image`'):
+    with pytest.raises(EngineError, match=f'no image {IMAGE}: build it:\n\n{sys.executable} -m local_mode image\n'):
         Docker().check(IMAGE)
     with pytest.raises(EngineError, match='no image python:3.13: .*docker.io/library/python:3.13'):
         Docker().check('python:3.13')

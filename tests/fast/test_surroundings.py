@@ -77,5 +77,5 @@ def test_what_is_broken_in_the_users_configuration_is_not_read(tmp_path, what):
     done = opened(**broken)
     assert done.returncode == 0 and 'default RedirectedSession' not in done.stdout, done.stdout + done.stderr
     done = opened('import local_mode; local_mode.open_session()', **broken)
-    said = 'LocalModeError: Your AWS configuration cannot be used: .*or use the stand-in: open_session'
+    said = 'LocalModeError: Your AWS configuration cannot be used: .*or use the stand-in: .* = open_session'
     assert re.search(said, ' '.join((done.stdout + done.stderr).split())), done.stdout

@@ -159,7 +159,7 @@ other.close()
 def test_a_port_that_a_process_has_taken_is_freed_by_kill(tmp_path):
     (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass')
     _, out = result(TAKEN, tmp_path)
-    assert re.search(r'another notebook, container a-process; .* remove it with `kill \d+`', out), out
+    assert re.search(r'another notebook, container a-process; .* remove it:\n\nkill \d+\n', out), out
     assert left() == ([], [])
 
 

@@ -34,6 +34,7 @@ def test_the_notebook():
     labels, predicted = re.findall(r'labels are: +\[([\d ]+)\]', done.stdout)
     assert sum(a == b for a, b in zip(labels.split(), predicted.split())) >= 4
     assert 'What you wrote is: 3' in done.stdout
+    assert not re.search(r'^(\+\+? |Training Container|\[\d+-)', done.stdout, re.MULTILINE)  # raw lines
     notebook = nbformat.read(ROOT / 'output' / NOTEBOOK.name, as_version=4)
     pictures = [o for c in notebook.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
     assert len(pictures) == 3
@@ -115,7 +116,7 @@ def test_ctrl_c_stops_a_job(trainer, local_sagemaker, capsys):
 
     shown = []
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match='Training was stopped: run this cell again.'):
         trainer('import time\nprint("it runs", flush=True)\ntime.sleep(100)').train()
     assert not local_sagemaker.engine.find({LABEL: local_sagemaker.name})
 
