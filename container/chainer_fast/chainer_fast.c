@@ -1,9 +1,11 @@
-// This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
+// This library computes products, convolutions (by oneDNN) and loops of float32 arrays for ideep4py.py, in threads.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -154,9 +156,9 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
 }
 
 struct product {
-    const float *a, *b, *bias;  // with a bias b is transposed; or 0
+    const float *a, *b, *bias;  // bias: or 0
     float *c;
-    long m, n, k, trans_a;
+    long m, n, k, trans_a, trans_b;
 };
 
 FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
@@ -181,7 +183,7 @@ static inline __attribute__((always_inline)) void dots(const struct product *p, 
                 sums[r][c] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[c] + k);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns && j + c < to; c++) {
-            float sum = p->bias[j + c];
+            float sum = p->bias ? p->bias[j + c] : 0;
             for (int l = 0; l < 8; l++) sum += sums[r][c][l];
             for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
             p->c[(i + r) * p->n + j + c] = sum;
@@ -207,24 +209,258 @@ static void product_part(const void *p_, long part, long parts) {
     if (from == to) return;
     if (p->trans_a) {
         gemm(ROWS, TRANSPOSED, PLAIN, to - from, n, k, 1, p->a + from, p->m, p->b, n, 0, p->c + from * n, n);
-    } else if (!p->bias) {
+    } else if (!p->trans_b) {
         gemm(ROWS, PLAIN, PLAIN, p->m, to - from, k, 1, p->a, k, p->b + from, n, 0, p->c + from, n);
     } else if (p->m <= FEW) {  // sgemm would first copy b
         few_rows(p, from, to);
     } else {
         gemm(ROWS, PLAIN, TRANSPOSED, p->m, to - from, k, 1, p->a, k, p->b + from * k, k, 0, p->c + from, n);
-        add_bias(p, from, to);
+        if (p->bias) add_bias(p, from, to);
     }
 }
 
-// Computes y = x W' + b.
+// Computes y = x W' + b; b may be 0.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
-    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0};
+    struct product p = {x->data, W->data, b ? b->data : 0, y->data, rows, out, in, 0, 1};
     together(product_part, &p, rows * out * in);
 }
 
 // Computes c = a b, or a' b.
 void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
-    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a};
+    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a, 0};
     together(product_part, &p, m * n * k);
+}
+
+// oneDNN's functions, and libgomp's: oneDNN must not start OpenMP's threads, as the team is there.
+static struct {
+    int (*create)(void **memory, const void *description, void *engine, void *data);
+    int (*destroy)(void *memory);
+    int (*execute)(void *primitive, void *stream, int count, const void *arguments);
+    int (*most_threads)(void);
+    void (*set_threads)(int);
+    void *engine, *stream;
+} dnn;
+static pthread_key_t kept;
+
+void set_up_dnn(void **functions) {
+    memcpy(&dnn, functions, sizeof dnn);
+    pthread_key_create(&kept, free);
+}
+
+// Returns memory that a thread keeps for its next call.
+static char *buffer(long size) {
+    long *memory = pthread_getspecific(kept);
+    if (!memory || *memory < size) {
+        free(memory);
+        memory = aligned_alloc(64, size + 64);
+        pthread_setspecific(kept, memory);
+        if (!memory) return 0;
+        *memory = size;
+    }
+    return (char *)memory + 64;
+}
+
+// An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads from input to output, or is 0.
+struct operand {void *user, *inner, *reorder; long argument, size;};
+struct kernel {void *primitive, *bias, *scratch; long scratch_size; struct operand of[3];};  // two inputs, the output
+struct piece {const struct kernel *kernel; long part, offsets[4], sum, adds;};  // in floats: the operands, the bias
+struct plan {const struct piece *pieces; long count, parts, space, output, sums, operations;};
+struct convolution {const struct plan *plan; float *data[4]; char *memory; atomic_int *failed;};
+
+// Executes a primitive with up to five arguments.
+static int execute(void *primitive, int count, const long *names, void *const *descriptions, void *const *data) {
+    struct {int name; void *memory;} arguments[5];
+    int failed = 0;
+    for (int i = 0; i < count; i++) {
+        arguments[i].name = names[i];
+        failed |= dnn.create(&arguments[i].memory, descriptions[i], dnn.engine, data[i]);
+    }
+    failed = failed || dnn.execute(primitive, dnn.stream, count, arguments);
+    for (int i = 0; i < count; i++) dnn.destroy(arguments[i].memory);
+    return failed;
+}
+
+static int reorder(const struct operand *o, void *from, void *to, int inward) {
+    const long names[] = {1, 17};
+    void *descriptions[] = {inward ? o->user : o->inner, inward ? o->inner : o->user}, *data[] = {from, to};
+    return execute(o->reorder, 2, names, descriptions, data);
+}
+
+static void add(float *restrict to, const float *restrict from, long n) {
+    for (long i = 0; i < n; i++) to[i] += from[i];
+}
+
+// Does one piece; `last` is the one before it in this thread, whose weights may be there already.
+static int do_piece(const struct convolution *c, const struct piece *p, const struct piece *last, char *memory) {
+    const struct kernel *k = p->kernel;
+    void *data[5], *descriptions[5] = {k->of[0].inner, k->of[1].inner, k->of[2].inner, k->scratch, k->bias};
+    const long names[5] = {k->of[0].argument, k->of[1].argument, k->of[2].argument, 80, 41};
+    float *output = c->data[2] + p->offsets[2];
+    if (p->sum) output = (float *)(c->memory + c->plan->space * c->plan->parts) + c->plan->output * (p->sum - 1) + p->offsets[2];
+    float *target = output;
+    int failed = 0;
+    for (int i = 0; i < 3; i++) {
+        data[i] = i < 2 ? c->data[i] + p->offsets[i] : output;
+        if (!k->of[i].reorder) continue;
+        const int there = last && last->kernel == k && last->offsets[i] == p->offsets[i];
+        if (i < 2 && !there) failed |= reorder(&k->of[i], data[i], memory, 1);
+        data[i] = memory;
+        memory += k->of[i].size;
+    }
+    data[3] = memory, data[4] = c->data[3] ? c->data[3] + p->offsets[3] : 0;
+    memory += k->scratch_size;
+    if (p->adds) target = (float *)memory;
+    if (!k->of[2].reorder) data[2] = target;
+    failed = failed || execute(k->primitive, k->bias ? 5 : 4, names, descriptions, data);
+    if (k->of[2].reorder) failed = failed || reorder(&k->of[2], data[2], target, 0);
+    if (p->adds) add(output, target, p->adds);
+    return failed;
+}
+
+static void convolution_part(const void *c_, long part, long parts) {
+    const struct convolution *c = c_;
+    const int threads_before = dnn.most_threads();
+    dnn.set_threads(1);
+    const struct piece *last = 0, *end = c->plan->pieces + c->plan->count;
+    for (const struct piece *p = c->plan->pieces; p < end; p++)
+        if (p->part % parts == part) {
+            if (last && last->part != p->part) last = 0;
+            if (do_piece(c, p, last, c->memory + p->part * c->plan->space)) atomic_store(c->failed, 1);
+            last = p;
+        }
+    dnn.set_threads(threads_before);
+}
+
+static void sum_part(const void *c_, long part, long parts) {
+    const struct convolution *c = c_;
+    const long n = c->plan->output, from = start(n, part, parts), to = start(n, part + 1, parts);
+    float *sums = (float *)(c->memory + c->plan->space * c->plan->parts);
+    for (long i = 0; i < c->plan->sums; i++) add(c->data[2] + from, sums + i * n + from, to - from);
+}
+
+// Computes a convolution or a gradient of it from a and b; returns whether that failed.
+int convolve(const struct plan *plan, struct array *a, struct array *b, struct array *result, struct array *bias) {
+    atomic_int failed = 0;
+    struct convolution c = {plan, {a->data, b->data, result->data, bias ? bias->data : 0}, 0, &failed};
+    c.memory = buffer(plan->space * plan->parts + plan->output * plan->sums * sizeof(float));
+    if (!c.memory) return 1;
+    together(convolution_part, &c, plan->operations);
+    if (plan->sums) together(sum_part, &c, plan->output * plan->sums);
+    return failed;
+}
+
+struct map {float *y, *mask; const float *x, *condition; const double *random; long n; float slope; double ratio;};
+
+FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
+    const struct map *m = m_;
+    const long from = start(m->n, part, parts), to = start(m->n, part + 1, parts);
+    float *restrict y = m->y;
+    const float *restrict x = m->x, *restrict condition = m->condition, slope = m->slope;
+    if (!condition && !slope)
+        for (long i = from; i < to; i++) y[i] = x[i] < 0 ? 0 : x[i];
+    else if (!condition)
+        for (long i = from; i < to; i++) y[i] = x[i] < 0 ? x[i] * slope : x[i];
+    else if (!slope)
+        for (long i = from; i < to; i++) y[i] = condition[i] > 0 ? x[i] : 0;
+    else
+        for (long i = from; i < to; i++) y[i] = condition[i] >= 0 ? x[i] : x[i] * slope;
+}
+
+// Computes the (leaky) rectifier of x, or multiplies x by its gradient at the condition, which may be 0.
+void rectify(struct array *y, struct array *x, struct array *condition, long n, float slope) {
+    struct map m = {y->data, 0, x->data, condition ? condition->data : 0, 0, n, slope, 0};
+    together(rectify_part, &m, n);
+}
+
+FOR_EACH_CPU static void drop_part(const void *m_, long part, long parts) {
+    const struct map *m = m_;
+    const float scale = 1 / (1 - m->ratio);
+    for (long i = start(m->n, part, parts); i < start(m->n, part + 1, parts); i++)
+        m->mask[i] = m->random[i] >= m->ratio ? scale : 0, m->y[i] = m->x[i] * m->mask[i];
+}
+
+void drop(struct array *y, struct array *mask, struct array *x, struct array *random, long n, double ratio) {
+    struct map m = {y->data, mask->data, x->data, 0, random->data, n, 0, ratio};
+    together(drop_part, &m, n);
+}
+
+struct pool {float *y, *x; int32_t *indexes; long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes;};
+
+static long least(long a, long b) { return a < b ? a : b; }
+static long most(long a, long b) { return a > b ? a : b; }
+
+// Pools one output row of one plane; -infinity, or 0 for averages, surrounds the plane.
+static inline __attribute__((always_inline)) void pool_row(const struct pool *p, const float *x, long i, float *y, int32_t *indexes,
+                                                           const long kh, const long kw, const long sy, const long sx) {
+    const long top = i * sy - p->ph, r0 = most(0, -top), r1 = least(kh, p->h - top);
+    for (long j = 0; j < p->out_w; j++) {
+        const long left = j * sx - p->pw, c0 = most(0, -left), c1 = least(kw, p->w - left);
+        float best = -INFINITY, sum = 0;
+        long index = 0;
+        for (long r = r0; r < r1; r++)
+            for (long c = c0; c < c1; c++) {
+                const float v = x[(top + r) * p->w + left + c];
+                sum += v;
+                const int more = v > best || (v != v && best == best);  // a NaN is the greatest
+                best = more ? v : best, index = more ? r * kw + c : index;
+            }
+        y[j] = indexes ? best : sum / (kh * kw);
+        if (indexes) indexes[j] = index;
+    }
+}
+
+// The same for windows of 2 x 2 at stride 2 that lie in the plane.
+static inline void pool_pairs(const float *x, long w, long n, float *y, int32_t *indexes) {
+    for (long j = 0; j < n; j++) {
+        const float a = x[2 * j], b = x[2 * j + 1], c = x[w + 2 * j], d = x[w + 2 * j + 1];
+        const int right = b > a || (b != b && a == a), low = d > c || (d != d && c == c);
+        const float upper = right ? b : a, lower = low ? d : c;
+        const int down = lower > upper || (lower != lower && upper == upper);
+        y[j] = down ? lower : upper;
+        indexes[j] = down ? 2 + low : right;
+    }
+}
+
+FOR_EACH_CPU static void pool_part(const void *p_, long part, long parts) {
+    const struct pool *p = p_;
+    const int pairs = p->indexes && p->kh == 2 && p->kw == 2 && p->sy == 2 && p->sx == 2 && !p->ph && !p->pw;
+    for (long plane = p->planes * part / parts; plane < p->planes * (part + 1) / parts; plane++)
+        for (long i = 0; i < p->out_h; i++) {
+            const long at = (plane * p->out_h + i) * p->out_w;
+            const float *x = p->x + plane * p->h * p->w;
+            if (pairs && 2 * p->out_h <= p->h && 2 * p->out_w <= p->w)
+                pool_pairs(x + 2 * i * p->w, p->w, p->out_w, p->y + at, p->indexes + at);
+            else
+                pool_row(p, x, i, p->y + at, p->indexes ? p->indexes + at : 0, p->kh, p->kw, p->sy, p->sx);
+        }
+}
+
+// Computes the gradient of pooling: to where the greatest is, or to all in the window.
+FOR_EACH_CPU static void unpool_part(const void *p_, long part, long parts) {
+    const struct pool *p = p_;
+    const float share = 1.0f / (p->kh * p->kw);
+    const long from = p->planes * part / parts, to = p->planes * (part + 1) / parts, plane = p->h * p->w;
+    memset(p->x + from * plane, 0, (to - from) * plane * sizeof(float));
+    for (long row = from * p->out_h; row < to * p->out_h; row++)
+        for (long j = 0; j < p->out_w; j++) {
+            float *x = p->x + row / p->out_h * plane;
+            const long at = row * p->out_w + j, top = row % p->out_h * p->sy - p->ph, left = j * p->sx - p->pw;
+            if (p->indexes) {
+                const long r = top + p->indexes[at] / p->kw, c = left + p->indexes[at] % p->kw;
+                if (r >= 0 && c >= 0 && r < p->h && c < p->w) x[r * p->w + c] += p->y[at];
+                continue;
+            }
+            for (long r = most(0, top); r < least(top + p->kh, p->h); r++)
+                for (long c = most(0, left); c < least(left + p->kw, p->w); c++) x[r * p->w + c] += p->y[at] * share;
+        }
+}
+
+void pool(struct array *y, struct array *x, struct array *indexes, const long *n, long planes) {
+    struct pool p = {y->data, x->data, indexes ? indexes->data : 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], planes};
+    together(pool_part, &p, planes * n[2] * n[3] * n[4] * n[5]);
+}
+
+void unpool(struct array *gx, struct array *gy, struct array *indexes, const long *n, long planes) {
+    struct pool p = {gy->data, gx->data, indexes ? indexes->data : 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], planes};
+    together(unpool_part, &p, planes * n[2] * n[3] * (indexes ? 4 : n[4] * n[5]));
 }
