@@ -464,3 +464,77 @@ void unpool(struct array *gx, struct array *gy, struct array *indexes, const lon
     struct pool p = {gy->data, gx->data, indexes ? indexes->data : 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], planes};
     together(unpool_part, &p, planes * n[2] * n[3] * (indexes ? 4 : n[4] * n[5]));
 }
+
+// Batch normalization of x (n, channels, area); the forward's outputs and the backward's.
+struct norm {
+    const float *x, *gy, *gamma, *beta;
+    float *y, *mean, *var, *inverse, *ggamma, *gbeta;
+    long n, channels, area, given;
+    double eps;
+};
+
+// Returns the sum of (a - shift) times b, or times itself, or of a - shift alone, in one order for any length.
+static inline __attribute__((always_inline)) double total(const float *a, const float *b, float shift, long n, const int kind) {
+    typedef float lanes __attribute__((vector_size(32), aligned(4)));
+    lanes sums[4] = {0};
+    double sum = 0;
+    long i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int l = 0; l < 4; l++) {
+            const lanes v = *(const lanes *)(a + i + 8 * l) - shift;
+            sums[l] += kind == 0 ? v : kind == 1 ? v * v : v * *(const lanes *)(b + i + 8 * l);
+        }
+    for (; i < n; i++) sum += kind == 0 ? a[i] - shift : (a[i] - shift) * (kind == 1 ? a[i] - shift : b[i]);
+    for (int l = 0; l < 32; l++) sum += sums[l / 8][l % 8];
+    return sum;
+}
+
+static inline __attribute__((always_inline)) double over_planes(const struct norm *p, const float *a, const float *b, long c, float shift, const int kind) {
+    double sum = 0;
+    if (p->area == 1) {
+        for (long i = c; i < p->n * p->channels; i += p->channels)
+            sum += kind == 0 ? a[i] - shift : (a[i] - shift) * (kind == 1 ? a[i] - shift : b[i]);
+        return sum;
+    }
+    for (long i = 0; i < p->n; i++) {
+        const long at = (i * p->channels + c) * p->area;
+        sum += total(a + at, b + at, shift, p->area, kind);
+    }
+    return sum;
+}
+
+// Computes y = x * by + plus * g + offset in a channel.
+static inline __attribute__((always_inline)) void scale(const struct norm *p, long c, const float *a, float shift, float by, const float *b, float times, float offset) {
+    for (long i = 0; i < p->n; i++) {
+        const long at = (i * p->channels + c) * p->area;
+        for (long j = at; j < at + p->area; j++) p->y[j] = (a[j] - shift) * by + (b ? b[j] * times : 0) + offset;
+    }
+}
+
+FOR_EACH_CPU static void norm_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const double m = p->n * p->area;
+    for (long c = p->channels * part / parts; c < p->channels * (part + 1) / parts; c++) {
+        if (!p->given) {
+            p->mean[c] = over_planes(p, p->x, p->x, c, 0, 0) / m;
+            p->var[c] = over_planes(p, p->x, p->x, c, p->mean[c], 1) / m;
+            p->inverse[c] = 1 / sqrt(p->var[c] + p->eps);
+        }
+        const float inverse = 1 / sqrt(p->var[c] + p->eps);
+        scale(p, c, p->x, p->mean[c], p->gamma[c] * inverse, 0, 0, p->beta[c]);
+    }
+}
+
+FOR_EACH_CPU static void norm_gradient_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const double m = p->n * p->area;
+    for (long c = p->channels * part / parts; c < p->channels * (part + 1) / parts; c++) {
+        const float mean = p->mean[c], inverse = 1 / sqrt(p->var[c] + p->eps), by = p->gamma[c] * inverse;
+        p->gbeta[c] = over_planes(p, p->gy, p->gy, c, 0, 0);
+        p->ggamma[c] = over_planes(p, p->x, p->gy, c, mean, 2) * inverse;
+        scale(p, c, p->x, mean, -by * inverse * p->ggamma[c] / m, p->gy, by, -by * p->gbeta[c] / m);
+    }
+}
+
+void norm(const struct norm *p) { together(norm_part, p, 8 * p->n * p->channels * p->area); }
+void norm_gradient(const struct norm *p) { together(norm_gradient_part, p, 8 * p->n * p->channels * p->area); }

@@ -38,6 +38,7 @@ def load():
         (loops.pool, array, array, maybe, ctypes.POINTER(size), size),
         (loops.unpool, array, array, maybe, ctypes.POINTER(size), size),
         (loops.rectify, array, array, maybe, size, real),
+        *[(f, ctypes.POINTER(Norm)) for f in (loops.norm, loops.norm_gradient)],
         (loops.drop, array, array, array, array, size, ctypes.c_double),
     ):
         function.argtypes, function.restype = types, None
@@ -48,9 +49,6 @@ def load():
     loops.set_up(blas.scipy_cblas_sgemm64_, threads)
     blas.scipy_openblas_set_num_threads64_(1)
     return loops, blas, threads
-
-
-loops, blas, threads = load()
 
 
 class mdarray(np.ndarray):
@@ -81,7 +79,7 @@ def get_array_module(a):
 
 def check_ndim(arrays, supported):
     """Return whether all arrays are in the form that this module takes: float32, without gaps, not empty."""
-    return arrays[0].ndim in supported and all(
+    return arrays[0].ndim in supported and supported != (4,) and all(
         type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and a.flags.carray for a in arrays
     )
 
@@ -92,6 +90,18 @@ def check_type(arrays):
 
 def contiguous(*arrays):
     return [np.ascontiguousarray(a, np.float32) for a in arrays]
+
+
+def adam(rule, param):
+    """Do AdamRule's update in one pass; return False in cases that are left to Chainer."""
+    p, g, m, v, hp = param.data, param.grad, rule.state['m'], rule.state['v'], rule.hyperparam
+    usual = not (hp.weight_decay_rate or hp.amsgrad or hp.adabound) and hp.eps >= 1e-30
+    if not usual or not check_ndim((p, g, m, v), range(9)) or not p.shape == g.shape == m.shape == v.shape:
+        return False
+    if not p.flags.writeable or np.ndim(rule.alpha_t):
+        return False
+    loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * rule.alpha_t, hp.eps)
+    return True
 
 
 def reference(a):
@@ -150,6 +160,39 @@ class dropout:
     @staticmethod
     def Backward(mask, gy):
         return np.multiply(mask, gy, subok=False)
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in 'x gy gamma beta y mean var inverse ggamma gbeta'.split()],
+        *[(name, ctypes.c_long) for name in ('n', 'channels', 'area', 'given')],
+        ('eps', ctypes.c_double),
+    ]
+
+    def __init__(self, x, eps, given, **arrays):
+        n, channels, *area = x.shape
+        super().__init__(n=n, channels=channels, area=int(np.prod(area)), given=given, eps=eps)
+        for name, a in dict(arrays, x=x).items():
+            setattr(self, name, a.ctypes.data)
+
+
+class batchNormalization:
+    @staticmethod
+    def Forward(x, gamma, beta, mean, var, eps):
+        y, given = np.empty(x.shape, np.float32), mean is not None
+        x, gamma, beta = contiguous(x, gamma, beta)
+        mean, var = contiguous(mean, var) if given else (np.empty_like(gamma), np.empty_like(gamma))
+        inverse = np.empty_like(gamma)
+        loops.norm(Norm(x, eps, given, y=y, gamma=gamma, beta=beta, mean=mean, var=var, inverse=inverse))
+        return (y,) if given else (y, mean, var, inverse)
+
+    @staticmethod
+    def Backward(x, gy, mean, var, gamma, eps):
+        x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
+        gx, ggamma, gbeta = np.empty(x.shape, np.float32), np.empty_like(gamma), np.empty_like(gamma)
+        arrays = dict(gy=gy, y=gx, gamma=gamma, mean=mean, var=var, ggamma=ggamma, gbeta=gbeta)
+        loops.norm_gradient(Norm(x, eps, 1, **arrays))
+        return gx, (ggamma, gbeta)
 
 
 class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx ph pw pd pr kind')):
@@ -287,6 +330,7 @@ def strides(shape):
     return [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
 
 
+loops, blas, threads = load()
 try:
     dnn = OneDNN()
 except (ImportError, OSError, AttributeError, RuntimeError):
