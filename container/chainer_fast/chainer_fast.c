@@ -15,7 +15,7 @@
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
-#define SPINS 3000  // some 0.07 ms: waking costs more, but threads that spin longer take the cores of NumPy's
+#define SPINS 10000  // some 0.2 ms: waking costs 0.05, but threads that spin longer take others' cores
 #elif defined __aarch64__
 #define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
 #define SPINS 5000
@@ -33,7 +33,7 @@ struct array {  // the first members of NumPy's PyArrayObject
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void task(const void *arguments, long part, long parts);  // does one of several parts of a loop
-enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
+enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64, MOST = 1 << 16};
 
 static sgemm *gemm;
 static int threads;
@@ -67,9 +67,10 @@ static void flushing(task *work, const void *arguments, long part, long parts) {
 #endif
 }
 
-// Runs in each thread of the team: does its part of each round.
-static void *member(void *part) {
-    for (long round = 1;; round++) {
+// Runs in each thread of the team: does its part of each round, from the next on.
+static void *member(void *round_and_part) {
+    const long part = (long)round_and_part % MOST;
+    for (long round = (long)round_and_part / MOST + 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
             if (spins < SPINS) {
                 PAUSE;
@@ -81,7 +82,7 @@ static void *member(void *part) {
             team.asleep--;
             pthread_mutex_unlock(&team.lock);
         }
-        flushing(team.work, team.arguments, (long)part, team.size);
+        team.work(team.arguments, part, team.size);
         atomic_fetch_sub(&team.working, 1);
     }
     return 0;
@@ -101,27 +102,63 @@ void set_up(sgemm *gemm_, int threads_) {
     pthread_atfork(0, 0, disband);
 }
 
-// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
-static void together(task *work, const void *arguments, long operations) {
-    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
-        flushing(work, arguments, 0, 1);
-        return;
-    }
+// Makes the team so large if the system allows.
+static void hire(long size) {
     pthread_t id;
-    if (!team.size)
-        for (team.size = 1; team.size < threads; team.size++)
-            if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
+    for (team.size += !team.size; team.size < size; team.size++)
+        if (pthread_create(&id, 0, member, (void *)(atomic_load(&team.round) * MOST + team.size)) || pthread_detach(id))
+            break;
+}
+
+// Runs a task in as many parts as the team has members; the caller has locked team.busy.
+static void run(task *work, const void *arguments) {
     team.work = work, team.arguments = arguments;
     atomic_store(&team.working, team.size - 1);
     pthread_mutex_lock(&team.lock);
     atomic_fetch_add(&team.round, 1);
     if (team.asleep) pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.lock);
-    flushing(work, arguments, 0, team.size);
+    work(arguments, 0, team.size);
     for (int spins = 0; atomic_load(&team.working); spins++)
         if (spins < SPINS) PAUSE;
         else sched_yield();
     pthread_mutex_unlock(&team.busy);
+}
+
+struct flushed {task *work; const void *arguments;};
+
+static void flushed(const void *f_, long part, long parts) {
+    const struct flushed *f = f_;
+    flushing(f->work, f->arguments, part, parts);
+}
+
+// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+static void together(task *work, const void *arguments, long operations) {
+    const struct flushed f = {work, arguments};
+    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
+        flushed(&f, 0, 1);
+        return;
+    }
+    hire(threads);
+    run(flushed, &f);
+}
+
+struct jobs {void (*job)(int, void *, int); char *data; long count, size; int argument;};
+
+static void do_job(const void *j_, long part, long parts) {
+    const struct jobs *j = j_;
+    (void)parts;
+    if (part < j->count) j->job(part, j->data + part * j->size, j->argument);
+}
+
+// Runs the jobs of NumPy's OpenBLAS, which wait for each other, so each needs a thread: one team for all is quicker than
+// two that compete for the cores.
+void run_jobs(int sync, void (*job)(int, void *, int), int count, size_t size, void *data, int argument) {
+    const struct jobs j = {job, data, count, size, argument};
+    (void)sync;
+    pthread_mutex_lock(&team.busy);
+    for (hire(count); team.size < count; hire(count)) sched_yield();
+    run(do_job, &j);
 }
 
 // Returns the index at which a part begins: a multiple of 16 floats, a cache line.

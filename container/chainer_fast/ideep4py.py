@@ -43,11 +43,16 @@ def load():
     ):
         function.argtypes, function.restype = types, None
     loops.convolve.restype = ctypes.c_int
-    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better. NumPy's keeps its own.
+    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better, and they run NumPy's BLAS, too.
     blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
     threads = blas.scipy_openblas_get_num_threads64_()
     loops.set_up(blas.scipy_cblas_sgemm64_, threads)
     blas.scipy_openblas_set_num_threads64_(1)
+    try:
+        numpys = ctypes.CDLL(np._core._multiarray_umath.__file__)
+        numpys.scipy_openblas_set_threads_callback_function64_(loops.run_jobs)
+    except (AttributeError, OSError):
+        pass  # another BLAS
     return loops, blas, threads
 
 
