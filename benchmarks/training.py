@@ -56,7 +56,7 @@ def data(size):
 
 def matrix_products(images, labels, size):
     """Return run(steps) for a step's eight matrix products alone, with chainer_fast's BLAS and threads."""
-    from chainer_fast import loops
+    from ideep4py import loops
 
     layers = []
     for rows, columns in (size.units, 784), (size.units, size.units), (10, size.units):
@@ -68,7 +68,7 @@ def matrix_products(images, labels, size):
     def run(steps):
         for _ in range(steps):
             for x, W, b, y, _, _ in layers:
-                loops.linear(y, x, W, b, *y.shape, x.shape[1])
+                loops.linear(y, x, W, id(b), *y.shape, x.shape[1])
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW = layers[layer]
                 if layer:  # nobody wants the images' gradients

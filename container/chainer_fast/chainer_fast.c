@@ -396,11 +396,11 @@ FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
     if (!condition && !slope)
         for (long i = from; i < to; i++) y[i] = x[i] < 0 ? 0 : x[i];
     else if (!condition)
-        for (long i = from; i < to; i++) y[i] = x[i] < 0 ? x[i] * slope : x[i];
+        for (long i = from; i < to; i++) y[i] = x[i] <= 0 ? x[i] * slope : x[i];
     else if (!slope)
-        for (long i = from; i < to; i++) y[i] = condition[i] > 0 ? x[i] : 0;
+        for (long i = from; i < to; i++) y[i] = x[i] * (condition[i] > 0);
     else
-        for (long i = from; i < to; i++) y[i] = condition[i] >= 0 ? x[i] : x[i] * slope;
+        for (long i = from; i < to; i++) y[i] = condition[i] <= 0 ? x[i] * slope : x[i];
 }
 
 // Computes the (leaky) rectifier of x, or multiplies x by its gradient at the condition, which may be 0.

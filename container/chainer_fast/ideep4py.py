@@ -83,9 +83,13 @@ def get_array_module(a):
 
 
 def check_ndim(arrays, supported):
-    """Return whether all arrays are in the form that this module takes: float32, without gaps, not empty."""
+    """Return whether the arrays are in the form that this module takes: float32, not empty, and without gaps.
+
+    Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
+    """
+    gaps = len(arrays) > 1 and arrays[0].ndim == 4
     return arrays[0].ndim in supported and supported != (4,) and all(
-        type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and a.flags.carray for a in arrays
+        type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and (gaps or a.flags.carray) for a in arrays
     )
 
 
@@ -149,6 +153,8 @@ class relu:
 
     @staticmethod
     def Backward(condition, gy, slope=0):
+        if condition.shape != gy.shape:
+            return gy * np.where(condition > 0, np.float32(1), np.float32(slope))
         condition, gy = contiguous(condition, gy)
         gx = np.empty(gy.shape, np.float32)
         loops.rectify(gx, gy, id(condition), gx.size, slope)
@@ -233,7 +239,7 @@ class convolution2D:
     @staticmethod
     def Forward(x, W, b, param):
         plan = plans('forward', x.shape, W.shape, param.shape, param[1:], b is not None)
-        return plan(x, W, param.shape, b)
+        return plan(*contiguous(x, W), param.shape, b if b is None else contiguous(b)[0])
 
     @staticmethod
     def BackwardData(W, gy, param):
