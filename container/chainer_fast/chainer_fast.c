@@ -299,8 +299,8 @@ static char *buffer(long size) {
 
 // An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads from input to output, or is 0.
 struct operand {void *user, *inner, *reorder; long argument, size;};
-struct kernel {void *primitive, *bias, *scratch; long scratch_size; struct operand of[3];};  // two inputs, the output
-struct piece {const struct kernel *kernel; long part, offsets[4], sum, adds;};  // in floats: the operands, the bias
+struct kernel {void *primitive, *bias, *scratch; struct operand of[3]; long scratch_size;};  // two inputs, the output
+struct piece {const struct kernel *kernel; long offsets[4], part, sum, adds;};  // in floats: the operands, the bias
 struct plan {const struct piece *pieces; long count, parts, space, output, sums, operations;};
 struct convolution {const struct plan *plan; float *data[4]; char *memory; atomic_int *failed;};
 
@@ -421,7 +421,7 @@ void drop(struct array *y, struct array *mask, struct array *x, struct array *ra
     together(drop_part, &m, n);
 }
 
-struct pool {float *y, *x; int32_t *indexes; long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes;};
+struct pool {long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes; float *y, *x; int32_t *indexes;};
 
 static long least(long a, long b) { return a < b ? a : b; }
 static long most(long a, long b) { return a > b ? a : b; }
@@ -492,14 +492,16 @@ FOR_EACH_CPU static void unpool_part(const void *p_, long part, long parts) {
         }
 }
 
-void pool(struct array *y, struct array *x, struct array *indexes, const long *n, long planes) {
-    struct pool p = {y->data, x->data, indexes ? indexes->data : 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], planes};
-    together(pool_part, &p, planes * n[2] * n[3] * n[4] * n[5]);
+void pool(struct array *y, struct array *x, struct array *indexes, const struct pool *sizes) {
+    struct pool p = *sizes;
+    p.y = y->data, p.x = x->data, p.indexes = indexes ? indexes->data : 0;
+    together(pool_part, &p, p.planes * p.out_h * p.out_w * p.kh * p.kw);
 }
 
-void unpool(struct array *gx, struct array *gy, struct array *indexes, const long *n, long planes) {
-    struct pool p = {gy->data, gx->data, indexes ? indexes->data : 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], planes};
-    together(unpool_part, &p, planes * n[2] * n[3] * (indexes ? 4 : n[4] * n[5]));
+void unpool(struct array *gx, struct array *gy, struct array *indexes, const struct pool *sizes) {
+    struct pool p = *sizes;
+    p.y = gy->data, p.x = gx->data, p.indexes = indexes ? indexes->data : 0;
+    together(unpool_part, &p, p.planes * p.out_h * p.out_w * (indexes ? 4 : p.kh * p.kw));
 }
 
 // Batch normalization of x (n, channels, area); the forward's outputs and the backward's.
