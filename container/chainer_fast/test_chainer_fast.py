@@ -757,6 +757,7 @@ def other_functions_of_the_interface():
 def a_convolutional_network():
     """It gives the same to the bit in each run, in several threads at once, and in a process forked from a thread."""
     import multiprocessing
+    import threading
     from concurrent.futures import ThreadPoolExecutor
 
     import chainer
@@ -786,9 +787,12 @@ def a_convolutional_network():
         assert process.exitcode == 0
         return receiver.recv()
 
-    expected = train()
-    with ThreadPoolExecutor(1) as pool:
-        found = [train(), pool.submit(train).result(), pool.submit(forked).result()]
+    expected, found = train(), [train()]
+    for function in train, forked:
+        thread = threading.Thread(target=lambda function=function: found.append(function()))
+        thread.start()
+        thread.join()
+    assert len(found) == 3
     for other in found:
         for a, b in zip(expected, other):
             np.testing.assert_array_equal(a, b)
