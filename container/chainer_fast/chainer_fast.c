@@ -12,6 +12,7 @@
 #else
 #define FOR_EACH_CPU
 #endif
+#define INLINE inline __attribute__((always_inline))
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
@@ -106,8 +107,7 @@ void set_up(sgemm *gemm_, int threads_) {
 static void hire(long size) {
     pthread_t id;
     for (team.size += !team.size; team.size < size; team.size++)
-        if (pthread_create(&id, 0, member, (void *)(atomic_load(&team.round) * MOST + team.size)) || pthread_detach(id))
-            break;
+        if (pthread_create(&id, 0, member, (void *)(team.round * MOST + team.size)) || pthread_detach(id)) break;
 }
 
 // Runs a task in as many parts as the team has members; the caller has locked team.busy.
@@ -206,8 +206,7 @@ FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
 }
 
 // Computes products of rows of a and of b, from i and j on. A row's sums have one order, whatever the other rows.
-static inline __attribute__((always_inline)) void dots(const struct product *p, long i, long j, long to,
-                                                       const int rows, const int columns) {
+static INLINE void dots(const struct product *p, long i, long j, long to, const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
     const long length = p->k;
     const float *a = p->a + i * length, *b[6];
@@ -299,7 +298,7 @@ static char *buffer(long size) {
 
 // An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads from input to output, or is 0.
 struct operand {void *user, *inner, *reorder; long argument, size;};
-struct kernel {void *primitive, *bias, *scratch; struct operand of[3]; long scratch_size;};  // two inputs, the output
+struct kernel {void *primitive, *bias, *scratch; struct operand of[3]; long scratch_size;};  // of: inputs, the output
 struct piece {const struct kernel *kernel; long offsets[4], part, sum, adds;};  // in floats: the operands, the bias
 struct plan {const struct piece *pieces; long count, parts, space, output, sums, operations;};
 struct convolution {const struct plan *plan; float *data[4]; char *memory; atomic_int *failed;};
@@ -327,14 +326,17 @@ static void add(float *restrict to, const float *restrict from, long n) {
     for (long i = 0; i < n; i++) to[i] += from[i];
 }
 
+// Returns where the threads but the first sum up.
+static float *sums(const struct convolution *c) {
+    return (float *)(c->memory + c->plan->space * c->plan->parts);
+}
+
 // Does one piece; `last` is the one before it in this thread, whose weights may be there already.
 static int do_piece(const struct convolution *c, const struct piece *p, const struct piece *last, char *memory) {
     const struct kernel *k = p->kernel;
     void *data[5], *descriptions[5] = {k->of[0].inner, k->of[1].inner, k->of[2].inner, k->scratch, k->bias};
     const long names[5] = {k->of[0].argument, k->of[1].argument, k->of[2].argument, 80, 41};
-    float *output = c->data[2] + p->offsets[2];
-    if (p->sum) output = (float *)(c->memory + c->plan->space * c->plan->parts) + c->plan->output * (p->sum - 1) + p->offsets[2];
-    float *target = output;
+    float *output = (p->sum ? sums(c) + c->plan->output * (p->sum - 1) : c->data[2]) + p->offsets[2], *target = output;
     int failed = 0;
     for (int i = 0; i < 3; i++) {
         data[i] = i < 2 ? c->data[i] + p->offsets[i] : output;
@@ -371,8 +373,7 @@ static void convolution_part(const void *c_, long part, long parts) {
 static void sum_part(const void *c_, long part, long parts) {
     const struct convolution *c = c_;
     const long n = c->plan->output, from = start(n, part, parts), to = start(n, part + 1, parts);
-    float *sums = (float *)(c->memory + c->plan->space * c->plan->parts);
-    for (long i = 0; i < c->plan->sums; i++) add(c->data[2] + from, sums + i * n + from, to - from);
+    for (long i = 0; i < c->plan->sums; i++) add(c->data[2] + from, sums(c) + i * n + from, to - from);
 }
 
 // Computes a convolution or a gradient of it from a and b; returns whether that failed.
@@ -427,11 +428,10 @@ static long least(long a, long b) { return a < b ? a : b; }
 static long most(long a, long b) { return a > b ? a : b; }
 
 // Pools one output row of one plane; -infinity, or 0 for averages, surrounds the plane.
-static inline __attribute__((always_inline)) void pool_row(const struct pool *p, const float *x, long i, float *y, int32_t *indexes,
-                                                           const long kh, const long kw, const long sy, const long sx) {
-    const long top = i * sy - p->ph, r0 = most(0, -top), r1 = least(kh, p->h - top);
+static INLINE void pool_row(const struct pool *p, const float *x, long i, float *y, int32_t *indexes) {
+    const long kh = p->kh, kw = p->kw, top = i * p->sy - p->ph, r0 = most(0, -top), r1 = least(kh, p->h - top);
     for (long j = 0; j < p->out_w; j++) {
-        const long left = j * sx - p->pw, c0 = most(0, -left), c1 = least(kw, p->w - left);
+        const long left = j * p->sx - p->pw, c0 = most(0, -left), c1 = least(kw, p->w - left);
         float best = -INFINITY, sum = 0;
         long index = 0;
         for (long r = r0; r < r1; r++)
@@ -468,7 +468,7 @@ FOR_EACH_CPU static void pool_part(const void *p_, long part, long parts) {
             if (pairs && 2 * p->out_h <= p->h && 2 * p->out_w <= p->w)
                 pool_pairs(x + 2 * i * p->w, p->w, p->out_w, p->y + at, p->indexes + at);
             else
-                pool_row(p, x, i, p->y + at, p->indexes ? p->indexes + at : 0, p->kh, p->kw, p->sy, p->sx);
+                pool_row(p, x, i, p->y + at, p->indexes ? p->indexes + at : 0);
         }
 }
 
@@ -513,7 +513,7 @@ struct norm {
 };
 
 // Returns the sum of (a - shift) times b, or times itself, or of a - shift alone, in one order for any length.
-static inline __attribute__((always_inline)) double total(const float *a, const float *b, float shift, long n, const int kind) {
+static INLINE double total(const float *a, const float *b, float shift, long n, const int kind) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
     lanes sums[4] = {0};
     double sum = 0;
@@ -528,7 +528,8 @@ static inline __attribute__((always_inline)) double total(const float *a, const 
     return sum;
 }
 
-static inline __attribute__((always_inline)) double over_planes(const struct norm *p, const float *a, const float *b, long c, float shift, const int kind) {
+static INLINE double over_planes(const struct norm *p, const float *a, const float *b, long c, float shift,
+                                 const int kind) {
     double sum = 0;
     if (p->area == 1) {
         for (long i = c; i < p->n * p->channels; i += p->channels)
@@ -542,8 +543,9 @@ static inline __attribute__((always_inline)) double over_planes(const struct nor
     return sum;
 }
 
-// Computes y = x * by + plus * g + offset in a channel.
-static inline __attribute__((always_inline)) void scale(const struct norm *p, long c, const float *a, float shift, float by, const float *b, float times, float offset) {
+// Computes y = (a - shift) * by + b * times + offset in a channel; b may be 0.
+static INLINE void scale(const struct norm *p, long c, const float *a, float shift, float by, const float *b,
+                         float times, float offset) {
     for (long i = 0; i < p->n; i++) {
         const long at = (i * p->channels + c) * p->area;
         for (long j = at; j < at + p->area; j++) p->y[j] = (a[j] - shift) * by + (b ? b[j] * times : 0) + offset;
