@@ -220,7 +220,8 @@ static INLINE void dots(const struct product *p, long i, long j, long to, const 
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns && j + c < to; c++) {
             float sum = p->bias ? p->bias[j + c] : 0;
-            for (int l = 0; l < 8; l++) sum += sums[r][c][l];
+            const lanes s = sums[r][c];
+            sum += ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
             for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
             p->c[(i + r) * p->n + j + c] = sum;
         }
