@@ -11,9 +11,9 @@ import statistics
 import sys
 
 import numpy as np
+from local_mode.docker import image_uri
 
 from benchmarks.training import OURS, PLAIN, ROOT, TORCH, machine, ratio, take_orders, take_turns
-from local_mode.docker import image_uri
 
 VGG = [64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M', 512, 512, 512, 'M']
 # The shape of an example and the batches of steps and predictions; 0 is a prediction only.
