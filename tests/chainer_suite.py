@@ -21,7 +21,7 @@ from local_mode.docker import image_uri
 IMAGE = image_uri('local')
 OUTPUT = pathlib.Path('output/chainer_suite').resolve()
 MODES = {'plain': 0, 'fast': 1}
-# {part: its least number of tests that are not skipped}; ChainerMN has a part for each rank, and the tests of iDeep, whose
+# {part: its least number of tests that are not skipped}; ChainerMN has a part for each rank; the tests of iDeep, whose
 # interface chainer_fast has, run with it only.
 PARTS = {'chainer': 17_000, 'ideep': 3_000, 'chainermn-0': 170, 'chainermn-1': 170}
 # Edits to the test files themselves: (folder, regular expression, replacement).

@@ -532,11 +532,6 @@ static INLINE double total(const float *a, const float *b, float shift, long n, 
 static INLINE double over_planes(const struct norm *p, const float *a, const float *b, long c, float shift,
                                  const int kind) {
     double sum = 0;
-    if (p->area == 1) {
-        for (long i = c; i < p->n * p->channels; i += p->channels)
-            sum += kind == 0 ? a[i] - shift : (a[i] - shift) * (kind == 1 ? a[i] - shift : b[i]);
-        return sum;
-    }
     for (long i = 0; i < p->n; i++) {
         const long at = (i * p->channels + c) * p->area;
         sum += total(a + at, b + at, shift, p->area, kind);
@@ -578,5 +573,51 @@ FOR_EACH_CPU static void norm_gradient_part(const void *p_, long part, long part
     }
 }
 
-void norm(const struct norm *p) { together(norm_part, p, 8 * p->n * p->channels * p->area); }
-void norm_gradient(const struct norm *p) { together(norm_gradient_part, p, 8 * p->n * p->channels * p->area); }
+// The same for an area of 1, row by row.
+FOR_EACH_CPU static void norm_rows_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const long from = start(p->channels, part, parts), to = start(p->channels, part + 1, parts);
+    float *restrict mean = p->mean, *restrict var = p->var, *restrict inverse = p->inverse, *restrict y = p->y;
+    const float *restrict x = p->x, *restrict gamma = p->gamma, *restrict beta = p->beta, eps = p->eps, n = p->n;
+    const long size = p->n * p->channels;
+    if (!p->given) {
+        for (long c = from; c < to; c++) mean[c] = var[c] = 0;
+        for (long row = 0; row < size; row += p->channels)
+            for (long c = from; c < to; c++) mean[c] += x[row + c];
+        for (long c = from; c < to; c++) mean[c] /= n;
+        for (long row = 0; row < size; row += p->channels)
+            for (long c = from; c < to; c++) var[c] += (x[row + c] - mean[c]) * (x[row + c] - mean[c]);
+        for (long c = from; c < to; c++) var[c] /= n;
+    }
+    for (long c = from; c < to; c++) inverse[c] = 1 / sqrtf(var[c] + eps);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++) y[row + c] = (x[row + c] - mean[c]) * (gamma[c] * inverse[c]) + beta[c];
+}
+
+FOR_EACH_CPU static void norm_rows_gradient_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const long from = start(p->channels, part, parts), to = start(p->channels, part + 1, parts);
+    float *restrict inverse = p->inverse, *restrict ggamma = p->ggamma, *restrict gbeta = p->gbeta, *restrict y = p->y;
+    const float *restrict x = p->x, *restrict gy = p->gy, *restrict mean = p->mean, *restrict gamma = p->gamma;
+    const long size = p->n * p->channels;
+    const float n = p->n;
+    for (long c = from; c < to; c++) ggamma[c] = gbeta[c] = 0, inverse[c] = 1 / sqrtf(p->var[c] + (float)p->eps);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++)
+            gbeta[c] += gy[row + c], ggamma[c] += gy[row + c] * ((x[row + c] - mean[c]) * inverse[c]);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++)
+            y[row + c] = gamma[c] * inverse[c] *
+                (gy[row + c] - ((x[row + c] - mean[c]) * inverse[c] * ggamma[c] + gbeta[c]) / n);
+}
+
+// Runs a task for a struct whose arrays are still NumPy's objects.
+static void normalize(const struct norm *objects, task *planes, task *rows) {
+    struct norm p = *objects;
+    const float **arrays = &p.x;
+    for (int i = 0; i < 10; i++) arrays[i] = arrays[i] ? ((const struct array *)arrays[i])->data : 0;
+    together(p.area == 1 ? rows : planes, &p, 8 * p.n * p.channels * p.area);
+}
+
+void norm(const struct norm *p) { normalize(p, norm_part, norm_rows_part); }
+void norm_gradient(const struct norm *p) { normalize(p, norm_gradient_part, norm_rows_gradient_part); }

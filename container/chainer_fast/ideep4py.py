@@ -155,7 +155,7 @@ class Norm(ctypes.Structure):
         n, channels, *area = x.shape
         super().__init__(n=n, channels=channels, area=math.prod(area), given=given, eps=eps)
         for name, a in dict(arrays, x=x).items():
-            setattr(self, name, a.ctypes.data)
+            setattr(self, name, id(a))
 
 
 class batchNormalization:
@@ -172,7 +172,8 @@ class batchNormalization:
     def Backward(x, gy, mean, var, gamma, eps):
         x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
         gx, ggamma, gbeta = np.empty(x.shape, np.float32), np.empty_like(gamma), np.empty_like(gamma)
-        loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, mean=mean, var=var, ggamma=ggamma, gbeta=gbeta))
+        arrays = dict(mean=mean, var=var, inverse=np.empty_like(gamma), ggamma=ggamma, gbeta=gbeta)
+        loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, **arrays))
         return gx, (ggamma, gbeta)
 
 
