@@ -86,14 +86,14 @@ end
 PRODUCTS = """
 import sys, time
 import numpy as np
-from chainer_fast import loops
+from ideep4py import loops
 rows, sizes = int(sys.argv[1]), (784, 1000, 1000, 10)
 layers = [[np.ones(shape, np.float32) for shape in ((rows, m), (rows, n), (m, n), m)] + [rows, m, n]
           for n, m in zip(sizes, sizes[1:])]
 count, start = 0, time.perf_counter()
 while time.perf_counter() < start + 0.5:
     for y, x, W, b, *n in layers:
-        loops.linear(y, x, W, b, *n)
+        loops.linear(y, x, W, id(b), *n)
     count += rows
 print(count / (time.perf_counter() - start))
 """

@@ -56,7 +56,7 @@ def data(size):
 
 def matrix_products(images, labels, size):
     """Return run(steps) for a step's eight matrix products alone, with chainer_fast's BLAS and threads."""
-    from chainer_fast import loops
+    from ideep4py import loops
 
     layers = []
     for rows, columns in (size.units, 784), (size.units, size.units), (10, size.units):
@@ -68,7 +68,7 @@ def matrix_products(images, labels, size):
     def run(steps):
         for _ in range(steps):
             for x, W, b, y, _, _ in layers:
-                loops.linear(y, x, W, b, *y.shape, x.shape[1])
+                loops.linear(y, x, W, id(b), *y.shape, x.shape[1])
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW = layers[layer]
                 if layer:  # nobody wants the images' gradients
@@ -174,7 +174,10 @@ def work(name, size):
 
     Prints the seconds of a step and the peak memory in kB.
     """
-    run = VARIANTS[name][0](*data(size), size)
+    take_orders(VARIANTS[name][0](*data(size), size))
+
+
+def take_orders(run):
     run(3)
     step = 0.01
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak memory
@@ -194,15 +197,16 @@ def ratio(these, those):
     return f'{median:.2f} ({low:.2f}-{high:.2f})'
 
 
-def take_turns(names, size, rounds):
-    """Return {variant: [seconds of a step]} and {variant: peak memory in MB}."""
+def take_turns(names, size, rounds, command=lambda *_: [sys.executable, '-m', 'benchmarks.training']):
+    """Return {variant: [seconds of a step]} and {variant: peak memory in MB}; the command is a worker's."""
     processes, seconds, memory = {}, {}, {}
     for name in names:
+        env = environment(VARIANTS[name][1])
         processes[name] = process = subprocess.Popen(
-            [sys.executable, '-m', 'benchmarks.training', '--worker', name, *map(str, size)],
+            [*command(name, env), '--worker', name, *map(str, size)],
             cwd=ROOT,
             text=True,
-            env=environment(VARIANTS[name][1]),
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -323,10 +327,14 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return work(args.worker[0], Size(*map(int, args.worker[1:])))
+    from benchmarks import models  # imports this module
+
     with tempfile.TemporaryDirectory() as directory:
         print(here := machine(), flush=True)
         with section('benchmarks.training.step', here):
             steps(args.rounds)
+        with section('benchmarks.training.models', here):
+            models.table(max(4, args.rounds // 4))
         with section('benchmarks.training.growth', here):
             growth(max(2, args.rounds // 5))
         with section('benchmarks.training.job', here):

@@ -142,8 +142,21 @@ print(trainer.observation['mean'].array)
 
 
 def test_chainer_fast():
-    code = 'import sys, chainer; print("chainer_fast" in sys.modules)'
-    assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'True\n'
+    code = 'import sys, chainer; print("ideep4py" in sys.modules, chainer.config.use_ideep)'
+    assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'True auto\n'
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    for pooling in F.max_pooling_2d, F.average_pooling_2d:
+        v = chainer.Variable(x)
+        with chainer.using_config('use_ideep', 'never'):
+            y = pooling(v, 2)
+        F.sum(y).backward()
+        assert v.grad.sum() == 4
+    x = np.random.RandomState(0).rand(4, 3, 2, 3).astype(np.float32)
+    y = F.batch_normalization(x, np.ones(3, np.float32), np.zeros(3, np.float32), axis=(0, 1, 2))
+    np.testing.assert_allclose(y.array.mean((0, 1, 2)), 0, atol=1e-6)
+    marked = chainer.backends.intel64.mdarray(x)
+    assert type(chainer.backend.get_device_from_array(marked)) is chainer.backend.Intel64Device
+    assert type(chainer.get_device('@numpy').send(marked)) is np.ndarray
 
 
 def test_no_pickles(tmp_path):

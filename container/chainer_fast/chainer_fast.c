@@ -1,19 +1,22 @@
-// This library computes matrix products and loops over float32 arrays for chainer_fast.py, large ones in threads.
+// This library computes products, convolutions (by oneDNN) and loops of float32 arrays for ideep4py.py, in threads.
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_CPU
 #endif
+#define INLINE inline __attribute__((always_inline))
 #ifdef __x86_64__
 #include <pmmintrin.h>
 #define PAUSE __builtin_ia32_pause()
-#define SPINS 3000  // some 0.07 ms: waking costs more, but threads that spin longer take the cores of NumPy's
+#define SPINS 10000  // some 0.2 ms: waking costs 0.05, but threads that spin longer take others' cores
 #elif defined __aarch64__
 #define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
 #define SPINS 5000
@@ -31,7 +34,7 @@ struct array {  // the first members of NumPy's PyArrayObject
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void task(const void *arguments, long part, long parts);  // does one of several parts of a loop
-enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64};
+enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64, MOST = 1 << 16};
 
 static sgemm *gemm;
 static int threads;
@@ -65,9 +68,10 @@ static void flushing(task *work, const void *arguments, long part, long parts) {
 #endif
 }
 
-// Runs in each thread of the team: does its part of each round.
-static void *member(void *part) {
-    for (long round = 1;; round++) {
+// Runs in each thread of the team: does its part of each round, from the next on.
+static void *member(void *round_and_part) {
+    const long part = (long)round_and_part % MOST;
+    for (long round = (long)round_and_part / MOST + 1;; round++) {
         for (int spins = 0; atomic_load(&team.round) < round; spins++) {
             if (spins < SPINS) {
                 PAUSE;
@@ -79,7 +83,7 @@ static void *member(void *part) {
             team.asleep--;
             pthread_mutex_unlock(&team.lock);
         }
-        flushing(team.work, team.arguments, (long)part, team.size);
+        team.work(team.arguments, part, team.size);
         atomic_fetch_sub(&team.working, 1);
     }
     return 0;
@@ -99,27 +103,62 @@ void set_up(sgemm *gemm_, int threads_) {
     pthread_atfork(0, 0, disband);
 }
 
-// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
-static void together(task *work, const void *arguments, long operations) {
-    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
-        flushing(work, arguments, 0, 1);
-        return;
-    }
+// Makes the team so large if the system allows.
+static void hire(long size) {
     pthread_t id;
-    if (!team.size)
-        for (team.size = 1; team.size < threads; team.size++)
-            if (pthread_create(&id, 0, member, (void *)team.size) || pthread_detach(id)) break;
+    for (team.size += !team.size; team.size < size; team.size++)
+        if (pthread_create(&id, 0, member, (void *)(team.round * MOST + team.size)) || pthread_detach(id)) break;
+}
+
+// Runs a task in as many parts as the team has members; the caller has locked team.busy.
+static void run(task *work, const void *arguments) {
     team.work = work, team.arguments = arguments;
     atomic_store(&team.working, team.size - 1);
     pthread_mutex_lock(&team.lock);
     atomic_fetch_add(&team.round, 1);
     if (team.asleep) pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.lock);
-    flushing(work, arguments, 0, team.size);
+    work(arguments, 0, team.size);
     for (int spins = 0; atomic_load(&team.working); spins++)
         if (spins < SPINS) PAUSE;
         else sched_yield();
     pthread_mutex_unlock(&team.busy);
+}
+
+struct flushed {task *work; const void *arguments;};
+
+static void flushed(const void *f_, long part, long parts) {
+    const struct flushed *f = f_;
+    flushing(f->work, f->arguments, part, parts);
+}
+
+// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+static void together(task *work, const void *arguments, long operations) {
+    const struct flushed f = {work, arguments};
+    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
+        flushed(&f, 0, 1);
+        return;
+    }
+    hire(threads);
+    run(flushed, &f);
+}
+
+struct jobs {void (*job)(int, void *, int); char *data; long count, size; int argument;};
+
+static void do_job(const void *j_, long part, long parts) {
+    const struct jobs *j = j_;
+    (void)parts;
+    if (part < j->count) j->job(part, j->data + part * j->size, j->argument);
+}
+
+// Runs the jobs of NumPy's OpenBLAS, which wait for each other, so each needs a thread: one team for all is quicker than
+// two that compete for the cores.
+void run_jobs(int sync, void (*job)(int, void *, int), int count, size_t size, void *data, int argument) {
+    const struct jobs j = {job, data, count, size, argument};
+    (void)sync;
+    pthread_mutex_lock(&team.busy);
+    for (hire(count); team.size < count; hire(count)) sched_yield();
+    run(do_job, &j);
 }
 
 // Returns the index at which a part begins: a multiple of 16 floats, a cache line.
@@ -154,9 +193,9 @@ void adam(struct array *p, struct array *m, struct array *v, struct array *g, lo
 }
 
 struct product {
-    const float *a, *b, *bias;  // with a bias b is transposed; or 0
+    const float *a, *b, *bias;  // bias: or 0
     float *c;
-    long m, n, k, trans_a;
+    long m, n, k, trans_a, trans_b;
 };
 
 FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
@@ -167,8 +206,7 @@ FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
 }
 
 // Computes products of rows of a and of b, from i and j on. A row's sums have one order, whatever the other rows.
-static inline __attribute__((always_inline)) void dots(const struct product *p, long i, long j, long to,
-                                                       const int rows, const int columns) {
+static INLINE void dots(const struct product *p, long i, long j, long to, const int rows, const int columns) {
     typedef float lanes __attribute__((vector_size(32), aligned(4)));
     const long length = p->k;
     const float *a = p->a + i * length, *b[6];
@@ -181,8 +219,9 @@ static inline __attribute__((always_inline)) void dots(const struct product *p, 
                 sums[r][c] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[c] + k);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns && j + c < to; c++) {
-            float sum = p->bias[j + c];
-            for (int l = 0; l < 8; l++) sum += sums[r][c][l];
+            float sum = p->bias ? p->bias[j + c] : 0;
+            const lanes s = sums[r][c];
+            sum += ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
             for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
             p->c[(i + r) * p->n + j + c] = sum;
         }
@@ -207,24 +246,378 @@ static void product_part(const void *p_, long part, long parts) {
     if (from == to) return;
     if (p->trans_a) {
         gemm(ROWS, TRANSPOSED, PLAIN, to - from, n, k, 1, p->a + from, p->m, p->b, n, 0, p->c + from * n, n);
-    } else if (!p->bias) {
+    } else if (!p->trans_b) {
         gemm(ROWS, PLAIN, PLAIN, p->m, to - from, k, 1, p->a, k, p->b + from, n, 0, p->c + from, n);
     } else if (p->m <= FEW) {  // sgemm would first copy b
         few_rows(p, from, to);
     } else {
         gemm(ROWS, PLAIN, TRANSPOSED, p->m, to - from, k, 1, p->a, k, p->b + from * k, k, 0, p->c + from, n);
-        add_bias(p, from, to);
+        if (p->bias) add_bias(p, from, to);
     }
 }
 
-// Computes y = x W' + b.
+// Computes y = x W' + b; b may be 0.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
-    struct product p = {x->data, W->data, b->data, y->data, rows, out, in, 0};
+    struct product p = {x->data, W->data, b ? b->data : 0, y->data, rows, out, in, 0, 1};
     together(product_part, &p, rows * out * in);
 }
 
 // Computes c = a b, or a' b.
 void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
-    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a};
+    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a, 0};
     together(product_part, &p, m * n * k);
 }
+
+// oneDNN's functions, and libgomp's: oneDNN must not start OpenMP's threads, as the team is there.
+static struct {
+    int (*create)(void **memory, const void *description, void *engine, void *data);
+    int (*destroy)(void *memory);
+    int (*execute)(void *primitive, void *stream, int count, const void *arguments);
+    int (*most_threads)(void);
+    void (*set_threads)(int);
+    void *engine, *stream;
+} dnn;
+static pthread_key_t kept;
+
+void set_up_dnn(void **functions) {
+    memcpy(&dnn, functions, sizeof dnn);
+    pthread_key_create(&kept, free);
+}
+
+// Returns memory that a thread keeps for its next call.
+static char *buffer(long size) {
+    long *memory = pthread_getspecific(kept);
+    if (!memory || *memory < size) {
+        free(memory);
+        memory = aligned_alloc(64, size + 64);
+        pthread_setspecific(kept, memory);
+        if (!memory) return 0;
+        *memory = size;
+    }
+    return (char *)memory + 64;
+}
+
+// An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads from input to output, or is 0.
+struct operand {void *user, *inner, *reorder; long argument, size;};
+struct kernel {void *primitive, *bias, *scratch; struct operand of[3]; long scratch_size;};  // of: inputs, the output
+struct piece {const struct kernel *kernel; long offsets[4], part, sum, adds;};  // in floats: the operands, the bias
+struct plan {const struct piece *pieces; long count, parts, space, output, sums, operations;};
+struct convolution {const struct plan *plan; float *data[4]; char *memory; atomic_int *failed;};
+
+// Executes a primitive with up to five arguments.
+static int execute(void *primitive, int count, const long *names, void *const *descriptions, void *const *data) {
+    struct {int name; void *memory;} arguments[5];
+    int failed = 0;
+    for (int i = 0; i < count; i++) {
+        arguments[i].name = names[i];
+        failed |= dnn.create(&arguments[i].memory, descriptions[i], dnn.engine, data[i]);
+    }
+    failed = failed || dnn.execute(primitive, dnn.stream, count, arguments);
+    for (int i = 0; i < count; i++) dnn.destroy(arguments[i].memory);
+    return failed;
+}
+
+static int reorder(const struct operand *o, void *from, void *to, int inward) {
+    const long names[] = {1, 17};
+    void *descriptions[] = {inward ? o->user : o->inner, inward ? o->inner : o->user}, *data[] = {from, to};
+    return execute(o->reorder, 2, names, descriptions, data);
+}
+
+static void add(float *restrict to, const float *restrict from, long n) {
+    for (long i = 0; i < n; i++) to[i] += from[i];
+}
+
+// Returns where the threads but the first sum up.
+static float *sums(const struct convolution *c) {
+    return (float *)(c->memory + c->plan->space * c->plan->parts);
+}
+
+// Does one piece; `last` is the one before it in this thread, whose weights may be there already.
+static int do_piece(const struct convolution *c, const struct piece *p, const struct piece *last, char *memory) {
+    const struct kernel *k = p->kernel;
+    void *data[5], *descriptions[5] = {k->of[0].inner, k->of[1].inner, k->of[2].inner, k->scratch, k->bias};
+    const long names[5] = {k->of[0].argument, k->of[1].argument, k->of[2].argument, 80, 41};
+    float *output = (p->sum ? sums(c) + c->plan->output * (p->sum - 1) : c->data[2]) + p->offsets[2], *target = output;
+    int failed = 0;
+    for (int i = 0; i < 3; i++) {
+        data[i] = i < 2 ? c->data[i] + p->offsets[i] : output;
+        if (!k->of[i].reorder) continue;
+        const int there = last && last->kernel == k && last->offsets[i] == p->offsets[i];
+        if (i < 2 && !there) failed |= reorder(&k->of[i], data[i], memory, 1);
+        data[i] = memory;
+        memory += k->of[i].size;
+    }
+    data[3] = memory, data[4] = c->data[3] ? c->data[3] + p->offsets[3] : 0;
+    memory += k->scratch_size;
+    if (p->adds) target = (float *)memory;
+    if (!k->of[2].reorder) data[2] = target;
+    failed = failed || execute(k->primitive, k->bias ? 5 : 4, names, descriptions, data);
+    if (k->of[2].reorder) failed = failed || reorder(&k->of[2], data[2], target, 0);
+    if (p->adds) add(output, target, p->adds);
+    return failed;
+}
+
+static void convolution_part(const void *c_, long part, long parts) {
+    const struct convolution *c = c_;
+    const int threads_before = dnn.most_threads();
+    dnn.set_threads(1);
+    const struct piece *last = 0, *end = c->plan->pieces + c->plan->count;
+    for (const struct piece *p = c->plan->pieces; p < end; p++)
+        if (p->part % parts == part) {
+            if (last && last->part != p->part) last = 0;
+            if (do_piece(c, p, last, c->memory + p->part * c->plan->space)) atomic_store(c->failed, 1);
+            last = p;
+        }
+    dnn.set_threads(threads_before);
+}
+
+static void sum_part(const void *c_, long part, long parts) {
+    const struct convolution *c = c_;
+    const long n = c->plan->output, from = start(n, part, parts), to = start(n, part + 1, parts);
+    for (long i = 0; i < c->plan->sums; i++) add(c->data[2] + from, sums(c) + i * n + from, to - from);
+}
+
+// Computes a convolution or a gradient of it from a and b; returns whether that failed.
+int convolve(const struct plan *plan, struct array *a, struct array *b, struct array *result, struct array *bias) {
+    atomic_int failed = 0;
+    struct convolution c = {plan, {a->data, b->data, result->data, bias ? bias->data : 0}, 0, &failed};
+    c.memory = buffer(plan->space * plan->parts + plan->output * plan->sums * sizeof(float));
+    if (!c.memory) return 1;
+    together(convolution_part, &c, plan->operations);
+    if (plan->sums) together(sum_part, &c, plan->output * plan->sums);
+    return failed;
+}
+
+struct map {float *y, *mask; const float *x, *condition; const double *random; long n; float slope; double ratio;};
+
+FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
+    const struct map *m = m_;
+    const long from = start(m->n, part, parts), to = start(m->n, part + 1, parts);
+    float *restrict y = m->y;
+    const float *restrict x = m->x, *restrict condition = m->condition, slope = m->slope;
+    if (!condition && !slope)
+        for (long i = from; i < to; i++) y[i] = x[i] < 0 ? 0 : x[i];
+    else if (!condition)
+        for (long i = from; i < to; i++) y[i] = x[i] <= 0 ? x[i] * slope : x[i];
+    else if (!slope)
+        for (long i = from; i < to; i++) y[i] = x[i] * (condition[i] > 0);
+    else
+        for (long i = from; i < to; i++) y[i] = condition[i] <= 0 ? x[i] * slope : x[i];
+}
+
+// Computes the (leaky) rectifier of x, or multiplies x by its gradient at the condition, which may be 0.
+void rectify(struct array *y, struct array *x, struct array *condition, long n, float slope) {
+    struct map m = {y->data, 0, x->data, condition ? condition->data : 0, 0, n, slope, 0};
+    together(rectify_part, &m, n);
+}
+
+FOR_EACH_CPU static void drop_part(const void *m_, long part, long parts) {
+    const struct map *m = m_;
+    const float scale = 1 / (1 - m->ratio);
+    for (long i = start(m->n, part, parts); i < start(m->n, part + 1, parts); i++)
+        m->mask[i] = m->random[i] >= m->ratio ? scale : 0, m->y[i] = m->x[i] * m->mask[i];
+}
+
+void drop(struct array *y, struct array *mask, struct array *x, struct array *random, long n, double ratio) {
+    struct map m = {y->data, mask->data, x->data, 0, random->data, n, 0, ratio};
+    together(drop_part, &m, n);
+}
+
+struct pool {long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes; float *y, *x; int32_t *indexes;};
+
+static long least(long a, long b) { return a < b ? a : b; }
+static long most(long a, long b) { return a > b ? a : b; }
+
+// Pools one output row of one plane; -infinity, or 0 for averages, surrounds the plane.
+static INLINE void pool_row(const struct pool *p, const float *x, long i, float *y, int32_t *indexes) {
+    const long kh = p->kh, kw = p->kw, top = i * p->sy - p->ph, r0 = most(0, -top), r1 = least(kh, p->h - top);
+    for (long j = 0; j < p->out_w; j++) {
+        const long left = j * p->sx - p->pw, c0 = most(0, -left), c1 = least(kw, p->w - left);
+        float best = -INFINITY, sum = 0;
+        long index = 0;
+        for (long r = r0; r < r1; r++)
+            for (long c = c0; c < c1; c++) {
+                const float v = x[(top + r) * p->w + left + c];
+                sum += v;
+                const int more = v > best || (v != v && best == best);  // a NaN is the greatest
+                best = more ? v : best, index = more ? r * kw + c : index;
+            }
+        y[j] = indexes ? best : sum / (kh * kw);
+        if (indexes) indexes[j] = index;
+    }
+}
+
+// The same for windows of 2 x 2 at stride 2 that lie in the plane.
+static inline void pool_pairs(const float *x, long w, long n, float *y, int32_t *indexes) {
+    for (long j = 0; j < n; j++) {
+        const float a = x[2 * j], b = x[2 * j + 1], c = x[w + 2 * j], d = x[w + 2 * j + 1];
+        const int right = b > a || (b != b && a == a), low = d > c || (d != d && c == c);
+        const float upper = right ? b : a, lower = low ? d : c;
+        const int down = lower > upper || (lower != lower && upper == upper);
+        y[j] = down ? lower : upper;
+        indexes[j] = down ? 2 + low : right;
+    }
+}
+
+FOR_EACH_CPU static void pool_part(const void *p_, long part, long parts) {
+    const struct pool *p = p_;
+    const int pairs = p->indexes && p->kh == 2 && p->kw == 2 && p->sy == 2 && p->sx == 2 && !p->ph && !p->pw;
+    for (long plane = p->planes * part / parts; plane < p->planes * (part + 1) / parts; plane++)
+        for (long i = 0; i < p->out_h; i++) {
+            const long at = (plane * p->out_h + i) * p->out_w;
+            const float *x = p->x + plane * p->h * p->w;
+            if (pairs && 2 * p->out_h <= p->h && 2 * p->out_w <= p->w)
+                pool_pairs(x + 2 * i * p->w, p->w, p->out_w, p->y + at, p->indexes + at);
+            else
+                pool_row(p, x, i, p->y + at, p->indexes ? p->indexes + at : 0);
+        }
+}
+
+// Computes the gradient of pooling: to where the greatest is, or to all in the window.
+FOR_EACH_CPU static void unpool_part(const void *p_, long part, long parts) {
+    const struct pool *p = p_;
+    const float share = 1.0f / (p->kh * p->kw);
+    const long from = p->planes * part / parts, to = p->planes * (part + 1) / parts, plane = p->h * p->w;
+    memset(p->x + from * plane, 0, (to - from) * plane * sizeof(float));
+    for (long row = from * p->out_h; row < to * p->out_h; row++)
+        for (long j = 0; j < p->out_w; j++) {
+            float *x = p->x + row / p->out_h * plane;
+            const long at = row * p->out_w + j, top = row % p->out_h * p->sy - p->ph, left = j * p->sx - p->pw;
+            if (p->indexes) {
+                const long r = top + p->indexes[at] / p->kw, c = left + p->indexes[at] % p->kw;
+                if (r >= 0 && c >= 0 && r < p->h && c < p->w) x[r * p->w + c] += p->y[at];
+                continue;
+            }
+            for (long r = most(0, top); r < least(top + p->kh, p->h); r++)
+                for (long c = most(0, left); c < least(left + p->kw, p->w); c++) x[r * p->w + c] += p->y[at] * share;
+        }
+}
+
+void pool(struct array *y, struct array *x, struct array *indexes, const struct pool *sizes) {
+    struct pool p = *sizes;
+    p.y = y->data, p.x = x->data, p.indexes = indexes ? indexes->data : 0;
+    together(pool_part, &p, p.planes * p.out_h * p.out_w * p.kh * p.kw);
+}
+
+void unpool(struct array *gx, struct array *gy, struct array *indexes, const struct pool *sizes) {
+    struct pool p = *sizes;
+    p.y = gy->data, p.x = gx->data, p.indexes = indexes ? indexes->data : 0;
+    together(unpool_part, &p, p.planes * p.out_h * p.out_w * (indexes ? 4 : p.kh * p.kw));
+}
+
+// Batch normalization of x (n, channels, area); the forward's outputs and the backward's.
+struct norm {
+    const float *x, *gy, *gamma, *beta;
+    float *y, *mean, *var, *inverse, *ggamma, *gbeta;
+    long n, channels, area, given;
+    double eps;
+};
+
+// Returns the sum of (a - shift) times b, or times itself, or of a - shift alone, in one order for any length.
+static INLINE double total(const float *a, const float *b, float shift, long n, const int kind) {
+    typedef float lanes __attribute__((vector_size(32), aligned(4)));
+    lanes sums[4] = {0};
+    double sum = 0;
+    long i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int l = 0; l < 4; l++) {
+            const lanes v = *(const lanes *)(a + i + 8 * l) - shift;
+            sums[l] += kind == 0 ? v : kind == 1 ? v * v : v * *(const lanes *)(b + i + 8 * l);
+        }
+    for (; i < n; i++) sum += kind == 0 ? a[i] - shift : (a[i] - shift) * (kind == 1 ? a[i] - shift : b[i]);
+    for (int l = 0; l < 32; l++) sum += sums[l / 8][l % 8];
+    return sum;
+}
+
+static INLINE double over_planes(const struct norm *p, const float *a, const float *b, long c, float shift,
+                                 const int kind) {
+    double sum = 0;
+    for (long i = 0; i < p->n; i++) {
+        const long at = (i * p->channels + c) * p->area;
+        sum += total(a + at, b + at, shift, p->area, kind);
+    }
+    return sum;
+}
+
+// Computes y = (a - shift) * by + b * times + offset in a channel; b may be 0.
+static INLINE void scale(const struct norm *p, long c, const float *a, float shift, float by, const float *b,
+                         float times, float offset) {
+    for (long i = 0; i < p->n; i++) {
+        const long at = (i * p->channels + c) * p->area;
+        for (long j = at; j < at + p->area; j++) p->y[j] = (a[j] - shift) * by + (b ? b[j] * times : 0) + offset;
+    }
+}
+
+FOR_EACH_CPU static void norm_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const double m = p->n * p->area;
+    for (long c = p->channels * part / parts; c < p->channels * (part + 1) / parts; c++) {
+        if (!p->given) {
+            p->mean[c] = over_planes(p, p->x, p->x, c, 0, 0) / m;
+            p->var[c] = over_planes(p, p->x, p->x, c, p->mean[c], 1) / m;
+            p->inverse[c] = 1 / sqrt(p->var[c] + p->eps);
+        }
+        const float inverse = 1 / sqrt(p->var[c] + p->eps);
+        scale(p, c, p->x, p->mean[c], p->gamma[c] * inverse, 0, 0, p->beta[c]);
+    }
+}
+
+FOR_EACH_CPU static void norm_gradient_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const double m = p->n * p->area;
+    for (long c = p->channels * part / parts; c < p->channels * (part + 1) / parts; c++) {
+        const float mean = p->mean[c], inverse = 1 / sqrt(p->var[c] + p->eps), by = p->gamma[c] * inverse;
+        p->gbeta[c] = over_planes(p, p->gy, p->gy, c, 0, 0);
+        p->ggamma[c] = over_planes(p, p->x, p->gy, c, mean, 2) * inverse;
+        scale(p, c, p->x, mean, -by * inverse * p->ggamma[c] / m, p->gy, by, -by * p->gbeta[c] / m);
+    }
+}
+
+// The same for an area of 1, row by row.
+FOR_EACH_CPU static void norm_rows_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const long from = start(p->channels, part, parts), to = start(p->channels, part + 1, parts);
+    float *restrict mean = p->mean, *restrict var = p->var, *restrict inverse = p->inverse, *restrict y = p->y;
+    const float *restrict x = p->x, *restrict gamma = p->gamma, *restrict beta = p->beta, eps = p->eps, n = p->n;
+    const long size = p->n * p->channels;
+    if (!p->given) {
+        for (long c = from; c < to; c++) mean[c] = var[c] = 0;
+        for (long row = 0; row < size; row += p->channels)
+            for (long c = from; c < to; c++) mean[c] += x[row + c];
+        for (long c = from; c < to; c++) mean[c] /= n;
+        for (long row = 0; row < size; row += p->channels)
+            for (long c = from; c < to; c++) var[c] += (x[row + c] - mean[c]) * (x[row + c] - mean[c]);
+        for (long c = from; c < to; c++) var[c] /= n;
+    }
+    for (long c = from; c < to; c++) inverse[c] = 1 / sqrtf(var[c] + eps);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++) y[row + c] = (x[row + c] - mean[c]) * (gamma[c] * inverse[c]) + beta[c];
+}
+
+FOR_EACH_CPU static void norm_rows_gradient_part(const void *p_, long part, long parts) {
+    const struct norm *p = p_;
+    const long from = start(p->channels, part, parts), to = start(p->channels, part + 1, parts);
+    float *restrict inverse = p->inverse, *restrict ggamma = p->ggamma, *restrict gbeta = p->gbeta, *restrict y = p->y;
+    const float *restrict x = p->x, *restrict gy = p->gy, *restrict mean = p->mean, *restrict gamma = p->gamma;
+    const long size = p->n * p->channels;
+    const float n = p->n;
+    for (long c = from; c < to; c++) ggamma[c] = gbeta[c] = 0, inverse[c] = 1 / sqrtf(p->var[c] + (float)p->eps);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++)
+            gbeta[c] += gy[row + c], ggamma[c] += gy[row + c] * ((x[row + c] - mean[c]) * inverse[c]);
+    for (long row = 0; row < size; row += p->channels)
+        for (long c = from; c < to; c++)
+            y[row + c] = gamma[c] * inverse[c] *
+                (gy[row + c] - ((x[row + c] - mean[c]) * inverse[c] * ggamma[c] + gbeta[c]) / n);
+}
+
+// Runs a task for a struct whose arrays are still NumPy's objects.
+static void normalize(const struct norm *objects, task *planes, task *rows) {
+    struct norm p = *objects;
+    const float **arrays = &p.x;
+    for (int i = 0; i < 10; i++) arrays[i] = arrays[i] ? ((const struct array *)arrays[i])->data : 0;
+    together(p.area == 1 ? rows : planes, &p, 8 * p.n * p.channels * p.area);
+}
+
+void norm(const struct norm *p) { normalize(p, norm_part, norm_rows_part); }
+void norm_gradient(const struct norm *p) { normalize(p, norm_gradient_part, norm_rows_gradient_part); }

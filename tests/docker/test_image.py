@@ -69,11 +69,12 @@ def test_the_cpu_quota_sets_the_number_of_workers():
 
 
 SAYS = """
-import ctypes, os, chainer_fast, numpy
+import ctypes, os, chainer, numpy
+from chainer.backends import intel64
 core = ctypes.CDLL(numpy._core._multiarray_umath.__file__).scipy_openblas_get_corename64_
 core.restype = ctypes.c_char_p
 threads, tunables = os.environ["OPENBLAS_NUM_THREADS"], os.environ["GLIBC_TUNABLES"]
-print("RESULT", threads, tunables, hasattr(chainer_fast, "loops"), core().decode())
+print("RESULT", threads, tunables, bool(intel64.should_use_ideep(">=auto") and intel64.ideep.dnn), core().decode())
 """
 
 
@@ -84,3 +85,13 @@ def test_training_in_the_image_is_fast_and_uses_the_quota(opt_ml):
         log = docker(f'run --rm --hostname algo-1 --cpus 1 {options} -v {root}:/opt/ml {IMAGE} train')
         result = re.search(rf'RESULT 1 glibc.malloc.hugetlb=1 {fast} (.*)', log)
         assert result[1] != 'Prescott'  # which OpenBLAS takes CPUs for that it does not know
+
+
+def test_chainer_fast_passes_its_tests():
+    """Here are oneDNN's convolutions, which this machine may lack."""
+    code = (
+        'pip install --quiet --root-user-action ignore --target /tmp/pytest pytest==9.2.0 && '
+        'PYTHONPATH=/tmp/pytest python -m pytest -q -p no:cacheprovider container/chainer_fast || true'
+    )
+    log = docker(f'run --rm --volume {ROOT}:/repository:ro --workdir /repository {IMAGE} sh -c', code)
+    assert ' passed' in log and ' failed' not in log and ' error' not in log, log

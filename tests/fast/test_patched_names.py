@@ -1,10 +1,8 @@
 """The names that we patch in others' software still exist; docs/patches.md lists them and existing tests."""
 
-import inspect
 import json
 import re
 
-import chainer_fast
 import pytest
 from support import ROOT, python
 
@@ -84,19 +82,6 @@ def test_the_sdk_has_what_we_replace_and_the_page_names_it():
     for (name, expected), found in zip(names.items(), json.loads(done.stdout.split('FOUND')[1])):
         assert ' '.join(found).startswith(expected), name
     assert not [name for name in PATCHED if not re.search(rf'\b{re.split("[:.]", name)[-1]}\b', PAGE)]
-
-
-def test_chainer_has_the_methods_that_chainer_fast_replaces_and_the_page_lists_them():
-    replaced = set()
-    own = [found for found in chainer_fast.replacements if found[2].__module__ == 'chainer_fast']  # no benchmark's
-    for owner, name, fast in own:
-        slow, fast = inspect.signature(getattr(owner, name).__wrapped__), inspect.signature(fast)
-        given = [p for p in slow.parameters.values() if p.default is p.empty]
-        fast.bind(*given)
-        replaced.add((owner.__name__, name))
-    table = PAGE.partition('| of | methods |')[2].partition('\n\n')[0]
-    rows = [[re.findall('`([^`]+)`', cell) for cell in row.split('|')[1:3]] for row in table.splitlines()]
-    assert {(owner, name) for row in rows if row for owner in row[0] for name in row[1]} == replaced
 
 
 def test_the_tests_that_the_page_names_are_there():

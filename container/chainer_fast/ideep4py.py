@@ -1,0 +1,504 @@
+"""This module has the interface of iDeep, which Chainer's functions call on CPUs, for today's NumPy and oneDNN.
+
+Arrays stay NumPy's. chainer_fast.c computes products, loops and, with oneDNN where the system has it, convolutions of
+float32 arrays without gaps; Chainer itself computes all others. CHAINER_USE_IDEEP=never or CHAINER_FAST=0 turns it off.
+"""
+
+import collections
+import ctypes
+import functools
+import importlib.util
+import itertools
+import math
+import os
+import re
+import sysconfig
+
+import numpy as np
+
+__version__ = '2.0.0'  # Chainer asks for iDeep 2
+
+
+class mdarray(np.ndarray):
+    """This class marks the arrays that `to_intel64` sent here; their memory stays where it is."""
+
+    def __new__(cls, array):
+        return np.asarray(array).view(cls)
+
+    def inplace_axpby(self, a, b, y):
+        self *= a
+        self += b * y
+
+
+wgt_array = None  # a layout of iDeep's
+
+
+def array(a, itype=None):
+    return a.view(mdarray) if a.dtype == np.float32 else a
+
+
+def basic_copyto(to, a):
+    np.copyto(to, a)
+
+
+def get_array_module(a):
+    return np
+
+
+def check_ndim(arrays, supported):
+    """Return whether the arrays are in the form that this module takes: float32, not empty, and without gaps.
+
+    Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
+    """
+    if supported == (4,) or chainer.config.schedule_func is not None:  # a static graph records what Chainer does itself
+        return False
+    gaps = len(arrays) > 1 and np.ndim(arrays[0]) == 4
+    return all(ready(a, gaps) for a in arrays) and arrays[0].ndim in supported
+
+
+def ready(a, gaps=False):
+    usual = type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and a.flags.aligned
+    return usual and (gaps or a.flags.c_contiguous)
+
+
+def check_type(arrays):
+    return True  # check_ndim has seen to that
+
+
+def contiguous(*arrays):
+    return [np.ascontiguousarray(a, np.float32) for a in arrays]
+
+
+def reference(a):
+    """Return the address of an array's object, or None, as some functions of chainer_fast.c take it."""
+    return None if a is None else id(a)
+
+
+def multi_add(xs):
+    return functools.reduce(np.add, xs)
+
+
+def adam(rule, param):
+    """Do AdamRule's update in one pass; return False in cases that are left to Chainer."""
+    p, g, m, v, hp = param.data, param.grad, rule.state['m'], rule.state['v'], rule.hyperparam
+    usual = not (hp.weight_decay_rate or hp.amsgrad or hp.adabound) and hp.eps >= 1e-30
+    if not usual or not all(map(ready, (p, g, m, v))) or not p.shape == g.shape == m.shape == v.shape:
+        return False
+    if not p.flags.writeable or np.ndim(rule.alpha_t):
+        return False
+    loops.adam(p, m, v, g, p.size, 1 - hp.beta1, 1 - hp.beta2, hp.eta * rule.alpha_t, hp.eps)
+    return True
+
+
+class linear:
+    @staticmethod
+    def Forward(x, W, b):
+        y = np.empty((len(x), len(W)), np.float32)
+        loops.linear(y, x, W, reference(b), *y.shape, x.shape[1])
+        return y
+
+    @staticmethod
+    def BackwardData(W, gy):
+        return product(gy, W, 0)
+
+    @staticmethod
+    def BackwardWeights(x, gy):
+        return product(gy, x, 1)
+
+
+def product(a, b, transposed):
+    """Return a b, or a' b."""
+    c = np.empty((a.shape[transposed], b.shape[1]), np.float32)
+    loops.product(c, a, b, *c.shape, len(b), transposed)
+    return c
+
+
+class relu:
+    @staticmethod
+    def Forward(x, slope=0):
+        y = np.empty(x.shape, np.float32)
+        loops.rectify(y, x, None, y.size, slope)
+        return y
+
+    @staticmethod
+    def Backward(condition, gy, slope=0):
+        if condition.shape != gy.shape:
+            return gy * np.where(condition > 0, np.float32(1), np.float32(slope))
+        condition, gy = contiguous(condition, gy)
+        gx = np.empty(gy.shape, np.float32)
+        loops.rectify(gx, gy, id(condition), gx.size, slope)
+        return gx
+
+
+class dropout:
+    @staticmethod
+    def Forward(x, ratio):
+        y, mask, random = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32), np.random.rand(*x.shape)
+        loops.drop(y, mask, x, random, y.size, ratio)
+        return mask, y
+
+    @staticmethod
+    def Backward(mask, gy):
+        return np.asarray(mask) * np.asarray(gy)
+
+
+class Norm(ctypes.Structure):
+    """This class is chainer_fast.c's struct norm."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in 'x gy gamma beta y mean var inverse ggamma gbeta'.split()],
+        *[(name, ctypes.c_long) for name in ('n', 'channels', 'area', 'given')],
+        ('eps', ctypes.c_double),
+    ]
+
+    def __init__(self, x, eps, given, **arrays):
+        n, channels, *area = x.shape
+        super().__init__(n=n, channels=channels, area=math.prod(area), given=given, eps=eps)
+        for name, a in dict(arrays, x=x).items():
+            setattr(self, name, id(a))
+
+
+class batchNormalization:
+    @staticmethod
+    def Forward(x, gamma, beta, mean, var, eps):
+        y, given = np.empty(x.shape, np.float32), mean is not None
+        x, gamma, beta = contiguous(x, gamma, beta)
+        mean, var = contiguous(mean, var) if given else (np.empty_like(gamma), np.empty_like(gamma))
+        inverse = np.empty_like(gamma)
+        loops.norm(Norm(x, eps, given, y=y, gamma=gamma, beta=beta, mean=mean, var=var, inverse=inverse))
+        return (y,) if given else (y, mean, var, inverse)
+
+    @staticmethod
+    def Backward(x, gy, mean, var, gamma, eps):
+        x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
+        gx, ggamma, gbeta = np.empty(x.shape, np.float32), np.empty_like(gamma), np.empty_like(gamma)
+        arrays = dict(mean=mean, var=var, inverse=np.empty_like(gamma), ggamma=ggamma, gbeta=gbeta)
+        loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, **arrays))
+        return gx, (ggamma, gbeta)
+
+
+class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx ph pw pd pr kind')):
+    pooling_max, pooling_avg_include_padding = range(2)
+
+    def numbers(self, x, y):
+        return (ctypes.c_long * 14)(*x[2:], *y[2:], *self[1:7], x[0] * x[1])
+
+
+class pooling2D:
+    @staticmethod
+    def Forward(x, param):
+        y = np.empty(param.shape, np.float32)
+        indexes = np.empty(param.shape, np.int32) if param.kind == param.pooling_max else None
+        loops.pool(y, x, reference(indexes), param.numbers(x.shape, y.shape))
+        return (y,) if indexes is None else (y, mdarray(indexes))
+
+    @staticmethod
+    def Backward(x, gy, *indexes_and_param):
+        *indexes, param = indexes_and_param
+        gx = np.empty(param.shape, np.float32)
+        loops.unpool(gx, *contiguous(gy), reference(*indexes or [None]), param.numbers(gx.shape, gy.shape))
+        return gx
+
+
+convolution2DParam = collections.namedtuple('convolution2DParam', 'shape dy dx sy sx ph pw pd pr')
+
+
+class convolution2D:
+    @staticmethod
+    def Forward(x, W, b, param):
+        plan = plan_of('forward', x.shape, W.shape, param.shape, param[1:], b is not None)
+        return plan(*contiguous(x, W), b if b is None else contiguous(b)[0])
+
+    @staticmethod
+    def BackwardData(W, gy, param):
+        return plan_of('data', param.shape, W.shape, gy.shape, param[1:])(*contiguous(gy, W))
+
+    @staticmethod
+    def BackwardWeights(x, gy, param):
+        return plan_of('weights', x.shape, param.shape, gy.shape, param[1:])(*contiguous(x, gy))
+
+
+def structure(name, pointers, numbers, *others):
+    fields = [(field, ctypes.c_void_p) for field in pointers.split()] + [*others]
+    return type(name, (ctypes.Structure,), {'_fields_': fields + [(field, ctypes.c_long) for field in numbers.split()]})
+
+
+# chainer_fast.c's structs of these names
+Operand = structure('Operand', 'user inner reorder', 'argument size')
+Kernel = structure('Kernel', 'primitive bias scratch', 'scratch_size', ('of', Operand * 3))
+Piece = structure('Piece', '', 'part sum adds', ('kernel', ctypes.POINTER(Kernel)), ('offsets', ctypes.c_long * 4))
+Plan = structure('Plan', '', 'count parts space output sums operations', ('pieces', ctypes.POINTER(Piece)))
+
+# By kind: the arguments' and queries' numbers in oneDNN of both inputs and the output, and their indices in x, W, y.
+KINDS = {
+    'forward': ((1, 33, 17), (129, 131, 133), (0, 1, 2)),
+    'data': ((145, 33, 129), (134, 131, 130), (2, 1, 0)),
+    'weights': ((1, 145, 161), (129, 134, 132), (0, 2, 1)),
+}
+ANY, FLOAT, FORWARD, DIRECT, SCRATCHPAD, NAME = 1, 3, 64, 1, 136, 8  # more numbers of oneDNN
+PIECE = 1 << 20  # bytes of x and y that a thread computes at a time, which fit its cache
+
+
+class Made(ctypes.c_void_p):
+    """This class is a handle of oneDNN's that destroys its object when it goes."""
+
+    def __del__(self):
+        if dnn:  # else the process ends
+            dnn.library[f'dnnl_{self.kind}_destroy'](self)
+
+
+class OneDNN:
+    """This class calls oneDNN's C API, with one thread of OpenMP's: the team of chainer_fast.c divides the work."""
+
+    def __init__(self):
+        self.library, self.omp = self.open('libdnnl.so.3', 'libdnnl.so.3.6'), self.open('libgomp.so.1')
+        self.engine = self.new('engine_create', 1, ctypes.c_size_t(0))
+        self.stream, self.attributes = self.new('stream_create', self.engine, 1), self.new('primitive_attr_create')
+        self.call('primitive_attr_set_scratchpad_mode', self.attributes, 1)
+        for name in 'primitive_desc_query_md', 'memory_desc_get_size':
+            getattr(self.library, 'dnnl_' + name).restype = ctypes.c_size_t
+        names = 'memory_create', 'memory_destroy', 'primitive_execute'
+        functions = [getattr(self.library, 'dnnl_' + name) for name in names]
+        functions += [self.omp.omp_get_max_threads, self.omp.omp_set_num_threads]
+        loops.set_up_dnn((ctypes.c_void_p * 7)(*[ctypes.cast(f, ctypes.c_void_p).value for f in functions],
+                                               self.engine.value, self.stream.value))  # fmt: skip
+
+    @staticmethod
+    def open(*names):
+        for name in names[:-1]:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                pass
+        return ctypes.CDLL(names[-1])
+
+    def call(self, name, *arguments):
+        if status := getattr(self.library, 'dnnl_' + name)(*arguments):
+            raise RuntimeError(f'{name} of oneDNN failed with status {status}')
+
+    def new(self, name, *arguments):
+        made = Made()
+        made.kind = re.search('engine|stream|memory_desc|primitive_attr|primitive_desc|primitive', name)[0]
+        self.call(name, ctypes.byref(made), *arguments)
+        return made
+
+    def layout(self, shape, whole=None):
+        """Return the descriptor of a part of a contiguous array; without `whole` of any layout."""
+        dims = numbers(shape)
+        if whole is None:
+            return self.new('memory_desc_create_with_tag', len(shape), dims, FLOAT, ANY)
+        return self.new('memory_desc_create_with_strides', len(shape), dims, FLOAT, numbers(strides(whole)))
+
+    def primitive(self, kind, parts, bias, geometry):
+        """Return the descriptor of a convolution's primitive."""
+        x, W, y = map(self.layout, parts)
+        dy, dx, sy, sx, *padding = geometry
+        options = (*map(numbers, ((sy, sx), (dy - 1, dx - 1), padding[:2], padding[2:])),)
+        create = 'convolution_{}_primitive_desc_create'.format
+        forward = self.new(create('forward'), self.engine, FORWARD, DIRECT, x, W, bias, y, *options, self.attributes)
+        if kind == 'forward':
+            return forward
+        layouts = (x, W, bias, y) if kind == 'weights' else (x, W, y)
+        return self.new(create('backward_' + kind), self.engine, DIRECT, *layouts, *options, forward, self.attributes)
+
+    def reorder(self, source, target):
+        ends = source, self.engine, target, self.engine
+        return self.new('primitive_create', self.new('reorder_primitive_desc_create', *ends, self.attributes))
+
+    def inner(self, made, number):
+        return ctypes.c_void_p(self.library.dnnl_primitive_desc_query_md(made, number, 0))
+
+    def size(self, layout):
+        return padded(self.library.dnnl_memory_desc_get_size(layout))
+
+    def name(self, made):
+        name = ctypes.c_char_p()
+        self.call('primitive_desc_query', made, NAME, 0, ctypes.byref(name))
+        return name.value.decode()
+
+
+def padded(size):
+    return -(-size // 64) * 64
+
+
+def numbers(values):
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def strides(shape):
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def ranges(n, parts, step=1):
+    """Return the bounds of up to `parts` parts of n, as equal as multiples of the step allow."""
+    bounds = [n * i // parts // step * step for i in range(parts)] + [n]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+
+
+class Convolution:
+    """This class computes a convolution, or a gradient of it, of arrays of one shape with oneDNN.
+
+    The threads divide the images among them, or the channels where the weights are larger: less is copied twice.
+    """
+
+    def __init__(self, kind, x, W, y, geometry, bias):
+        self.kind, self.shapes, self.geometry, self.bias, self.kernels = kind, (x, W, y), geometry, bias, {}
+        operations = math.prod(y) * math.prod(W[1:])
+        self.divide(threads if operations >= 1 << 18 else 1)
+        pieces = [*self.pieces()]
+        output = math.prod(W) if kind == 'weights' else 0
+        space = max(k.scratch_size + sum(o.size for o in k.of) for k in self.kernels.values()) + padded(4 * output)
+        sums = self.images - 1 if output else 0
+        counts = len(pieces), self.images * self.channels, space, output, sums
+        self.plan = Plan((Piece * len(pieces))(*pieces), *counts, operations)
+
+    def __call__(self, a, b, bias=None):
+        result = np.empty(self.shapes[KINDS[self.kind][2][2]], np.float32)
+        if loops.convolve(ctypes.byref(self.plan), a, b, result, reference(bias)):
+            raise MemoryError('oneDNN has not enough memory for a convolution')
+        return result
+
+    def divide(self, team):
+        """Choose in how many parts to divide the images and the channels: x's for its gradient, else y's."""
+        x, W, y = self.shapes
+        shared, most = (y, W[1]) if self.kind == 'data' else (x, W[0])
+        most = max(1, min(team, most // 16))
+        if math.prod(W) <= math.prod(shared):
+            self.images = min(team, x[0])
+            self.channels = min(team // self.images, most)
+        else:
+            self.channels = most
+            self.images = min(team // most, x[0])
+
+    def pieces(self):
+        x, W, y = self.shapes
+        channels = ranges(W[self.kind == 'data'], self.channels, 8)
+        image = 4 * (math.prod(x[1:]) + math.prod(y[1:]) // self.channels)
+        piece = max(PIECE, (16 if self.kind == 'weights' else 8) * math.prod(W))  # else copies of W would cost more
+        for (i, c), (j, (n0, n1)) in itertools.product(enumerate(channels), enumerate(ranges(x[0], self.images))):
+            for k, (m0, m1) in enumerate(ranges(n1 - n0, min(n1 - n0, -(-(n1 - n0) * image // piece)))):
+                yield self.piece(i * self.images + j, c, (n0 + m0, n0 + m1), j, k > 0)
+
+    def piece(self, part, channels, images, sum_, again):
+        (n0, n1), (c0, c1), data = images, channels, self.kind == 'data'
+        x, W, y = map(strides, self.shapes)
+        kernel = self.kernel(n1 - n0, c1 - c0)
+        offsets = n0 * x[0] + data * c0 * x[1], c0 * W[data], n0 * y[0] + (not data) * c0 * y[1]
+        order = KINDS[self.kind][2]
+        if self.kind != 'weights':
+            sum_ = again = 0
+        of = (ctypes.c_long * 4)(*[offsets[i] for i in order], c0)
+        return Piece(ctypes.pointer(kernel), of, part, sum_, again * (c1 - c0) * W[0])
+
+    def kernel(self, n, c):
+        if (n, c) not in self.kernels:
+            before = dnn.omp.omp_get_max_threads()
+            dnn.omp.omp_set_num_threads(1)
+            self.kernels[n, c] = self.make(n, c)
+            dnn.omp.omp_set_num_threads(before)
+        return self.kernels[n, c]
+
+    def make(self, n, c):
+        (x, W, y), data = self.shapes, self.kind == 'data'
+        parts = (n, x[1], *x[2:]), (c, *W[1:]), (n, c, *y[2:])
+        if data:
+            parts = (n, c, *x[2:]), (W[0], c, *W[2:]), (n, *y[1:])
+        bias = dnn.layout((c,), (c,)) if self.bias else None
+        made = dnn.primitive(self.kind, parts, bias, self.geometry)
+        if 'ref' in dnn.name(made):
+            raise NotImplementedError  # Chainer's own way is faster
+        primitive, scratch = dnn.new('primitive_create', made), dnn.inner(made, SCRATCHPAD)
+        kernel = Kernel(primitive.value, bias and bias.value, scratch.value, scratch_size=dnn.size(scratch))
+        kernel.kept = [primitive, made, bias]
+        for o, argument, query, index in zip(kernel.of, *KINDS[self.kind]):
+            user, inner = dnn.layout(parts[index], self.shapes[index]), dnn.inner(made, query)
+            kernel.kept += self.operand(o, argument, user, inner)
+        return kernel
+
+    def operand(self, o, argument, user, inner):
+        o.argument, o.user, o.inner, reorder = argument, user.value, inner.value, None
+        if not dnn.library.dnnl_memory_desc_equal(inner, user):
+            ends = (user, inner) if argument != KINDS[self.kind][0][2] else (inner, user)
+            o.size, reorder = dnn.size(inner), dnn.reorder(*ends)
+            o.reorder = reorder.value
+        return user, reorder
+
+
+def as_chainer(kind, x, W, y, geometry, a, b, bias=None):
+    """Do what Chainer does without iDeep."""
+    from chainer.utils import conv
+
+    dy, dx, sy, sx, ph, pw, *_ = geometry
+    if kind == 'data':
+        columns = np.rollaxis(np.tensordot(b, a, (0, 1)), 3)
+        return conv.col2im_cpu(columns, sy, sx, ph, pw, *x[2:], dy=dy, dx=dx)
+    columns = conv.im2col_cpu(a, *W[2:], sy, sx, ph, pw, dy=dy, dx=dx, out_h=y[2], out_w=y[3])
+    if kind == 'weights':
+        return np.tensordot(b, columns, ((0, 2, 3), (0, 4, 5)))
+    found = np.tensordot(columns, b, ((1, 2, 3), (1, 2, 3)))
+    return np.rollaxis(found if bias is None else found + bias, 3, 1)
+
+
+@functools.lru_cache(maxsize=1000)
+def plan_of(kind, x, W, y, geometry, bias=False):
+    """Return what computes a convolution of these shapes."""
+    try:
+        if dnn:
+            return Convolution(kind, x, W, y, geometry, bias)
+    except (NotImplementedError, RuntimeError):
+        pass
+    return functools.partial(as_chainer, kind, x, W, y, geometry)
+
+
+def load():
+    """Return the library of chainer_fast.c, set up, and the BLAS that it calls. Raises ImportError."""
+    if os.environ.get('CHAINER_FAST') == '0':
+        raise ImportError('CHAINER_FAST=0')
+    try:
+        import scipy_openblas64
+
+        loops = ctypes.CDLL(importlib.util.find_spec('_chainer_fast').origin)
+        if sysconfig.get_config_var('Py_GIL_DISABLED'):
+            raise ImportError('for Python with a GIL')
+    except (ImportError, AttributeError, OSError) as e:
+        raise ImportError(f'chainer_fast cannot be loaded ({e}); CHAINER_FAST=0 turns it off') from e
+    array, maybe, size, real = ctypes.py_object, ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+    for function, *types in (
+        (loops.set_up, ctypes.c_void_p, ctypes.c_int),
+        (loops.linear, array, array, array, maybe, size, size, size),
+        (loops.product, array, array, array, size, size, size, size),
+        (loops.adam, array, array, array, array, size, real, real, real, real),
+        (loops.rectify, array, array, maybe, size, real),
+        (loops.drop, array, array, array, array, size, ctypes.c_double),
+        (loops.pool, array, array, maybe, ctypes.c_long * 14),
+        (loops.unpool, array, array, maybe, ctypes.c_long * 14),
+        (loops.convolve, ctypes.c_void_p, array, array, array, maybe),
+        (loops.norm, ctypes.POINTER(Norm)),
+        (loops.norm_gradient, ctypes.POINTER(Norm)),
+    ):
+        function.argtypes, function.restype = types, ctypes.c_int if function is loops.convolve else None
+    # Load a second BLAS with one thread: the threads of chainer_fast.c scale better.
+    blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
+    threads = blas.scipy_openblas_get_num_threads64_()
+    loops.set_up(blas.scipy_cblas_sgemm64_, threads)
+    blas.scipy_openblas_set_num_threads64_(1)
+    return loops, blas, threads
+
+
+def share_threads():
+    """Have NumPy's OpenBLAS compute in the same threads: two teams would compete for the cores."""
+    try:
+        numpys = ctypes.CDLL(np._core._multiarray_umath.__file__)
+        numpys.scipy_openblas_set_threads_callback_function64_(loops.run_jobs)
+    except (AttributeError, OSError):
+        pass  # another BLAS
+
+
+loops, blas, threads = load()
+share_threads()
+try:
+    dnn = OneDNN()
+except (OSError, AttributeError, RuntimeError):
+    dnn = None  # no oneDNN 3
+
+import chainer  # noqa: E402  # last, as Chainer imports this module
