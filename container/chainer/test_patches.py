@@ -12,11 +12,16 @@ import zipfile
 
 import chainer
 import chainer.functions as F
+import chainer.links as L
 import numpy as np
+import onnx_chainer
+import onnxruntime
 import pytest
 from chainer import testing
 from local_mode.docker import docker, image_uri
 from support import Canary
+
+import chainer_mnist_single_machine as script
 
 
 def in_image(code, *command):
@@ -312,3 +317,51 @@ def test_iterator_workers_first_batch():
     with pytest.raises(ValueError, match='bad example'):
         iterator.next()
     iterator.finalize()
+
+
+class CNN(chainer.Sequential):
+    def __init__(self):
+        super().__init__(
+            lambda x: F.reshape(x, (-1, 1, 28, 28)),
+            *[L.Convolution2D(1, 4, 5), L.BatchNormalization(4), F.relu, lambda x: F.max_pooling_2d(x, 2)],
+            *[L.Linear(4 * 12 * 12, 10), L.BatchNormalization(10)],
+        )
+
+
+class Mixed(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.one, self.two = (
+                L.Convolution2D(1, 4, 3, 2, 1, groups=1),
+                L.Convolution2D(4, 8, 3, pad=2, dilate=2, groups=2),
+            )
+            self.back, self.out = L.Deconvolution2D(8, 4, 4, 2, 1), L.Linear(5 * 28 * 28, 10)
+
+    def forward(self, x):
+        half = F.leaky_relu(self.one(F.reshape(x, (-1, 1, 28, 28))))
+        half = F.local_response_normalization(F.average_pooling_2d(F.tanh(self.two(half)), 3, 1, 1))
+        whole = F.elu(F.dropout(self.back(half)))
+        both = F.concat([whole, F.depth2space(F.max_pooling_2d(whole, 2), 2)])
+        return F.softmax(self.out(both * 2 - F.mean(both)))
+
+
+@pytest.mark.parametrize('model', [script.MLP(50), CNN(), Mixed()], ids=lambda model: type(model).__name__)
+def test_onnx(tmp_path, model):
+    """The numbers differ by rounding, for other images and another number of them than in the export."""
+    x = np.random.RandomState(0).rand(7, 784).astype(np.float32)
+    with chainer.using_config('train', True):
+        model(x)  # which changes batch normalisation's mean and variance
+    path = str(tmp_path / 'model.onnx')
+    onnx_chainer.export(model, x[:1], path, input_names=['x'], input_shapes=[('n', 784)], no_testcase=True)
+    with chainer.using_config('train', False):
+        expected = model(x).array
+    (found,) = onnxruntime.InferenceSession(path).run(None, {'x': x})
+    assert found.dtype == np.float32 and np.ptp(expected) > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_is_not_there():
+    code = 'import sys; sys.modules["onnx"] = None; import onnx_chainer; onnx_chainer.export(None, None)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stderr.endswith('pip install onnx\n')
