@@ -14,48 +14,33 @@ export function unpack(layers, buffer) {
   });
 }
 
-// Yield for each place of the output what its window shows of each channel of x, with `empty` beyond the edges.
-function* windows(x, {shape: [channels, height, width], kernel, stride, pad, size}, empty) {
-  const seen = new Float32Array(channels * kernel[0] * kernel[1]);
-  for (let place = 0; place < size[0] * size[1]; place++) {
+// Return valueOf(seen, channel) for each channel and each place of the output. The place's window shows `seen` of each
+// channel of x, with `empty` beyond the edges.
+function slide(x, {shape: [depth, height, width], kernel, stride, pad, size}, empty, channels, valueOf) {
+  const seen = new Float32Array(depth * kernel[0] * kernel[1]), places = size[0] * size[1];
+  const y = new Float32Array(channels * places);
+  for (let place = 0; place < places; place++) {
     const top = Math.floor(place / size[1]) * stride[0] - pad[0], left = place % size[1] * stride[1] - pad[1];
-    for (let channel = 0, at = 0; channel < channels; channel++)
+    for (let layer = 0, at = 0; layer < depth; layer++)
       for (let i = top; i < top + kernel[0]; i++)
         for (let j = left; j < left + kernel[1]; j++, at++)
-          seen[at] = i >= 0 && i < height && j >= 0 && j < width ? x[(channel * height + i) * width + j] : empty;
-    yield seen;
-  }
-}
-
-function convolve(x, layer) {
-  const {rows, columns, bias, scale, weights} = layer, places = layer.size[0] * layer.size[1];
-  const y = new Float32Array(rows * places);
-  let place = 0;
-  for (const seen of windows(x, layer, 0)) {
-    for (let row = 0; row < rows; row++) {
-      let sum = 0;
-      for (let column = 0, at = row * columns; column < columns; column++, at++) sum += weights[at] * seen[column];
-      y[row * places + place] = bias[row] + scale[row] * sum;
-    }
-    place++;
+          seen[at] = i >= 0 && i < height && j >= 0 && j < width ? x[(layer * height + i) * width + j] : empty;
+    for (let channel = 0; channel < channels; channel++) y[channel * places + place] = valueOf(seen, channel);
   }
   return y;
 }
 
 function pool(x, layer, empty, reduce) {
-  const channels = layer.shape[0], places = layer.size[0] * layer.size[1], area = layer.kernel[0] * layer.kernel[1];
-  const y = new Float32Array(channels * places);
-  let place = 0;
-  for (const seen of windows(x, layer, empty)) {
-    for (let channel = 0; channel < channels; channel++)
-      y[channel * places + place] = reduce(seen.subarray(channel * area, (channel + 1) * area));
-    place++;
-  }
-  return y;
+  const area = layer.kernel[0] * layer.kernel[1];
+  return slide(x, layer, empty, layer.shape[0], (seen, i) => reduce(seen.subarray(i * area, (i + 1) * area)));
 }
 
 const KINDS = {
-  convolve,
+  convolve: (x, layer) => slide(x, layer, 0, layer.rows, (seen, row) => {
+    let sum = 0;
+    for (let i = 0, at = row * layer.columns; i < layer.columns; i++, at++) sum += layer.weights[at] * seen[i];
+    return layer.bias[row] + layer.scale[row] * sum;
+  }),
   max: (x, layer) => pool(x, layer, -Infinity, values => Math.max(...values)),
   average: (x, layer) => pool(x, layer, 0, values => values.reduce((a, b) => a + b) / values.length),
   scale: (x, {rows, bias, scale}) => x.map((value, i) => {
