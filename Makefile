@@ -51,9 +51,10 @@ test-arm64:  ## build the image for arm64, emulated on other machines, and test 
 	@./setup.sh arm64
 	$(PYTHON) -m pytest tests/arm64
 
-test-chainer:  ## run Chainer's and ChainerMN's own tests in the image, without chainer_fast and with it, in some 10 minutes
+test-chainer:  ## run Chainer's own tests and examples in the image, without chainer_fast and with it, in some 13 minutes
 	@./setup.sh
 	$(PYTHON) tests/chainer_suite.py
+	$(PYTHON) tests/chainer_examples.py
 
 test-faults:  ## break what can break, at random, and count what happens, in some 18 minutes
 	@./setup.sh tests

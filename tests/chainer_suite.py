@@ -20,7 +20,7 @@ from local_mode.docker import image_uri
 
 IMAGE = image_uri('local')
 OUTPUT = pathlib.Path('output/chainer_suite').resolve()
-MODES = {'plain': 0, 'fast': 1}
+MODES = {'plain': {'CHAINER_FAST': '0'}, 'fast': {'CHAINER_FAST': '1'}}  # environments; chainer_examples.py's, too
 # {part: its least number of tests that are not skipped}; ChainerMN has a part for each rank; the tests of iDeep, whose
 # interface chainer_fast has, run with it only.
 PARTS = {'chainer': 17_000, 'ideep': 3_000, 'chainermn-0': 170, 'chainermn-1': 170}
@@ -80,8 +80,8 @@ mpirun --allow-run-as-root --oversubscribe -n 2 \
 """
 
 
-def fetch(folder):
-    """Copy Chainer's tests into a folder and apply EDITS."""
+def extract(folder, *paths):
+    """Copy these of Chainer's files into a folder."""
     clone = os.environ.get('CHAINER')
     if not clone:
         clone = folder / 'clone'
@@ -101,10 +101,13 @@ def fetch(folder):
             ],
             check=True,
         )
-    archive = subprocess.run(
-        ['git', '-C', clone, 'archive', 'v7.8.1', 'setup.cfg', 'tests'], check=True, capture_output=True
-    )
+    archive = subprocess.run(['git', '-C', clone, 'archive', 'v7.8.1', *paths], check=True, capture_output=True)
     subprocess.run(['tar', '-x', '-C', folder], input=archive.stdout, check=True)
+
+
+def fetch(folder):
+    """Copy Chainer's tests into a folder and apply EDITS."""
+    extract(folder, 'setup.cfg', 'tests')
     for place, old, new in EDITS:
         path, edited = folder / 'tests' / place, 0
         for file in path.rglob('*.py') if path.is_dir() else [path]:
@@ -136,8 +139,7 @@ def run(folder):
                     f'{OUTPUT / mode}:/output',
                     '--volume',
                     f'{download.get_dataset_root()}/{mnist}:/tmp/home/.chainer/dataset/{mnist}:ro',
-                    '--env',
-                    f'CHAINER_FAST={MODES[mode]}',
+                    *[f'--env={key}={value}' for key, value in MODES[mode].items()],
                     '--env',
                     'OPENBLAS_NUM_THREADS=1',
                     '--env',

@@ -154,7 +154,7 @@ if __name__ == '__main__':
 @pytest.fixture
 def readmes_project(tmp_path):
     """A directory with the test in README, and what that needs."""
-    (snippet,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    _, snippet = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     (tmp_path / 'test_mine.py').write_text(snippet)
     (tmp_path / 'my_script.py').write_text(MY_SCRIPT)
     (tmp_path / 'tests' / 'data').mkdir(parents=True)

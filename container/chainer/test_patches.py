@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import pickle
 import struct
 import subprocess
@@ -11,11 +12,16 @@ import zipfile
 
 import chainer
 import chainer.functions as F
+import chainer.links as L
 import numpy as np
+import onnx_chainer
+import onnxruntime
 import pytest
 from chainer import testing
 from local_mode.docker import docker, image_uri
 from support import Canary
+
+import chainer_mnist_single_machine as script
 
 
 def in_image(code, *command):
@@ -205,3 +211,170 @@ def test_no_pickles_but_none_of_any_version(tmp_path, protocol, module):
         archive.writestr('b.npy', stream.getvalue() + written)
     with np.load(tmp_path / 'a.npz') as npz:
         assert chainer.serializers.NpzDeserializer(npz)('b', np.ones(1)) is None
+
+
+WORKERS = """
+import json, multiprocessing, os, sys, threading, time
+import numpy as np
+from chainer import iterators
+
+
+class Odd(Exception):
+    def __init__(self, a, b):  # pickle makes no such exception again
+        super().__init__(f'{a}{b}')
+
+
+class Data:
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        if i == 5:
+            self.bad()
+        return np.full(10, i, np.float32), i
+
+
+def bad_value():
+    raise ValueError('bad example')
+
+def bad_exit():
+    sys.exit('bad exit')
+
+def odd():
+    raise Odd('bad ', 'oddity')
+
+def killed():
+    os.kill(os.getpid(), 9)
+
+def left():
+    os._exit(3)
+
+
+def try_to(function):
+    try:
+        return [int(i) for _, i in function()]
+    except BaseException as e:
+        return [type(e).__name__, str(e), str(e.__cause__)]
+
+
+def results(bad, kind, options):
+    iterator = getattr(iterators, kind)(Data(globals()[bad]), 4, shuffle=False, **options)
+    batches = [try_to(iterator.next) for _ in range(3)]
+    iterator.reset()
+    batches.append(try_to(iterator.next))
+    began = time.monotonic()
+    iterator.finalize()
+    assert time.monotonic() - began < 5 and not multiprocessing.active_children()
+    return batches
+
+
+if __name__ == '__main__':
+    start, *cases = json.loads(sys.argv[1])
+    multiprocessing.set_start_method(start)
+    print(json.dumps([results(*case) for case in cases]))
+"""
+PROCESSES, THREADS = 'MultiprocessIterator', 'MultithreadIterator'
+RAISED = [
+    ('fork', 'bad_value', PROCESSES, {'n_processes': 1, 'shared_mem': 99}, 'ValueError', 'bad example'),
+    ('fork', 'bad_value', PROCESSES, {'n_processes': 3, 'maxtasksperchild': 1}, 'ValueError', 'bad example'),
+    ('fork', 'bad_value', THREADS, {'n_threads': 2}, 'ValueError', 'bad example'),
+    ('fork', 'bad_exit', PROCESSES, {'n_processes': 2}, 'SystemExit', 'bad exit'),
+    ('fork', 'bad_exit', THREADS, {'n_threads': 2}, 'RuntimeError', "SystemExit('bad exit')"),
+    ('fork', 'odd', PROCESSES, {'n_processes': 2}, 'RuntimeError', 'Odd: bad oddity'),
+    ('spawn', 'bad_value', PROCESSES, {'n_processes': 2, 'n_prefetch': 3}, 'ValueError', 'bad example'),
+]
+ENDED = [
+    ('fork', 'killed', PROCESSES, {'n_processes': 1, 'shared_mem': 99}, -9),
+    ('fork', 'killed', PROCESSES, {'n_processes': 2, 'n_prefetch': 3}, -9),
+    ('fork', 'left', PROCESSES, {'n_processes': 3}, 3),
+    ('spawn', 'killed', PROCESSES, {'n_processes': 2, 'shared_mem': 99}, -9),
+]
+
+
+@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
+def test_iterator_workers(tmp_path, start):
+    """Of an iterator whose sixth example is bad, this tests three batches, and one after a reset."""
+    (tmp_path / 'main.py').write_text(WORKERS)
+    raised, ended = ([case for case in cases if case[0] == start] for cases in (RAISED, ENDED))
+    words = json.dumps([start, *[case[1:4] for case in raised + ended]])
+    python = [sys.executable, '-W', 'ignore']
+    results = json.loads(subprocess.check_output([*python, tmp_path / 'main.py', words], timeout=60))
+    for (*_, kind, message), (first, error, third, again) in zip(raised, results):
+        assert first == third == again == [0, 1, 2, 3]
+        assert error[0] == kind and message in error[1]
+    for (*_, code), (first, *errors) in zip(ended, results[len(raised) :]):
+        assert first == [0, 1, 2, 3]
+        for kind, message, _ in errors:
+            assert kind == 'RuntimeError' and f'exit code {code}' in message and 'memory' in message
+    assert "raise ValueError('bad example')" in results[0][1][2]  # the cause: the worker's traceback
+
+
+def test_iterator_workers_end_with_the_main_process():
+    """A worker that stays would keep the pipe open at whose end a job waits."""
+    code = """import os
+from chainer import iterators
+iterator = iterators.MultiprocessIterator([1, 2, 3], 1, n_processes=3)
+iterator.next()
+os.kill(os.getpid(), 9)"""
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, timeout=10)
+    assert done.returncode == -9
+
+
+def test_iterator_workers_first_batch():
+    """The first batch is fetched in the main process, which measures it."""
+    data = chainer.datasets.TransformDataset([1, 2], lambda x: int('bad example'))
+    iterator = chainer.iterators.MultiprocessIterator(data, 2, n_processes=1)
+    with pytest.raises(ValueError, match='bad example'):
+        iterator.next()
+    iterator.finalize()
+
+
+class CNN(chainer.Sequential):
+    def __init__(self):
+        super().__init__(
+            lambda x: F.reshape(x, (-1, 1, 28, 28)),
+            *[L.Convolution2D(1, 4, 5), L.BatchNormalization(4), F.relu, lambda x: F.max_pooling_2d(x, 2)],
+            *[L.Linear(4 * 12 * 12, 10), L.BatchNormalization(10)],
+        )
+
+
+class Mixed(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.one, self.two = (
+                L.Convolution2D(1, 4, 3, 2, 1, groups=1),
+                L.Convolution2D(4, 8, 3, pad=2, dilate=2, groups=2),
+            )
+            self.back, self.out = L.Deconvolution2D(8, 4, 4, 2, 1), L.Linear(5 * 28 * 28, 10)
+
+    def forward(self, x):
+        half = F.leaky_relu(self.one(F.reshape(x, (-1, 1, 28, 28))))
+        half = F.local_response_normalization(F.average_pooling_2d(F.tanh(self.two(half)), 3, 1, 1))
+        whole = F.elu(F.dropout(self.back(half)))
+        both = F.concat([whole, F.depth2space(F.max_pooling_2d(whole, 2), 2)])
+        return F.softmax(self.out(both * 2 - F.mean(both)))
+
+
+@pytest.mark.parametrize('model', [script.MLP(50), CNN(), Mixed()], ids=lambda model: type(model).__name__)
+def test_onnx(tmp_path, model):
+    """The numbers differ by rounding, for other images and another number of them than in the export."""
+    x = np.random.RandomState(0).rand(7, 784).astype(np.float32)
+    with chainer.using_config('train', True):
+        model(x)  # which changes batch normalisation's mean and variance
+    path = str(tmp_path / 'model.onnx')
+    onnx_chainer.export(model, x[:1], path, input_names=['x'], input_shapes=[('n', 784)], no_testcase=True)
+    with chainer.using_config('train', False):
+        expected = model(x).array
+    (found,) = onnxruntime.InferenceSession(path).run(None, {'x': x})
+    assert found.dtype == np.float32 and np.ptp(expected) > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_is_not_there():
+    code = 'import sys; sys.modules["onnx"] = None; import onnx_chainer; onnx_chainer.export(None, None)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stderr.endswith('pip install onnx\n')

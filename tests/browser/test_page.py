@@ -9,7 +9,7 @@ import chainer.links as L
 import numpy as np
 import playwright.sync_api
 import pytest
-from support import LISTEN, ONE, load, move, says
+from support import LISTEN, ONE, arguments, load, move, readmes_cnn, says
 
 import chainer_mnist_single_machine as script
 from digit_pad.build import build
@@ -20,7 +20,8 @@ from digit_pad.page import write
 def path(model, small_mnist, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'pad.html'
     images = load(small_mnist / 'test' / 'test.npz')['images'][:100]
-    write(model / 'model.npz', path, images, script.model_fn(model)(images).array)
+    network = script.model_fn(model)
+    write(network, path, images, network(images).array)
     return path
 
 
@@ -62,8 +63,7 @@ ASK = """async url => {
 
 def test_it_can_send_nothing_and_holds_only_the_network(page, tmp_path):
     network, path = script.MLP(20), tmp_path / 'pad.html'
-    chainer.serializers.save_npz(tmp_path / 'model.npz', network)
-    write(tmp_path / 'model.npz', path, images := np.eye(3, 784, dtype=np.float32), network(images).array)
+    write(network, path, images := np.eye(3, 784, dtype=np.float32), network(images).array)
     with socket.create_server(('127.0.0.1', 0)) as server:
         page.goto(path.as_uri())
         says(page.locator('.digit-pad'), 'Draw a digit here')
@@ -82,27 +82,68 @@ def test_it_can_send_nothing_and_holds_only_the_network(page, tmp_path):
     assert len(parts) == 3 and 'network' in parts[1] and str(path.parent) not in ''.join(parts)
 
 
-def test_its_answers_are_the_models(page, path, model, small_mnist):
-    images = load(small_mnist / 'test' / 'test.npz')['images']
-    page.goto(path.as_uri())
+class Corners(chainer.Chain):
+    """Strides, edges and sizes that differ by axis, biases and scales that are missing."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.one = L.Convolution2D(1, 6, (3, 5), (2, 1), (1, 3), nobias=True)
+            self.two = L.Convolution2D(6, 8, 3, 2, 1)
+            self.norm, self.norm2 = L.BatchNormalization(6), L.BatchNormalization(20, use_gamma=False)
+            self.three, self.four = L.Linear(None, 20), L.Linear(20, 10, nobias=True)
+
+    def forward(self, x):
+        h = F.max_pooling_2d(F.relu(self.norm(self.one(F.reshape(x, (-1, 1, 28, 28))))), 3, 2, 1)
+        h = F.average_pooling_2d(F.dropout(F.relu(self.two(h)), 0.1), (2, 3), 1, (1, 2))
+        return self.four(F.relu(self.norm2(self.three(F.max_pooling_2d(h, 2, cover_all=True)))))
+
+
+@pytest.fixture(scope='module', params=['MLP', 'CNN', 'Corners'])
+def network(request, small_mnist, tmp_path_factory):
+    """Return a network that the tutorial's script has trained."""
+    if request.param == 'MLP':
+        return script.model_fn(request.getfixturevalue('model'))
+    out = tmp_path_factory.mktemp('network')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, 'MLP', readmes_cnn() if request.param == 'CNN' else Corners)
+        script.train(
+            script.parse_args(arguments(small_mnist, out, '--epochs 3 --batch-size 100 --learning-rate 0.003'))
+        )
+        return script.model_fn(out)
+
+
+def test_its_answers_are_the_models(page, network, small_mnist, tmp_path):
+    images = load(small_mnist / 'test' / 'test.npz')['images'][: 1000 if isinstance(network, script.MLP) else 200]
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        scores = network(images)
+    write(network, tmp_path / 'pad.html', images, scores.array)
+    page.goto((tmp_path / 'pad.html').as_uri())
     page.evaluate(LISTEN)
     says(page.locator('.digit-pad'), 'Draw a digit here')
-    found = page.evaluate(
+    found, milliseconds = page.evaluate(
         """async images => {
             const ask = data => new Promise(resolve => {
                 const detail = {data: [data], respondWith: resolve};
                 document.body.dispatchEvent(new CustomEvent('digit', {bubbles: true, detail}));
             });
-            return Promise.all(images.map(ask));
+            const began = performance.now(), answers = await Promise.all(images.map(ask));
+            return [answers, (performance.now() - began) / images.length];
         }""",
         images.tolist(),
     )
-    with chainer.using_config('train', False), chainer.no_backprop_mode():
-        scores = script.model_fn(model)(images)
-        expected = chainer.functions.softmax(scores).array
-        found = chainer.functions.softmax(np.array(found, np.float32)).array
-    assert len(found) == 1000 and np.abs(found - expected).max() < 0.05
-    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.998
+    expected = F.softmax(scores).array
+    found = F.softmax(np.array(found, np.float32)).array
+    assert len(found) == len(images) and np.abs(found - expected).max() < 0.05
+    same = found.argmax(axis=1) == expected.argmax(axis=1)
+    sure = np.ptp(np.sort(expected)[:, -2:], axis=1) > 0.1  # most are, even of the briefly trained networks
+    assert same[sure].all() and sure.mean() > 0.5
+    assert same.mean() >= 0.998 or not isinstance(network, script.MLP)
+    assert milliseconds < 100
+
+
+def conv(channels=1, **options):
+    return [lambda x: x.reshape(-1, channels, 28, 28), L.Convolution2D(channels, 4, 3, **options), L.Linear(None, 10)]
 
 
 class Sigmoid(script.MLP):
@@ -111,19 +152,28 @@ class Sigmoid(script.MLP):
 
 
 @pytest.mark.parametrize(
-    'network',
+    'network, word',
     [
-        Sigmoid(20),
-        chainer.Sequential(L.Linear(784, 20), L.BatchNormalization(20), L.Linear(20, 10)),
-        chainer.Sequential(lambda x: x.reshape(-1, 1, 28, 28), L.Convolution2D(1, 4, 3), L.Linear(None, 10)),
+        (Sigmoid(20), 'Sigmoid'),
+        (chainer.Sequential(L.Linear(784, 10), lambda x: x + 1), '_ \\+ 1'),
+        (chainer.Sequential(lambda x: chainer.as_variable(x).array, L.Linear(784, 10)), 'constants'),
+        (chainer.Sequential(L.Linear(784, 4), lambda x: F.concat([x, x]), L.Linear(8, 10)), 'Concat'),
+        (chainer.Sequential(*conv(dilate=2)), 'Convolution2DFunction'),
+        (chainer.Sequential(L.Linear(784, 1568), *conv(2, groups=2)), 'Convolution2DFunction'),
+        (script.MLP(20), 'endpoint'),
+        (
+            chainer.Sequential(
+                lambda x: x.reshape(-1, 28), L.Linear(28, 280), lambda x: x.reshape(-1, 7840), L.Linear(7840, 10)
+            ),
+            'Reshape',
+        ),
     ],
-    ids=['sigmoid', 'normalised', 'convolution'],
+    ids=['sigmoid', 'sum', 'unconnected', 'branches', 'dilated', 'groups', 'other scores', 'rows'],
 )
-def test_another_network_is_refused_and_leaves_no_page_of_an_earlier_one(tmp_path, network):
+def test_another_network_is_refused_and_leaves_no_page_of_an_earlier_one(tmp_path, network, word):
     images = np.random.RandomState(0).rand(3, 784).astype(np.float32)
-    scores = network(images).array
-    chainer.serializers.save_npz(tmp_path / 'model.npz', network)
     (tmp_path / 'pad.html').write_text('an earlier one')
-    with pytest.raises(ValueError, match='pad.html is not written: it supports only linear layers with ReLU'):
-        write(tmp_path / 'model.npz', tmp_path / 'pad.html', images, scores)
+    scores = network(images).array + (word == 'endpoint')
+    with pytest.raises(ValueError, match=f'pad.html is not written: .*{word}'):
+        write(network, tmp_path / 'pad.html', images, scores)
     assert not (tmp_path / 'pad.html').exists()

@@ -8,14 +8,13 @@ from support import HTML, ROOT, python
 USED = """
 import sys
 sys.modules['anywidget'] = None  # as where it is not installed
-import numpy as np
+import chainer
 import digit_pad
 from digit_pad import build, hand, page, raster
 strokes, digits = hand.drawings(10, 0)
 images = raster.rasterise(strokes)
-weights = {'l/W': np.ones((10, 784), np.float32), 'l/b': np.zeros(10, np.float32)}
-np.savez('model.npz', **weights)
-page.write('model.npz', 'pad.html', images, images @ weights['l/W'].T)
+network = chainer.links.Linear(784, 10)
+page.write(network, 'pad.html', images, images @ network.W.array.T)
 assert build.build() in open('pad.html').read()
 try:
     digit_pad.DigitPad
