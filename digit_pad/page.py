@@ -24,8 +24,10 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; form-action 'none'; base-uri 'none'; \
 script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>Draw a digit</title>
-<body style="margin: 16px">
+<body style="margin: 16px; font-family: sans-serif">
+<main><h1>Draw a digit</h1>
 {pad}
+</main>
 <script type="text/plain" id="network">{network}</script>
 <script>
 {script}
