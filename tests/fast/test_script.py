@@ -175,7 +175,7 @@ def test_a_pickle_among_the_arrays_runs_no_code(tmp_path, loads):
         if loads == 'model_fn':
             script.model_fn(str(tmp_path))
         elif loads == 'the page':
-            page.write(tmp_path / 'model.npz', tmp_path / 'pad.html', np.zeros((1, 784)), np.zeros((1, 10)))
+            page.write(script.model_fn(tmp_path), tmp_path / 'pad.html', np.zeros((1, 784)), np.zeros((1, 10)))
         else:
             script.saving.Checkpoints(str(tmp_path)).resume(model)
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'pad.html').exists()
