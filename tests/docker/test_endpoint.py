@@ -124,7 +124,7 @@ def test_a_taken_port_is_found_before_deploying(estimator, other_port):
     with socket.socket() as stranger:
         stranger.bind(('127.0.0.1', other_port))
         stranger.listen()
-        with pytest.raises(RuntimeError, match='is taken by another program.*another port'):
+        with pytest.raises(RuntimeError, match=r'is taken by another program(.|\n)*next free port'):
             estimator.deploy(1, 'local')
 
 
