@@ -1,6 +1,6 @@
 """This benchmark measures the model's accuracy on drawings, trained with and without them and `augment`.
 
-    .venv-bench/bin/python -m benchmarks.recognition          # trains 25 models, some 10 minutes on two cores
+    .venv-bench/bin/python -m benchmarks.recognition          # trains 20 models, some 15 minutes on two cores
 
 All sets of drawings are synthetic. The first has the styles of digit_pad/ways.py, with another seed. In the second
 each part of a digit is one that one of the trainings leaves out: every third of the part's alternatives. The third has
@@ -70,7 +70,6 @@ HELD, OTHER = 'drawings, held-out parts', 'letters and shapes that are not in tr
 TRAININGS = {
     'plain': (0, None),
     '`augment`': (0.5, None),
-    'drawings': (0, 'all'),
     'the tutorial: both': (0.5, 'all'),
     'both, every third part held out': (0.5, 'others'),
 }
