@@ -99,7 +99,7 @@ def test_nothing_is_printed_that_looks_like_trouble(printed, notebook):
     assert [line.split()[0] for line in lines[:5]] == ['Training', 'epoch', '1', '2', '3']
     assert re.match(r'The endpoint \S+ answers on port \d+\.\nCPU times', text(notebook, '.deploy('))
     assert text(notebook, 'delete_endpoint') == 'The model and the endpoint are deleted.\n'
-    assert re.search(r'\[#+\.+\] epoch 2 of 3, batch \d+ of 782, accuracy of the batch [01]\.\d+, \d+ s left', printed)
+    assert re.search(r'\[#+\.+\] epoch 2 of 3, batch \d+ of 781, accuracy of the batch [01]\.\d+, \d+ s left', printed)
 
 
 def test_html_and_timings(printed, notebook, tutorial):
