@@ -18,8 +18,8 @@ lab-sdk3:  ## the same with version 3 of the SDK
 	@./setup.sh sdk3
 	$(call open,.venv-sdk3/bin/python,chainer_mnist_sdk_v3)
 
-# Opens copies of notebooks in JupyterLab, the first of them; their names are cut to what differs. Kernels listen on sockets in a directory of this user:
-# whoever connects to a port reads all that they print.
+# Opens copies of notebooks in JupyterLab, the first of them; their names are cut to what differs. Kernels listen on
+# sockets in a directory of this user: whoever connects to a port reads all that they print.
 define open
 @mkdir -p my-notebooks; for f in $(2); do copy=my-notebooks/$${f#chainer_mnist_}.ipynb; \
 		[ -e $$copy ] || cp notebooks/$$f.ipynb $$copy; done

@@ -107,11 +107,13 @@ follow_pip() {
     quietly mkdir -p "$cache" && [ -w "$cache" ] || export UV_CACHE_DIR=$PWD/$venv/cache
 }
 
+lock_of_uv() { sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock; }
+
 # Has uv on the PATH: one that is there already, of 0.9 or later, else by pip, with its hash.
 bring_uv() {
     local version; version=$(uv --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ "$(printf '%s\n' 0.9 "${version:-0}" | sort -V | head -n 1)" = 0.9 ]; then return; fi
-    sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock
+    lock_of_uv
     $python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $venv/uv.lock
 }
 
@@ -173,7 +175,7 @@ build_images() {
 write_bundle() {
     say "writing bundle/"
     rm -rf bundle && mkdir -p bundle/wheels
-    sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock
+    lock_of_uv
     local into='--quiet --disable-pip-version-check --dest bundle/wheels' builds mnist
     builds=$(sed -n 's/^requires = \["\(.*\)"\].*/\1/p' pyproject.toml)
     mnist=$(sed -n "s/^WHEEL = '\(.*\)'/\1/p" local_mode/mnist.py)

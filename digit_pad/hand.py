@@ -16,7 +16,6 @@ NO_DIGIT = 0.06  # the share of them that show something else
 CHUNK = 1000  # drawings at a time, which fit the processor's cache
 FINE = 0.02  # distance of the points along which the pen moves, in squares of the size 1
 
-
 Way = list[NDArray[np.float64]]  # tables of parse()
 # The columns of such a table; a row is a point, or says that the pen turns a corner, or is lifted.
 KIND, POINT, CENTRE, REACH, GROWTH, BEGINS = 0, slice(1, 3), slice(3, 5), slice(5, 7), 7, 8
@@ -53,11 +52,9 @@ def write(ways: list[Way], rng: np.random.Generator) -> list[list[Points]]:
     """Return a drawing of each way, in a hand of its own: strokes, arrays (N, 2), in the pad's coordinates."""
     table = np.concatenate([part for way in ways for part in way])
     drawing = np.repeat(np.arange(len(ways)), [sum(map(len, way)) for way in ways])
-    at = np.flatnonzero(table[:, KIND] == 0)
-    after = np.maximum.reduceat(table[:, KIND], at)
+    at, begins, corner = outline(table)
     table, drawing = table[at], drawing[at]
-    begins = np.append(True, after[:-1] == LIFT)
-    points, stroke = smooth(vary(table, drawing, rng), begins, after > 0)
+    points, stroke = smooth(vary(table, drawing, rng), begins, corner)
     drawing = drawing[begins]  # of each stroke
     kept = (np.diff(drawing, prepend=-1) > 0) | (rng.random(len(ways)) > 0.06)[drawing]  # else the pen stays down
     stroke, drawing = (np.cumsum(kept) - 1)[stroke], drawing[kept]
@@ -68,6 +65,13 @@ def write(ways: list[Way], rng: np.random.Generator) -> list[list[Points]]:
     strokes = np.split(points, np.flatnonzero(np.diff(stroke)) + 1)
     ends = np.flatnonzero(np.diff(drawing)) + 1
     return [strokes[a:b] for a, b in zip([0, *ends], [*ends, len(strokes)])]
+
+
+def outline(table: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Return which rows of a table are points, which of these begin a stroke, and which end in a corner or a lift."""
+    at = np.flatnonzero(table[:, KIND] == 0)
+    after = np.maximum.reduceat(table[:, KIND], at)
+    return at, np.append(True, after[:-1] == LIFT), after > 0
 
 
 def vary(table: NDArray, drawing: NDArray, rng: np.random.Generator) -> Points:

@@ -1,11 +1,19 @@
 """The exceptions of local mode. All are RuntimeErrors, as the SDK's local mode raises them."""
 
+import shlex
+import sys
+
 __all__ = ['EndpointError', 'EngineError', 'JobError', 'LocalModeError']
 
 
 def paste(command: str) -> str:
     """Return a command as a part of a message: on a line of its own, so that it can be copied whole."""
     return f':\n\n{command}\n'
+
+
+def paste_ours(arguments: str, environment: str = '') -> str:
+    """Return a command of local_mode's as paste() does, for this Python, whose path may have spaces."""
+    return paste(f'{environment}{shlex.quote(sys.executable)} -m local_mode {arguments}')
 
 
 class LocalModeError(RuntimeError):

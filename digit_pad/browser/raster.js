@@ -5,6 +5,7 @@ export const SIZE = 280;  // the pad's coordinates
 // 29 % of the inked pixels are fully white.
 export const GRID = 28;
 const BOX = 20, INK = 2.79, SOFT = 1.5;
+const DOT = SIZE / 10;  // a drawing whose sides are shorter is a dot
 
 // Return the grey values, row by row, of a width x height image of strokes [[[x, y], ...], ...] mapped by
 // (x * scale + dx, y * scale + dy). A value is the depth of the pixel's centre in the ink; caps and joins are round.
@@ -36,7 +37,7 @@ function ends(strokes) {
 // Tell whether strokes are too small for a digit: a dot is one.
 export function isDot(strokes) {
   const [left, right, top, bottom] = strokes.flat().length ? ends(strokes) : [0, SIZE, 0, SIZE];
-  return Math.max(right - left, bottom - top) < SIZE / 10;
+  return Math.max(right - left, bottom - top) < DOT;
 }
 
 // Return the 784 pixels of strokes, normalised as MNIST's images were: the digit fills a box whose longer side is
@@ -45,8 +46,8 @@ export function rasterise(strokes) {
   const image = new Array(GRID * GRID).fill(0);
   if (!strokes.flat().length) return image;
   const [left, right, top, bottom] = ends(strokes);
-  // A dot stays small: a drawing under a tenth of the pad is not enlarged to a digit's size.
-  const scale = (BOX - INK) / Math.max(SIZE / 10, right - left, bottom - top);
+  // A dot stays small: it is not enlarged to a digit's size.
+  const scale = (BOX - INK) / Math.max(DOT, right - left, bottom - top);
   const fit = side => Math.min(BOX, Math.round(side * scale + INK) + 2);  // includes the soft edges, up to BOX
   const width = fit(right - left), height = fit(bottom - top);
   const box = paint(strokes, scale, (width - scale * (left + right)) / 2, (height - scale * (top + bottom)) / 2,

@@ -6,13 +6,12 @@ import functools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from local_mode.engines.interface import Container, Engine, Labels
-from local_mode.errors import EngineError, PortTaken, paste
+from local_mode.errors import EngineError, PortTaken, paste_ours
 from local_mode.names import is_our_image
 
 ECR = re.compile(r'(\d+)\.dkr\.ecr\.([^.]+)\.amazonaws\.com[^/]*/.*')
@@ -60,7 +59,7 @@ class Docker(Engine):
         self.reach()
         # A name without a registry would otherwise be looked up on Docker Hub, among strangers.
         if '/' not in image and not self.has_image(image):
-            ours = paste(f'{sys.executable} -m local_mode image{" gpu" * ("-gpu-" in image)}')
+            ours = paste_ours(f'image{" gpu" * ("-gpu-" in image)}')
             others = f', or name its registry, as in docker.io/library/{image}.'
             raise EngineError(f'There is no image {image}: build it{ours if is_our_image(image) else others}')
 

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 
 import psutil
 from local_mode.engines.interface import Container, Engine, Labels
-from local_mode.errors import EngineError, PortTaken, paste
+from local_mode.errors import EngineError, PortTaken, paste_ours
 from local_mode.names import container_directory, is_our_image, label
 
 KEPT = re.compile(
@@ -46,7 +46,7 @@ class Processes(Engine):
         if not is_our_image(image):
             raise refusal(image)
         if not find_spec('sagemaker_training'):
-            install = paste(f'LOCAL_MODE=process {sys.executable} -m local_mode image')
+            install = paste_ours('image', 'LOCAL_MODE=process ')
             raise EngineError(f'Processes need packages that are not installed here{install}')
 
     def has_image(self, image: str) -> bool:

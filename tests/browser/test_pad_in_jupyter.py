@@ -23,10 +23,8 @@ def endpoint(session, model):
 def steady(text):
     """Return a digit's first style without variation: strokes, as fractions of the pad's sides."""
     table = np.concatenate([*(hand.parse(row[0]) for row in hand.parts(text)[0]), hand.parse('+')])
-    at = np.flatnonzero(table[:, hand.KIND] == 0)
-    after = np.maximum.reduceat(table[:, hand.KIND], at)
-    begins = np.append(True, after[:-1] == hand.LIFT)
-    points, stroke = hand.smooth(table[at, hand.POINT] * 0.7 + 0.15, begins, after > 0, 3)
+    at, begins, corner = hand.outline(table)
+    points, stroke = hand.smooth(table[at, hand.POINT] * 0.7 + 0.15, begins, corner, 3)
     return [points[stroke == i].tolist() for i in range(stroke[-1] + 1)]
 
 

@@ -95,6 +95,13 @@ def test_an_engine_that_does_not_answer_is_said_in_words(path):
         Docker().check('sagemaker-chainer:x')
 
 
+def test_a_command_to_paste_works_where_paths_have_spaces(path, monkeypatch):
+    path('docker', 'exit 0')
+    monkeypatch.setattr(sys, 'executable', '/my project/bin/python')
+    with pytest.raises(EngineError, match="build it:\n\n'/my project/bin/python' -m local_mode image\n"):
+        Docker().check(IMAGE)
+
+
 def test_a_missing_image_is_not_looked_up_among_strangers(path):
     path('docker', 'exit 0')
     with pytest.raises(EngineError, match=f'no image {IMAGE}: build it:\n\n{sys.executable} -m local_mode image\n'):
