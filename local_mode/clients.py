@@ -16,7 +16,7 @@ from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
-from local_mode.validation import check, refuse, refuse_used, refuse_what_only_aws_does
+from local_mode.validation import check, refuse, refuse_what_only_aws_does
 from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
@@ -29,14 +29,12 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
         """Run a training job; JobError with the script's traceback where it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
-        check('CreateTrainingJob', request)
-        refuse_used('CreateTrainingJob', TrainingJobName, self._training_jobs)
+        check('CreateTrainingJob', request, self._training_jobs)
         refuse_what_only_aws_does(request)
-        algorithm = request['AlgorithmSpecification']
-        image = algorithm['TrainingImage']
-        self.sagemaker_session.engine.check(image)
-        instances = Instances(request['ResourceConfig'], image, self.sagemaker_session, algorithm)
-        instances.label(job=TrainingJobName)
+        algorithm, resources = request['AlgorithmSpecification'], request['ResourceConfig']
+        session, image = self.sagemaker_session, algorithm['TrainingImage']
+        session.engine.check(image)
+        instances = Instances(resources, image, session, algorithm, job=TrainingJobName)
         instances.isolated = request.get('EnableNetworkIsolation', False)
         job: Any = entities._LocalTrainingJob(instances)
         job.request, self._training_jobs[TrainingJobName] = request, job
@@ -105,9 +103,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str, **request: Any) -> None:
         """Run a tuning job's training jobs, one after another; JobError if none succeeds."""
-        check('CreateHyperParameterTuningJob', {'HyperParameterTuningJobName': HyperParameterTuningJobName, **request})
-        refuse_used('CreateHyperParameterTuningJob', HyperParameterTuningJobName, self._tuning_jobs)
-        job = self._tuning_jobs[HyperParameterTuningJobName] = TuningJob(HyperParameterTuningJobName, request)
+        request['HyperParameterTuningJobName'] = name = HyperParameterTuningJobName
+        check('CreateHyperParameterTuningJob', request, self._tuning_jobs)
+        job = self._tuning_jobs[name] = TuningJob(name, request)
         job.run(self)
 
     def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
@@ -151,12 +149,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
         """Run a processing job; JobError with the end of its log where it fails."""
-        check('CreateProcessingJob', {'ProcessingJobName': ProcessingJobName, **request})
-        refuse_used('CreateProcessingJob', ProcessingJobName, self._processing_jobs)
+        check('CreateProcessingJob', {'ProcessingJobName': ProcessingJobName, **request}, self._processing_jobs)
         program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
-        self.sagemaker_session.engine.check(program['ImageUri'])
-        instances = Instances(cluster, program['ImageUri'], self.sagemaker_session, program)
-        instances.label(processing=ProcessingJobName)
+        session, image = self.sagemaker_session, program['ImageUri']
+        session.engine.check(image)
+        instances = Instances(cluster, image, session, program, processing=ProcessingJobName)
         job: Any = entities._LocalProcessingJob(instances)
         job.request, self._processing_jobs[ProcessingJobName] = {}, job
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
@@ -187,13 +184,12 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         endpoints.check_serving_port(session)
         endpoint.port, config = session.serving_port, self._endpoint_configs[EndpointConfigName]
         endpoint.capture = getattr(config, 'capture', None)
-        endpoint.container = ServingInstance(variant, model['Image'], session)
-        endpoint.container.label(endpoint=EndpointName, config=EndpointConfigName)
+        labels = dict(endpoint=EndpointName, config=EndpointConfigName)
+        endpoint.container = ServingInstance(variant, model['Image'], session, **labels)
         self._endpoints[EndpointName] = endpoint
         try:
             longest = variant.get('ContainerStartupHealthCheckTimeoutInSeconds') or START
-            endpoint.container.packed = is_packed(model)
-            endpoint.container.serve(model_uri(model), model['Environment'], longest)
+            endpoint.container.serve(model, model['Environment'], longest)
         except BaseException as e:
             self.delete_endpoint(EndpointName)
             if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
@@ -232,35 +228,20 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
         """Run a batch transform job, its container on the session's port; JobError where it fails."""
         session = self.sagemaker_session
-        check('CreateTransformJob', {'TransformJobName': TransformJobName, 'ModelName': ModelName, **request})
-        refuse_used('CreateTransformJob', TransformJobName, self._transform_jobs)
-        if 'DataCaptureConfig' in request:
-            refuse(['batch_data_capture_config'])
-        model = self.describe_model(ModelName)['PrimaryContainer']
-        image = model['Image']
+        named = {'TransformJobName': TransformJobName, 'ModelName': ModelName}
+        check('CreateTransformJob', named | request, self._transform_jobs)
+        refuse(['batch_data_capture_config'] * ('DataCaptureConfig' in request))
+        job: Any = TransformJob(TransformJobName, ModelName, session)
+        image = job.primary_container['Image']
         session.engine.check(image)
         endpoints.check_serving_port(session)
         source = {'ContentType': None, **request.pop('TransformInput')}
         output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
-        job: Any = TransformJob(TransformJobName, ModelName, session)
-        job.container = ServingInstance({**resources, 'InstanceCount': 1}, image, session)
-        job.container.packed = is_packed(model)
+        one = {**resources, 'InstanceCount': 1}
+        job.container = ServingInstance(one, image, session, transform=TransformJobName)
         job.request, self._transform_jobs[TransformJobName] = {}, job
         with ended(f'Transform job {TransformJobName}', job):
-            job.start(source, output, resources, model_uri(model), **request)
-
-
-def model_uri(container: dict[str, Any]) -> str:
-    """Return where a model's files are, packed or not."""
-    source = container.get('ModelDataSource', {}).get('S3DataSource', {})
-    if not (uri := container.get('ModelDataUrl') or source.get('S3Uri')):
-        raise ValueError('The model has no model_data, which local mode needs; a training job that failed leaves none.')
-    return uri
-
-
-def is_packed(container: dict[str, Any]) -> bool:
-    """Return whether a model is a tar file."""
-    return container.get('ModelDataSource', {}).get('S3DataSource', {}).get('CompressionType') != 'None'
+            job.start(source, output, resources, **request)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from urllib.parse import urlparse
 
 import urllib3
 from local_mode import endpoints
@@ -95,10 +94,10 @@ def say_where(instance_type: str) -> None:
 class Instances(image._SageMakerContainer):
     """The instances of a job, whose files are in a directory of their own.
 
-    labels: of their containers, besides the session's. mounts: {path in the containers: directory here}.
+    labels: {name: value} of their containers, besides the session's. mounts: {path in them: directory here}.
     """
 
-    def __init__(self, resources: Any, image: str, session: Any, program: Any = None) -> None:
+    def __init__(self, resources: Any, image: str, session: Any, program: Any = None, **labels: str) -> None:
         # Not the SDK's __init__, which asks for Docker Compose.
         self.sagemaker_session, self.image, program = session.in_own_directory(), image, program or {}
         self.instance_type, self.instance_count = resources['InstanceType'], resources.get('InstanceCount', 1)
@@ -110,7 +109,7 @@ class Instances(image._SageMakerContainer):
         self.hosts = [f'algo-{i}-{suffix}' for i in range(1, self.instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
-        self.labels: dict[str, str] = {}
+        self.labels = {label(name): value for name, value in labels.items()}
         self.mounts: dict[str, str] = {}
         patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
         self.output = Output('', self.instance_count, patterns)
@@ -120,10 +119,6 @@ class Instances(image._SageMakerContainer):
         self.cpus: float | None = None
         if self.instance_count > 1:  # each would take this machine's cores for its own
             self.cpus = self.engine.cpus() / self.instance_count
-
-    def label(self, **names: str) -> None:
-        """Add labels: LABEL.name = value."""
-        self.labels.update({label(name): str(value) for name, value in names.items()})
 
     def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
@@ -160,10 +155,7 @@ class Instances(image._SageMakerContainer):
         self, inputs: Any, output: Any, hyperparameters: Any, environment: Any, job_name: str
     ) -> str:
         """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
-        self.container_root = self._create_tmp_folder()
-        for directory in 'output/data', 'shared':
-            os.makedirs(os.path.join(self.container_root, directory))
-        data = self._create_tmp_folder()
+        self.container_root, data = self._create_tmp_folder(), self._create_tmp_folder()
         volumes = self._prepare_training_volumes(data, [], output, hyperparameters)
         for channel in inputs:
             os.mkdir(os.path.join(data, channel['ChannelName']))
@@ -220,9 +212,7 @@ class Instances(image._SageMakerContainer):
 
     def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
         """Run a processing job to its end, and upload its outputs. JobError where it fails."""
-        self.container_root = self._create_tmp_folder()
-        os.mkdir(os.path.join(self.container_root, 'shared'))
-        data = self._create_tmp_folder()
+        self.container_root, data = self._create_tmp_folder(), self._create_tmp_folder()
         volumes = self._prepare_processing_volumes(data, [], outputs)
         for item in inputs:
             source = item['S3Input']
@@ -302,21 +292,19 @@ class ServingInstance(Instances):
     """
 
     container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
-    packed = True  # its model is a tar file
 
-    def serve(self, model_dir: str, environment: dict[str, Any], longest: float = START) -> None:
+    def serve(self, model: Any, environment: dict[str, Any], longest: float = START) -> None:
         """Start it, and return once /ping answers 200; EndpointError with its log if it stops, or takes longer."""
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         self.container_root = self._create_tmp_folder()
-        volumes = self._prepare_serving_volumes(model_dir)
-        directory = urlparse(code)
-        if directory.scheme == 'file':
-            here = os.path.abspath(directory.netloc + directory.path)
+        volumes = self._prepare_serving_volumes(model)
+        here = local_path(code) if code.startswith('file://') else ''
+        if here:
             volumes.append(image._Volume(here, '/opt/ml/code'))
-            code = '/opt/ml/code'
-        (container,) = self.containers('serve', volumes, {**environment, key: code} if code else environment)
-        if directory.scheme == 'file' and is_our_image(self.image):
+            environment = {**environment, key: '/opt/ml/code'}
+        (container,) = self.containers('serve', volumes, environment)
+        if here and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
         self.start(container)
         output = Output()
@@ -329,8 +317,8 @@ class ServingInstance(Instances):
         """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
         session = self.sagemaker_session
         while True:
-            self.label(port=session.serving_port)
-            container.port, container.labels = session.serving_port, session.labels() | self.labels
+            container.port = session.serving_port
+            container.labels = session.labels() | self.labels | {endpoints.PORT: str(container.port)}
             try:
                 return self.engine.run([container])
             except PortTaken:
@@ -358,11 +346,17 @@ class ServingInstance(Instances):
 
     stop_serving = discard  # the SDK's name
 
-    def _prepare_serving_volumes(self, model_location: str) -> list[Any]:
+    def _prepare_serving_volumes(self, model: Any) -> list[Any]:
         """Unpack the model in a directory of its own, not beside its tar file as the SDK does."""
-        directory = fetch(self.sagemaker_session, model_location, 'S3Object' if self.packed else 'S3Prefix')
+        source = model.get('ModelDataSource', {}).get('S3DataSource', {})
+        if not (uri := model.get('ModelDataUrl') or source.get('S3Uri')):
+            raise ValueError(
+                'The model has no model_data, which local mode needs; a training job that failed leaves none.'
+            )
+        packed = source.get('CompressionType') != 'None'
+        directory = fetch(self.sagemaker_session, uri, 'S3Object' if packed else 'S3Prefix')
         files = [entry.path for entry in os.scandir(directory) if entry.is_file()]
-        if self.packed and files and all(map(tarfile.is_tarfile, files)):
+        if packed and files and all(map(tarfile.is_tarfile, files)):
             ours, directory = directory, self._create_tmp_folder()
             for file in files:
                 unpack(file, directory)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import copy
+import functools
 import os
 import shutil
 import tempfile
@@ -117,17 +118,13 @@ class Session(local_session.LocalSession):
 
     logs_for_transform_job = local_session.LocalSession.logs_for_job  # which does nothing: the SDK's asks CloudWatch
 
-    def wait_for_job(self, job: str, poll: int = 0) -> Any:
-        """Return a training job's description, without the SDK's naps."""
-        return super().wait_for_job(job, 0.1)
+    def wait(self, method: str, job: str, poll: int = 0) -> Any:
+        """Return a job's description by one of the SDK's methods, without its naps."""
+        return getattr(super(), method)(job, 0.1)
 
-    def wait_for_transform_job(self, job: str, poll: int = 0) -> Any:
-        """Return a transform job's description, without the SDK's naps."""
-        return super().wait_for_transform_job(job, 0.1)
-
-    def wait_for_tuning_job(self, job: str, poll: int = 0) -> Any:
-        """Return a tuning job's description, without the SDK's naps."""
-        return super().wait_for_tuning_job(job, 0.1)
+    wait_for_job = functools.partialmethod(wait, 'wait_for_job')
+    wait_for_transform_job = functools.partialmethod(wait, 'wait_for_transform_job')
+    wait_for_tuning_job = functools.partialmethod(wait, 'wait_for_tuning_job')
 
     def wait_for_endpoint(self, endpoint: str, poll: int = 0, live_logging: bool = False) -> Any:
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
@@ -163,10 +160,7 @@ def has_credentials() -> bool:
     try:
         session = boto3.Session()
         return session.get_credentials() is not None and bool(session.get_credentials().get_frozen_credentials())
-    except (
-        BotoCoreError,
-        ClientError,
-    ) as e:  # a profile that is missing, a login that has expired, a file that cannot be read
+    except (BotoCoreError, ClientError) as e:  # of a missing profile, an expired login, an unreadable file
         remedy = f'Mend that, or use the stand-in{paste("sagemaker_session = open_session(embedded=True)")}'
         raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
 

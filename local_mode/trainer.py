@@ -27,9 +27,9 @@ class LocalContainer(local_container._LocalContainer):
         self.sagemaker_session.engine.check(self.image)
         program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
         resources = {'InstanceType': self.instance_type, 'InstanceCount': self.instance_count}
-        instances = Instances(resources, self.image, self.sagemaker_session, program)
+        session, job = self.sagemaker_session, self.training_job_name
+        instances = Instances(resources, self.image, session, program, job=job)
         instances.container_root, instances.hosts = self.container_root, self.hosts or []
-        instances.label(job=self.training_job_name)
         os.makedirs(self.container_root, exist_ok=True)
         before = set(os.listdir(self.container_root))
         try:

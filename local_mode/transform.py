@@ -24,19 +24,16 @@ class TransformJob(entities._LocalTransformJob):
 
     container: ServingInstance
 
-    def start(
-        self, input_data: Any, output_data: Any, transform_resources: Any, model: str = '', **kwargs: Any
-    ) -> None:
-        """Run the job to its end. model: a URI."""
+    def start(self, input_data: Any, output_data: Any, transform_resources: Any, **kwargs: Any) -> None:
+        """Run the job to its end."""
         self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
         environment = self._get_container_environment(**kwargs)
         session = self.local_session = self.container.sagemaker_session
         source = input_data['DataSource']['S3DataSource']
         here = pathlib.Path(fetch(session, source['S3Uri'], source['S3DataType']))
-        self.container.label(transform=self.name)
         told = kwargs.get('ModelClientConfig') or {}
         session.sagemaker_runtime_client.timeout = told.get('InvocationsTimeoutInSeconds') or 600  # as on SageMaker
-        self.container.serve(model, environment)
+        self.container.serve(self.primary_container, environment)
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
         kwargs = {**execution_parameters(url), **kwargs}
         kwargs.update(self._get_required_defaults(**kwargs))

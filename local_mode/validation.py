@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import botocore.session
@@ -20,8 +20,8 @@ def model() -> Any:
     return botocore.session.Session(session_vars=UNCONFIGURED).get_service_model('sagemaker')
 
 
-def check(operation: str, request: dict[str, Any]) -> None:
-    """Raise ClientError, a ValidationException, for values that AWS's API refuses by pattern, length or size.
+def check(operation: str, request: dict[str, Any], jobs: Collection[str] = ()) -> None:
+    """Raise ClientError for values that AWS's API refuses by pattern, length or size, or for the name of one of jobs.
 
     Not checked: enumerations, such as the instance types, and dependencies of values on each other.
     """
@@ -29,6 +29,8 @@ def check(operation: str, request: dict[str, Any]) -> None:
     if faults:
         text = f'{len(faults)} validation error{"s" * (len(faults) > 1)} detected: {"; ".join(faults)}'
         raise error(operation, 'ValidationException', text)
+    if jobs and (name := request[f'{operation.removeprefix("Create")}Name']) in jobs:
+        raise error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
 
 
 def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
@@ -66,12 +68,6 @@ def limits(shape: Any, value: Any) -> Iterator[str]:
             yield f'have value greater than or equal to {least}'
         if most is not None and value > most:
             yield f'have value less than or equal to {most}'
-
-
-def refuse_used(operation: str, name: str, jobs: Mapping[str, Any]) -> None:
-    """Raise ClientError for the name of a job that was."""
-    if name in jobs:
-        raise error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
 
 
 def refuse(names: Collection[str], who: str = 'Local mode') -> None:
