@@ -145,7 +145,6 @@ LAYERS: dict[str, Callable[..., Layer | None]] = {
     'LinearFunction': linear,
     'Convolution2DFunction': convolution,
     'MaxPoolingND': pooling,
-    'MaxPooling2D': pooling,
     'AveragePooling2D': pooling,
     'FixedBatchNormalization': normalisation,
     'ReLU': lambda function: ({'kind': 'relu'}, NOTHING),

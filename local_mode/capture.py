@@ -1,6 +1,7 @@
 """Data capture: an endpoint's requests and answers, as JSON lines on S3, one object each."""
 
 import base64
+import contextlib
 import datetime
 import json
 import random
@@ -44,8 +45,6 @@ def encode(mode: str, message: Message, config: Mapping[str, Any]) -> dict[str, 
     data, encoding = base64.b64encode(body).decode(), 'BASE64'
     for name, known in ('CSV', types.get('CsvContentTypes', [])), ('JSON', types.get('JsonContentTypes', [])):
         if kind.partition(';')[0].strip() in known:
-            try:
+            with contextlib.suppress(UnicodeDecodeError):
                 data, encoding = body.decode(), name
-            except UnicodeDecodeError:
-                break
     return dict(observedContentType=kind, mode=mode.upper(), data=data, encoding=encoding)

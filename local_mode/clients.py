@@ -3,14 +3,13 @@
 import contextlib
 import datetime
 import json
-import queue
 import secrets
 import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from local_mode import cells, endpoints
-from local_mode.errors import EndpointError, EngineError, JobError, LocalModeError
+from local_mode.errors import EndpointError, JobError, LocalModeError
 from local_mode.instances import START, Instances, ServingInstance
 from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
@@ -57,11 +56,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
                 environment.setdefault('SM_CHECKPOINT_DIR', inside)  # without Docker it is elsewhere
                 kept = checkpoints(instances.sagemaker_session, config['S3Uri'])
                 instances.mounts[inside] = stack.enter_context(kept)
-            stopped = stack.enter_context(stopped_after(limit, instances))
+            stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
-        if stopped:  # as on SageMaker, with what there is so far
+        if instances.stopped:  # as on SageMaker, with what there is so far
             job.state, job.model_artifacts = 'Stopped', instances.artifacts
-            print(f'Training job {name} was stopped: {stopped[0]}.')
+            print(f'Training job {name} was stopped: {instances.stopped}.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return what was asked for, and what has come of it."""
@@ -89,7 +88,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def stop_training_job(self, TrainingJobName: str) -> None:
         """Stop a training job that another thread runs."""
         job: Any = self._training_jobs[TrainingJobName]
-        job.container.stops.put('by stop_training_job()')
+        threading.Thread(target=job.container.stop, args=['by stop_training_job()'], daemon=True).start()
 
     def list_training_jobs(
         self, NameContains: str = '', StatusEquals: str = '', MaxResults: int | None = None
@@ -129,9 +128,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         self, EndpointConfigName: str, ProductionVariants: Any, Tags: Any = None, **more: Any
     ) -> None:
         """Keep an endpoint's configuration; ValueError for what local mode does not have."""
-        check(
-            'CreateEndpointConfig', dict(EndpointConfigName=EndpointConfigName, ProductionVariants=ProductionVariants)
-        )
+        given = dict(EndpointConfigName=EndpointConfigName, ProductionVariants=ProductionVariants)
+        check('CreateEndpointConfig', given)
         capture = more.pop('DataCaptureConfig', None)
         more.pop('KmsKeyId', None)  # of a volume that is not there
         if len(ProductionVariants) != 1:
@@ -178,9 +176,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         endpoint.cell = cells.current()
         self.delete_endpoints_of_earlier_run(endpoint.cell)
         if endpoints.find(session.engine, EndpointName):
-            raise endpoints.error(
-                'CreateEndpoint', 'ValidationException', f'Cannot create already existing endpoint {EndpointName}.'
-            )
+            message = f'Cannot create already existing endpoint {EndpointName}.'
+            raise endpoints.error('CreateEndpoint', 'ValidationException', message)
         endpoints.check_serving_port(session)
         endpoint.port, config = session.serving_port, self._endpoint_configs[EndpointConfigName]
         endpoint.capture = getattr(config, 'capture', None)
@@ -268,31 +265,18 @@ def ended(name: str, job: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopped_after(seconds: float | None, instances: Instances) -> Iterator[list[str]]:
-    """Stop the job's containers after so many seconds; yield a list, which then has the reason."""
-    over = threading.Event()
-    stopped: list[str] = []
-
-    def watch() -> None:
-        try:
-            reason = instances.stops.get(timeout=seconds)
-        except queue.Empty:
-            reason = f'it took longer than max_run, {seconds} seconds'
-        if reason:
-            stopped.append(reason)
-            while not over.wait(1):  # until there is a container, and the engine answers
-                with contextlib.suppress(EngineError):
-                    if running := instances.engine.find(instances.sagemaker_session.labels()):
-                        instances.engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+def stopped_after(seconds: float | None, instances: Instances) -> Iterator[None]:
+    """Stop the job's containers after so many seconds, if any; a job that is stopped has not failed."""
+    reason = f'it took longer than max_run, {seconds} seconds'
+    timer = threading.Timer(seconds or threading.TIMEOUT_MAX, instances.stop, [reason])
+    timer.daemon = True
+    timer.start()
     try:
-        yield stopped
+        yield
     except JobError:
-        if not stopped or instances.kept:
+        if not instances.stopped or instances.kept:
             raise
     finally:
-        over.set()
-        instances.stops.put('')
-        thread.join()
+        instances.over.set()
+        timer.cancel()
+        timer.join()

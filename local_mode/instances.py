@@ -51,39 +51,34 @@ def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) 
 
 def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
     """Print what containers print until all have ended; return how the first failed, or an empty string."""
-    lines: queue.SimpleQueue[tuple[Container, str | int | Exception]] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[tuple[Container, str, str | None]] = queue.SimpleQueue()
     for container in containers:
         threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
     running, failure = {container.name for container in containers}, ''
     while running:
-        container, event = lines.get()
-        if isinstance(event, str):
-            output.write(container.host, event)
+        container, line, end = lines.get()
+        if end is None:
+            output.write(container.host, line)
             continue
         running.discard(container.name)
-        if event and not failure:
-            failure = f'{container.host if len(containers) > 1 else "It"} {describe(event)}'
+        if end and not failure:
+            failure = f'{container.host if len(containers) > 1 else "It"} {end}'
             if running:
                 with contextlib.suppress(EngineError):  # they may have ended by themselves
                     engine.stop(sorted(running), 10)
     return failure
 
 
-def describe(end: int | Exception) -> str:
-    """Return how a container ended, as a part of a sentence."""
-    if isinstance(end, Exception):
-        return f'was lost: {end}'
-    return f'exited with code {end}{CODES.get(end, "")}'
-
-
 def follow(engine: Engine, container: Container, lines: queue.SimpleQueue) -> None:
-    """Put a container's lines into a queue, and in the end its exit code, or why that is not known."""
+    """Put a container's lines into a queue, and in the end how it failed, a part of a sentence, or an empty string."""
     try:
         for line in engine.logs(container.name):
-            lines.put((container, line))
-        lines.put((container, engine.wait(container.name)))
+            lines.put((container, line, None))
+        code = engine.wait(container.name)
+        end = f'exited with code {code}{CODES.get(code, "")}' if code else ''
     except Exception as e:  # whoever waits for the end must learn of it
-        lines.put((container, e))
+        end = f'was lost: {e}'
+    lines.put((container, '', end))
 
 
 @functools.cache  # once
@@ -113,7 +108,7 @@ class Instances(image._SageMakerContainer):
         self.mounts: dict[str, str] = {}
         patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
         self.output = Output('', self.instance_count, patterns)
-        self.stops: queue.SimpleQueue[str] = queue.SimpleQueue()  # reasons to stop them
+        self.stopped, self.over = '', threading.Event()  # why they were stopped; whether the job has ended
         self.kept = ''  # a sentence on results that could not be collected
         self.isolated = False
         self.cpus: float | None = None
@@ -203,6 +198,14 @@ class Instances(image._SageMakerContainer):
         else:
             uri = entities.move_to_destination(packed, output, job_name, session, prefix='output')
         self.artifacts = f'{uri}/{model}'
+
+    def stop(self, reason: str) -> None:
+        """Stop the containers, once there are some and the engine answers."""
+        self.stopped = reason
+        while not self.over.wait(1):
+            with contextlib.suppress(EngineError):
+                if running := self.engine.find(self.sagemaker_session.labels()):
+                    self.engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
 
     def failure(self) -> str:
         """Return the text of the first /opt/ml/output/failure that the hosts wrote, or an empty string."""

@@ -49,8 +49,7 @@ class Output:
             self.end.clear()
 
     def show(self, text: str) -> None:
-        if self.over:
-            sys.stdout.write('\r' + ' ' * self.over + '\r')
+        self.close()
         self.over = len(text) if text.startswith('\r') else 0
         sys.stdout.write(text if self.over else text + '\n')
 

@@ -49,9 +49,8 @@ class LocalContainer(local_container._LocalContainer):
                 shutil.rmtree(os.path.join(self.container_root, name), ignore_errors=True)
 
     def run(self, instances: Instances) -> str:
-        for directory in 'output/data', 'shared', 'input/data':
-            os.makedirs(os.path.join(self.container_root, directory), exist_ok=True)
         data = os.path.join(self.container_root, 'input', 'data')
+        os.makedirs(data, exist_ok=True)
         volumes = self._prepare_training_volumes(data, self.input_data_config, self.hyper_parameters)
         if self.hyper_parameters.get(SUBMIT_DIRECTORY, '').startswith('file:'):
             self.hyper_parameters[SUBMIT_DIRECTORY] = '/opt/ml/code'

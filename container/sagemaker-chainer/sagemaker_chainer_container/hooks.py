@@ -105,13 +105,6 @@ def mimetype(content_type):
     return parse_options_header(content_type)[0].lower() or JSON
 
 
-def as_text(body):
-    try:
-        return body.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
-
-
 @functools.lru_cache(64)
 def raw(headers):
     """Encode headers, but for those that the server itself sets. Raises TypeError or ValueError."""
@@ -178,7 +171,10 @@ class Predictor:
         elif accept in ('', '*/*'):
             accept = DEFAULT_ACCEPT
         if self.input_fn is not default_input_fn and content_type in (JSON, CSV):
-            body = as_text(body)
+            try:
+                body = body.decode('utf-8-sig')
+            except UnicodeDecodeError as e:
+                raise BadRequest(f'The body is not valid UTF-8: {e}.') from e
         return self.input_fn(body, content_type), accept
 
     def predict(self, inputs):

@@ -54,9 +54,8 @@ class Protocol(HttpToolsProtocol):
             try:
                 return self.parser.feed_data(data)
             except HttpParserUpgrade as offer:
-                line = b' '.join(
-                    [self.parser.get_method(), self.url, b'HTTP/' + self.parser.get_http_version().encode()]
-                )
+                version = self.parser.get_http_version().encode()
+                line = b' '.join([self.parser.get_method(), self.url, b'HTTP/' + version])
                 headers = [b': '.join(header) for header in self.headers if header[0] != b'upgrade']
                 self.parser = HttpRequestParser(self)  # after `Connection: close` the old one ignores all
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
