@@ -89,7 +89,7 @@ def say_where(instance_type: str) -> None:
 class Instances(image._SageMakerContainer):
     """The instances of a job, whose files are in a directory of their own.
 
-    labels: {name: value} of their containers, besides the session's. mounts: {path in them: directory here}.
+    labels: of their containers, besides the session's, {name: value}. mounts: {path in them: directory here}.
     """
 
     def __init__(self, resources: Any, image: str, session: Any, program: Any = None, **labels: str) -> None:
@@ -104,20 +104,17 @@ class Instances(image._SageMakerContainer):
         self.hosts = [f'algo-{i}-{suffix}' for i in range(1, self.instance_count + 1)]
         self.container_root, self.container = '', None
         self.engine: Engine = session.engine
-        self.labels = {label(name): value for name, value in labels.items()}
+        self.labels = self.sagemaker_session.labels() | {label(name): value for name, value in labels.items()}
         self.mounts: dict[str, str] = {}
         patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
         self.output = Output('', self.instance_count, patterns)
         self.stopped, self.over = '', threading.Event()  # why they were stopped; whether the job has ended
         self.kept = ''  # a sentence on results that could not be collected
         self.isolated = False
-        self.cpus: float | None = None
-        if self.instance_count > 1:  # each would take this machine's cores for its own
-            self.cpus = self.engine.cpus() / self.instance_count
 
     def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
-        self.sagemaker_session.remove_containers(self.sagemaker_session.labels())  # two may have one name
+        self.sagemaker_session.remove_containers(self.labels)  # also of the directory: two jobs may have one name
         shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
@@ -128,6 +125,7 @@ class Instances(image._SageMakerContainer):
         mounts = {volume.container_dir: volume.host_dir for volume in volumes} | self.mounts
         default = [] if self.container_entrypoint or command == 'process' else [command]
         config = self.sagemaker_session.local.get('container_config', {})  # of the SDK's: here options of `docker run`
+        cpus = self.engine.cpus() / self.instance_count if self.instance_count > 1 else None  # each would take all
         return [
             Container(
                 name=f'{self.sagemaker_session.name}-{host}',
@@ -138,8 +136,8 @@ class Instances(image._SageMakerContainer):
                 environment=self.sagemaker_session.environment(variables),
                 options=[f'--{name.replace("_", "-")}={value}' for name, value in config.items()],
                 mounts={f'/opt/ml/{d}': os.path.join(self.container_root, host, d) for d in directories} | mounts,
-                labels=self.sagemaker_session.labels() | self.labels,
-                cpus=self.cpus,
+                labels=self.labels,
+                cpus=cpus,
                 gpus=self.instance_type == 'local_gpu',
                 isolated=self.isolated,
             )
@@ -204,7 +202,7 @@ class Instances(image._SageMakerContainer):
         self.stopped = reason
         while not self.over.wait(1):
             with contextlib.suppress(EngineError):
-                if running := self.engine.find(self.sagemaker_session.labels()):
+                if running := self.engine.find(self.labels):
                     self.engine.stop([*running], 120)  # seconds from SIGTERM to SIGKILL, as on SageMaker
 
     def failure(self) -> str:
@@ -321,11 +319,11 @@ class ServingInstance(Instances):
         session = self.sagemaker_session
         while True:
             container.port = session.serving_port
-            container.labels = session.labels() | self.labels | {endpoints.PORT: str(container.port)}
+            container.labels = self.labels | {endpoints.PORT: str(container.port)}
             try:
                 return self.engine.run([container])
             except PortTaken:
-                session.remove_containers(session.labels())
+                session.remove_containers(self.labels)
                 if not session.takes_next_port:
                     raise
                 endpoints.check_serving_port(session, container.port + 1)

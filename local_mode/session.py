@@ -111,7 +111,7 @@ class Session(local_session.LocalSession):
                 self.stop_aws = None
                 if boto3.DEFAULT_SESSION is self.boto_session:
                     boto3.DEFAULT_SESSION = None
-            stack.callback(self.remove_containers)
+            stack.callback(self.remove_containers, {LABEL: self.name})
             for name, endpoint in list(self.sagemaker_client._endpoints.items()):
                 if endpoint.local_session is self:
                     stack.callback(self.sagemaker_client.delete_endpoint, name)
@@ -130,10 +130,10 @@ class Session(local_session.LocalSession):
         """Return at once: create_endpoint has waited already, without the SDK's 30 s naps."""
         return self.sagemaker_client.describe_endpoint(endpoint)
 
-    def remove_containers(self, labels: Mapping[str, str] | None = None) -> None:
+    def remove_containers(self, labels: Mapping[str, str]) -> None:
         """Remove this session's containers that have these labels, or say why not."""
         try:
-            self.engine.remove({LABEL: self.name, **(labels or {})})
+            self.engine.remove(labels)
         except EngineError as e:  # which must not hide why a job failed, nor end close()
             print(f'Could not remove containers of this session: {e}')
 

@@ -80,11 +80,11 @@ class LocalContainer(local_container._LocalContainer):
 
     def own(self, names: Iterable[str], labels: dict[str, str]) -> None:
         """Give what is below container_root under these names to its owner, also where that is root in containers."""
-        engine, session = self.sagemaker_session.engine, self.sagemaker_session
+        engine = self.sagemaker_session.engine
         if not isinstance(engine, Docker):
             return
         chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" "$@"'
-        left = [*options('label', session.labels() | labels), mount_option(self.container_root, '/left')]
+        left = [*options('label', labels), mount_option(self.container_root, '/left')]
         try:
             engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown, '-', *names)
         except EngineError as e:  # which must not hide why a job failed
