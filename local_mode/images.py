@@ -101,7 +101,9 @@ def build(image: str, processor: str, platform: str) -> None:
     say(f'building {image}')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
     options += [f'--build-arg={name}' for name in proxies()]  # with this process's values
-    run(Docker().program, 'build', *options, *arguments, str(CONTAINER))
+    # Docker from 18.09 to 20.10 has BuildKit, which builds stages side by side; later ones take it where they have it.
+    old = {'DOCKER_BUILDKIT': '1'} if ask('version', '--format', '{{.Client.Version}}') < '23' else {}
+    run(Docker().program, 'build', *options, *arguments, str(CONTAINER), **old)
 
 
 def get_base(platform: str) -> str:
