@@ -1,4 +1,4 @@
-"""Endpoints: which there are on this machine, whether they answer, and requests to them."""
+"""This module finds this machine's endpoints, tells whether they answer, and sends requests to them."""
 
 import errno
 import io
@@ -97,7 +97,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             raise ConnectionError(f'{silence(name, port)} ({e})') from None
 
     def port(self, name: str) -> int:
-        """Return the port on which the endpoint answers; ClientError where there is none of this name."""
+        """Return the port on which the endpoint answers; ClientError if there is none of this name."""
         if not name:  # batch transform asks so
             return self.session.serving_port
         client, found = self.session.sagemaker_client, None

@@ -1,4 +1,4 @@
-"""The names of our images and of what local mode leaves in an engine, and where the image's sources are."""
+"""This module has the names of our images, the labels of our containers, and the path of the image's sources."""
 
 import os
 import pathlib

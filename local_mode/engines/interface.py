@@ -1,4 +1,4 @@
-"""The interface to what runs containers: docker.py implements it with Docker or podman, processes.py without.
+"""This module is the interface of engines: docker.py implements it with Docker or podman, processes.py without.
 
 engine.run([Container('c', 'debian:trixie', ['echo', 'hello'], labels={'mine': '1'})])
 print(*engine.logs('c'), engine.wait('c'))   # hello, 0
@@ -38,7 +38,7 @@ class Container:
 
 
 class Engine(abc.ABC):
-    """What local mode asks of whatever runs containers. All methods raise EngineError where it fails."""
+    """An engine runs containers for local mode. All methods raise EngineError if they fail."""
 
     host = '127.0.0.1'  # where published ports answer
 
@@ -81,7 +81,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, labels: Labels) -> None:
-        """End and remove the containers that have all these labels, and their networks; all that can be removed."""
+        """End and remove the containers that have all these labels, and their networks, as many as possible."""
 
     @abc.abstractmethod
     def cpus(self) -> int:
