@@ -21,7 +21,7 @@ from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_ses
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
-    """Jobs and endpoints in containers of this machine."""
+    """Runs jobs and endpoints in containers of this machine."""
 
     sagemaker_session: Any
     _tuning_jobs: ClassVar[dict[str, TuningJob]] = {}

@@ -93,7 +93,7 @@ def say_where(instance_type: str) -> None:
 
 
 class Instances(image._SageMakerContainer):
-    """The instances of a job, whose files are in a directory of their own.
+    """Runs the instances of a job, whose files are in a directory of their own.
 
     labels: of their containers, besides the session's. mounts: {path in the containers: directory here}.
     """
@@ -194,7 +194,7 @@ class Instances(image._SageMakerContainer):
                 self.container_root = rescue(results)
                 self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
         if self.kept:
-            raise JobError('It has ended.')
+            raise JobError('It ended without an error.')
 
     def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
         """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""
@@ -296,7 +296,7 @@ def show(engine: Engine, name: str, output: Output) -> None:
 
 
 class ServingInstance(Instances):
-    """The one instance of an endpoint or a batch transform job, which only this machine reaches.
+    """Runs the one instance of an endpoint or a batch transform job, which only this machine reaches.
 
     A container of our image can write only to /tmp and the model, unless it installs the user's requirements.
     """

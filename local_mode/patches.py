@@ -72,7 +72,7 @@ def without_telemetry(owner: Any, name: str) -> None:
 
 
 def replace_for_estimators() -> None:
-    """Estimators of version 2: checkpoints, use_mpi=False, metrics and failed jobs as on SageMaker; stop at Ctrl-C."""
+    """Let estimators of version 2 treat checkpoints, use_mpi=False, metrics, failed jobs and Ctrl-C as SageMaker does."""
     from sagemaker import estimator as estimators
     from sagemaker.analytics import TrainingJobAnalytics
     from sagemaker.chainer import estimator as chainer
@@ -123,7 +123,7 @@ def replace_for_estimators() -> None:
 
 
 def replace_for_trainers() -> None:
-    """ModelTrainer of version 3: run local containers of our sessions on their engine, and stop at Ctrl-C."""
+    """Let version 3's ModelTrainer run containers of our sessions on their engine, and stop at Ctrl-C."""
     import sagemaker.train.model_trainer as module
     from local_mode.trainer import LocalContainer
 

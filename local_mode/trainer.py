@@ -15,7 +15,7 @@ from sagemaker.train.local import local_container
 
 
 class LocalContainer(local_container._LocalContainer):
-    """A job's containers, labelled as the session's and in a network of their own.
+    """Runs a job's containers, labelled as the session's and in a network of their own.
 
     They are removed when the job ends, and so are its copies of the data. Its files belong to whoever started it.
     """

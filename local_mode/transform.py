@@ -20,7 +20,7 @@ from local_mode.versions import entities
 
 
 class TransformJob(entities._LocalTransformJob):
-    """A transform job, described as the SDK's."""
+    """Runs a transform job, described as the SDK's."""
 
     container: ServingInstance
 

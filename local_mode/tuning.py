@@ -15,7 +15,7 @@ METRIC = 'FinalHyperParameterTuningJobObjectiveMetric'
 
 
 class TuningJob:
-    """A tuning job, with what describe_hyper_parameter_tuning_job() returns.
+    """Runs a tuning job, and describes it for describe_hyper_parameter_tuning_job().
 
     Bayesian and Hyperband strategies draw at random, too: they differ in how soon they find something good.
     """

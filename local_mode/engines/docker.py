@@ -19,7 +19,7 @@ TAKEN = re.compile('port is already allocated|address already in use')  # Docker
 
 
 class Docker(Engine):
-    """Containers of Docker, or of podman if LOCAL_MODE=podman."""
+    """Runs containers with Docker, or with podman if LOCAL_MODE=podman."""
 
     limit = 60.0  # seconds for a command, or an engine that hangs would keep a notebook from ending
     unlimited = 'run', 'wait', 'stop', 'pull', 'rmi'

@@ -32,7 +32,7 @@ NOTICE = 'Without Docker: training and hosting run as processes, which nothing i
 
 
 class Processes(Engine):
-    """`train` and `serve` of our image as processes of this user, one a job."""
+    """Runs `train` and `serve` of our image as processes of this user, one a job."""
 
     noticed = False
 
