@@ -72,7 +72,7 @@ def without_telemetry(owner: Any, name: str) -> None:
 
 
 def replace_for_estimators() -> None:
-    """Let estimators of version 2 treat checkpoints, use_mpi=False, metrics, failed jobs and Ctrl-C as SageMaker does."""
+    """Let estimators of version 2 treat checkpoints, use_mpi=False, metrics, failures and Ctrl-C as SageMaker does."""
     from sagemaker import estimator as estimators
     from sagemaker.analytics import TrainingJobAnalytics
     from sagemaker.chainer import estimator as chainer
