@@ -30,7 +30,7 @@ install() {
         DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# Runs a function; prints what it said last, and its time, or the end of its output if it fails. All goes into the log.
+# Runs a function; prints its last sentence and its time, or the end of its output if it fails. All goes into the log.
 step() {
     local own=$parts/$1 start=$SECONDS status=0 said
     ("${@:2}") >"$own" 2>&1 <&3 &

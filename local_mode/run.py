@@ -115,7 +115,7 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
 
 def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
     """Write a notebook to this path, and as a page beside it; return the path, absolute."""
-    # Adjacent outputs of a stream become one, without what a progress bar has written over.
+    # Adjacent outputs of a stream become one, without text that a progress bar has overwritten.
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)

@@ -80,7 +80,7 @@ class Session(local_session.LocalSession):
         return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
 
     def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Return a container's variables: credentials, proxies, and what is given."""
+        """Return a container's variables: credentials, proxies, and the given ones."""
         values = {name: str(value) for name, value in given.items()}
         return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
 

@@ -72,7 +72,7 @@ class LocalContainer(local_container._LocalContainer):
         return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'
 
     def collect(self, containers: Iterable[Any]) -> None:
-        """Write artifacts/ and compressed_artifacts/, without links that lead out of what containers wrote."""
+        """Write artifacts/ and compressed_artifacts/, without links that lead out of the containers' files."""
         packed = os.path.join(self.container_root, 'compressed_artifacts')
         os.makedirs(packed, exist_ok=True)
         pack_results(containers, packed)

@@ -156,7 +156,7 @@ def joined(record: Any, result: Any, rows: bool) -> Any:
 
 
 def select(path: str, value: Any) -> Any:
-    """Return what a JSONPath selects: one thing, an object of the names in it, or a list. ValueError if nothing."""
+    """Return a JSONPath's selection: a value, an object of the names in it, or a list. ValueError if it is empty."""
     import jsonpath  # of RFC 9535, in plain Python; late, as version 3 of the SDK has no transform jobs here
 
     try:

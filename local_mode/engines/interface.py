@@ -34,7 +34,7 @@ class Container:
     gpus: bool = False
     options: Sequence[str] = ()  # of `docker run`; processes have none
     isolated: bool = False  # reaches its group only
-    read_only: bool = False  # but for its mounts and /tmp
+    read_only: bool = False  # except its mounts and /tmp
 
 
 class Engine(abc.ABC):
