@@ -4,7 +4,7 @@ Training happens under the main guard; hosting imports this file and calls model
 on Chainer 5.0.0 with Python 3.6 and on Chainer 7.8.1 with Python 3.13. With `--epochs 3 --batch-size 128
 --learning-rate 0.002` it prints (accuracy on MNIST's test images; other CPUs differ by 0.001):
 
-    epoch   validation/main/accuracy    with --augment 0.5      ... and the tutorial's --drawings
+    epoch   validation/main/accuracy    with --augment 0.5      with --augment 0.5 and the tutorial's --drawings
     1       0.9646                      0.9713                  0.9582
     2       0.9805                      0.9813                  0.9817
     3       0.9841                      0.9875                  0.9876
@@ -67,7 +67,7 @@ def model_fn(model_dir):
 
 
 def train(args):
-    """Train on train and drawings, evaluate on test; write plots, log, snapshot and finally model.npz."""
+    """Train on the channels train and drawings, evaluate on test; write plots, log, snapshot and finally model.npz."""
     if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:  # mpirun has started several processes
         sys.exit('For several hosts or processes use chainer_mnist_distributed.py as the entry point.')
     saving.check_writable(args.model_dir, args.output_data_dir, args.checkpoint_dir)

@@ -1,13 +1,13 @@
 #!/bin/bash
-# Sets up what the notebook needs, and prints a line for each thing that it does: a Python environment (.venv), a Docker
-# engine, the container image, MNIST in Chainer's cache. Quick where nothing is missing. The rest is in output/setup.log.
-#   ./setup.sh         all of that; where Docker cannot be had, or LOCAL_MODE=process, what does without it;
-#                      LOCAL_MODE=podman takes a podman that is there
-#   BUNDLE=/a/folder ./setup.sh   the same without a network: from what `make bundle` has written there; or from a URL,
+# Sets up what the notebook needs, and prints a line for each step: a Python environment (.venv), a Docker engine, the
+# container image, MNIST in Chainer's cache. It is quick if nothing is missing. All output is in output/setup.log.
+#   ./setup.sh         sets up all of that; if Docker cannot be had, or LOCAL_MODE=process, the packages in place of the
+#                      image; with LOCAL_MODE=podman an installed podman replaces Docker
+#   BUNDLE=/a/folder ./setup.sh   without a network, from a folder that `make bundle` has written; or from a URL,
 #                      BUNDLE=http://192.168.0.2:8000, where `python3 -m http.server` serves that folder
 #   ./setup.sh bundle  writes bundle/
-#   ./setup.sh sdk3    what the notebook for version 3 of the SDK needs, in .venv-sdk3
-#   ./setup.sh tests   and others: what tests and benchmarks need, see tests/setup.sh
+#   ./setup.sh sdk3    sets up the notebook for version 3 of the SDK, in .venv-sdk3
+#   ./setup.sh tests   and others set up tests and benchmarks, see tests/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -30,14 +30,14 @@ install() {
         DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# Runs a function; prints what it said last, and its time, or the end of its output if it fails. All goes into the log.
+# Runs a function; prints its last sentence and its time, or the end of its output if it fails. All goes into the log.
 step() {
     local own=$parts/$1 start=$SECONDS status=0 said
     ("${@:2}") >"$own" 2>&1 <&3 &
     wait $! || status=$?
     said=$(sed -n 's/^setup: //p; s/^image: //p; /^MNIST from/p' "$own" | tail -n 1)
     if [ $status != 0 ]; then
-        { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has all of it."; } >&2
+        { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has all output."; } >&2
     elif [ -s "$own" ]; then echo "$wipe""setup: ${said:-$1} ($((SECONDS - start)) s)"
     fi
     [ ! -s "$own" ] || cat "$own" >>"$log"
@@ -67,7 +67,7 @@ case $tier in
     bench) venv=.venv-bench ;;
     sdk3) venv=.venv-sdk3 first="python3.13 ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.13.*/bin/python" ;;
 esac
-python=$venv/bin/python without='Or do without: LOCAL_MODE=process'
+python=$venv/bin/python without='Or do without Docker: set LOCAL_MODE=process'
 export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
@@ -91,7 +91,7 @@ make_venv() {
     uv venv --quiet --seed --python 3.13 $venv
 }
 
-# uv is told what pip is: where packages are, by which proxy, and whom to trust.
+# Gives uv the settings of pip: the package index, the proxy, the trusted certificates.
 follow_pip() {
     local settings; settings=$($python -m pip config list 2>/dev/null || true)
     setting() { sed -n "s/^\(global\|install\)\.$1='\(.*\)'$/\2/p" <<< "$settings" | tail -n 1; }
@@ -109,7 +109,7 @@ follow_pip() {
 
 lock_of_uv() { sed -n '/^uv==/,/[^\\]$/p' container/requirements.lock > $venv/uv.lock; }
 
-# Has uv on the PATH: one that is there already, of 0.9 or later, else by pip, with its hash.
+# Puts uv on the PATH: one of 0.9 or later that is there, otherwise pip installs it, with its hash.
 bring_uv() {
     local version; version=$(uv --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ "$(printf '%s\n' 0.9 "${version:-0}" | sort -V | head -n 1)" = 0.9 ]; then return; fi
@@ -117,7 +117,7 @@ bring_uv() {
     $python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $venv/uv.lock
 }
 
-# Installs what requirements ask for, in the versions and with the hashes of a lock, and then packages of our own.
+# Installs the requirements, in the versions and with the hashes of a lock, and then packages of our own.
 # $1: the lock; $2: these packages; the others: the requirements.
 install_packages() {
     local lock=$1 own=$2 installed=$venv/installed-${tier:-notebook} state; shift 2
@@ -127,7 +127,7 @@ install_packages() {
     say "installing packages"
     [ "${BUNDLE:-}" ] || follow_pip
     bring_uv
-    # Compiled here, where nobody reads what Python warns of in others' code.
+    # Bytecode is compiled here, where nobody reads Python's warnings about others' code.
     uv pip compile $offline --quiet --python $python ${lock:+--constraint "$lock"} --output-file $venv/wanted.txt "$@" \
         --no-emit-package chainer --no-emit-package chainer-mnist-local-mode
     uv pip install $offline --quiet --compile-bytecode --python $python ${lock:+--require-hashes --constraint "$lock"} --requirement $venv/wanted.txt
@@ -136,7 +136,7 @@ install_packages() {
     echo "$state" > "$installed"
 }
 
-# Whether Docker is here or can be installed; LOCAL_MODE=process asks to do without, another value not to.
+# Tells whether Docker is here or can be installed; LOCAL_MODE=process rules it out, any other value demands it.
 can_have_docker() {
     [ "${LOCAL_MODE:-}" != process ] || return 1
     [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null || (has_apt && install docker.io)
@@ -156,7 +156,7 @@ start_docker() {
     if [ "$(uname)" = Linux ]; then
         if [ -d /run/systemd/system ]; then as_root systemctl start docker || true
         else quietly as_root service docker start || true; fi
-        # Without an init system, or where it may not do what its script wants, by hand.
+        # Start it by hand if there is no init system, or if that may not start it.
         docker_answers 10 || as_root sh -c 'setsid -f dockerd </dev/null >/var/log/dockerd.log 2>&1'
     fi
     docker_answers 30 || fail "The Docker engine does not answer: start it (on a Mac, open Docker Desktop). $without"
@@ -168,10 +168,10 @@ image() { LOCAL_MODE=${LOCAL_MODE:-docker} $python -m local_mode image "$@"; }
 
 build_images() {
     image
-    ! quietly nvidia-smi || image gpu || say "there is no image for the GPU: the CPU's will do"
+    ! quietly nvidia-smi || image gpu || say "there is no image for the GPU: using the image for the CPU"
 }
 
-# Writes all that BUNDLE needs: wheels, those that build this project among them, MNIST's among them, and the image.
+# Writes all that BUNDLE needs: the image, and wheels, including MNIST's and those that build this project.
 write_bundle() {
     say "writing bundle/"
     rm -rf bundle && mkdir -p bundle/wheels
@@ -194,10 +194,10 @@ engine() { step Docker get_engine; ! has_engine || step image build_images; }
 
 ours='--editable . ./container/chainer' log=$PWD/output/setup.log spinner='' wipe=''
 mkdir -p output
-parts=$(mktemp -d)  # the outputs of steps, of which two runs at once keep apart
+parts=$(mktemp -d)  # the outputs of this run's steps; another run at once has its own
 trap 'quietly kill $spinner || true; rm -rf "$parts"' EXIT
-exec 3<&0  # what runs in the background has no stdin otherwise, and sudo asks there
-trap 'trap "" TERM; kill 0; exit 130' INT  # which does not reach what runs in the background
+exec 3<&0  # otherwise background jobs have no stdin, on which sudo asks
+trap 'trap "" TERM; kill 0; exit 130' INT  # the signal does not reach background jobs
 if [ -t 1 ]; then
     wipe=$(printf '\r%-79s\r' '')
     spin & spinner=$!
@@ -218,4 +218,4 @@ case $tier in
 esac
 [ -z "$tier" ] || step MNIST $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
 did=$(find "$parts" -type f -size +0)
-echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has all that was printed}"
+echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has all output}"

@@ -1,4 +1,4 @@
-"""What the benchmarks take from the image's own code, which is not installed here."""
+"""This module imports the parts of the image's own code that the benchmarks use."""
 
 import pathlib
 import sys

@@ -10,7 +10,7 @@ import numpy as np
 def load(args, rank=0, size=1):
     """Return the training data and the test data, TupleDatasets of (image, label), float32 (784,) and int32.
 
-    args: has the channels' directories train, test and drawings (or None), which are training data, too.
+    args: has the channels' directories, train, test and drawings (or None). The drawings are training data, too.
     rank, size: process `rank` of `size` gets every size-th example. All processes get the same number: if N is no
     multiple of size, some of the first examples come twice. Exits with one sentence if a channel is invalid.
     """

@@ -1,4 +1,4 @@
-"""A pad to draw digits on, for notebooks and pages, and a simulated hand that draws on it.
+"""This package is a pad to draw digits on, for notebooks and pages, and a simulated hand that draws on it.
 
 DigitPad: the pad as a widget; needs the package anywidget, which nothing else here does.
 build: the pad as HTML. page: the pad with a trained network in it, as one file.

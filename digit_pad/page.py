@@ -17,7 +17,7 @@ from digit_pad.build import BROWSER, build
 
 Path = str | os.PathLike[str]
 Array = NDArray[np.float32]
-Layer = tuple[dict[str, Any], bytes]  # what JSON says of a layer; its parameters, packed
+Layer = tuple[dict[str, Any], bytes]  # a layer's description, for JSON; its parameters, packed
 PAGE = """<!doctype html>
 <html lang="en" style="color-scheme: light dark">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -67,7 +67,7 @@ def write(model: Callable[..., Any], path: Path, images: Array, scores: Array) -
 
 def trace(model: Callable[..., Any], images: Array, scores: Array) -> list[Layer]:
     """Return the network's layers in their order, from the graph that Chainer records of a prediction."""
-    import chainer  # which made the network; without one digit_pad does not need it
+    import chainer  # it made the network; only this function needs it
 
     x = chainer.Variable(images)
     with chainer.using_config('train', False), chainer.using_config('enable_backprop', True):
@@ -83,7 +83,7 @@ def trace(model: Callable[..., Any], images: Array, scores: Array) -> list[Layer
 
 
 def layer(function: Any, shape: tuple[int, ...]) -> Layer:
-    """Return a layer for a function of Chainer; shape: of what it returned."""
+    """Return a layer for a function of Chainer; shape: of the function's output."""
     found = None
     if make := LAYERS.get(type(function).__name__):
         nodes = function.inputs[1:]
@@ -92,8 +92,8 @@ def layer(function: Any, shape: tuple[int, ...]) -> Layer:
     before: tuple[int, ...] = function.inputs[0].shape if function else (0,)
     if not found or before[0] != shape[0]:
         raise ValueError(
-            'it supports only linear layers, convolutions without groups or dilation, pooling, batch normalisation '
-            f'and ReLU, one after another, not {getattr(function, "label", "constants")}.'
+            'the page supports only linear layers, convolutions without groups or dilation, pooling, batch '
+            f'normalisation and ReLU, one after another, not {getattr(function, "label", "constants")}.'
         )
     return {**found[0], 'shape': [*before[1:], 1, 1][:3], 'size': shape[2:] or (1, 1)}, found[1]
 
@@ -140,7 +140,7 @@ def pack(bias: Any = (), scale: Any = (), rows: NDArray[np.int8] | None = None) 
 
 
 NOTHING = pack()
-# By the names of functions in Chainer's graph; None of one of these means that it is not used as the page could.
+# By the names of functions in Chainer's graph. One returns None if the page does not support its arguments.
 LAYERS: dict[str, Callable[..., Layer | None]] = {
     'LinearFunction': linear,
     'Convolution2DFunction': convolution,

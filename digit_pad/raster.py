@@ -1,4 +1,4 @@
-"""The pad's rasteriser, browser/raster.js, in NumPy (within 0.0001) and for many drawings at once, to train on."""
+"""This module is browser/raster.js in NumPy, equal within 0.0001: it rasterises many drawings at once, for training."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The pad as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
+"""This is the pad as an anywidget, for notebooks whose page cannot reach a Jupyter server: VS Code, Colab, marimo.
 
     pad = DigitPad(predictor); pad   # the cell shows the pad; in marimo mo.ui.anywidget(DigitPad(predictor))
     data = pad.data                  # in a later cell

@@ -1,4 +1,4 @@
-"""SageMaker's local mode as a package: sessions that need no account, on Docker or plain processes.
+"""This package is SageMaker's local mode: sessions that need no account, on Docker or plain processes.
 
 from local_mode import image_uri, open_session
 
@@ -28,7 +28,7 @@ HOMES = {'gpu_available': 'engines.choose', 'image_uri': 'names', 'Session': 'se
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and not before: the SDK takes seconds."""
+    """Import a name when it is first used: the SDK's import takes seconds."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'{__name__}.{HOMES.get(name, "errors")}'), name)

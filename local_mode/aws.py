@@ -1,4 +1,4 @@
-"""The stand-in for AWS: moto's S3, STS and IAM, served by this process on loopback to its own session only."""
+"""This module is the stand-in for AWS: it serves moto's S3, STS and IAM on loopback, to its own session only."""
 
 import contextlib
 import datetime
@@ -118,9 +118,9 @@ def may_connect(port: int) -> bool:
 
 
 def start() -> tuple[RedirectedSession, Callable[[], None]]:
-    """Start an embedded AWS; return (boto session, function that stops it).
+    """Start the stand-in; return (boto session, function that stops it).
 
-    Only this machine reaches it, and containers need not: the session hands them files. The
+    Only this machine reaches it. Containers need no access: the session gives them files. The
     session's credentials are those of an assumed role, so that get_execution_role() finds one.
     """
     logging.getLogger('werkzeug').setLevel(logging.ERROR)  # its server logs every request

@@ -1,4 +1,4 @@
-"""Data capture: an endpoint's requests and answers, as JSON lines on S3, one object each."""
+"""This module writes an endpoint's requests and answers to S3 (data capture), as JSON lines, one object each."""
 
 import base64
 import contextlib
@@ -34,7 +34,7 @@ def capture(endpoint: Any, given: Message, answer: Message, inference_id: str | 
     key = f'{where}-{now.microsecond // 1000:03}-{identity}.jsonl'.lstrip('/')
     try:
         endpoint.local_session.s3_client.put_object(Bucket=bucket, Key=key, Body=line.encode() + b'\n')
-    except Exception as e:  # of the network, of rights
+    except Exception as e:  # of the network, of permissions
         print(f'A request to {endpoint.name} could not be captured: {e}')
 
 

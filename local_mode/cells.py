@@ -1,11 +1,11 @@
-"""The cell of a notebook that runs now, so that a cell that runs again can replace what it started before."""
+"""This module finds the notebook cell that runs now, so that a cell that runs again replaces what it started."""
 
 import sys
 from typing import Any, NamedTuple
 
 
 class Cell(NamedTuple):
-    """A run of a cell; both are empty outside of notebooks."""
+    """A run of a cell; both fields are empty outside of notebooks."""
 
     name: str  # the front end's id of it, or its code
     run: str

@@ -1,6 +1,6 @@
-"""The command `python -m local_mode clean`: remove what sessions of this user have left, or still use.
+"""This module runs `python -m local_mode clean`, which removes what this user's sessions have left or still use.
 
-That is all that was started with this TMPDIR: another user's, and another TMPDIR's, stays.
+It removes only what was started with this TMPDIR: what belongs to another user or another TMPDIR stays.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from local_mode.names import LABEL, label, of_this_user
 
 
 def clean() -> None:
-    """Remove containers, networks, processes and temporary directories; print what could not be."""
+    """Remove containers, networks, processes and temporary directories; print what could not be removed."""
     end_commands()
     Processes.noticed = True
     failed = False
@@ -29,7 +29,7 @@ def clean() -> None:
             engine.remove(of_this_user())
         except EngineError as e:
             failed = True
-            print(f'clean: {e}\nclean: run this again then, if containers of yours may be left')
+            print(f'clean: {e}\nclean: if some of your containers may be left, run this again after that')
     for directory in pathlib.Path(tempfile.gettempdir()).glob(f'{LABEL}-*'):
         if directory.lstat().st_uid == os.getuid():
             shutil.rmtree(directory, ignore_errors=True)

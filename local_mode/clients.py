@@ -1,4 +1,4 @@
-"""An in-process SageMaker API for local mode: training, processing and transform jobs, and endpoints."""
+"""This module is an in-process SageMaker API for local mode: training, processing and transform jobs, and endpoints."""
 
 import contextlib
 import datetime
@@ -20,13 +20,13 @@ from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_ses
 
 
 class SagemakerClient(local_session.LocalSagemakerClient):
-    """Jobs and endpoints in containers of this machine."""
+    """Runs jobs and endpoints in containers of this machine."""
 
     sagemaker_session: Any
     _tuning_jobs: ClassVar[dict[str, TuningJob]] = {}
 
     def create_training_job(self, TrainingJobName: str, **request: Any) -> None:
-        """Run a training job; JobError with the script's traceback where it fails."""
+        """Run a training job; JobError with the script's traceback if it fails."""
         request = {'TrainingJobName': TrainingJobName, 'InputDataConfig': [], 'Environment': {}, **request}
         check('CreateTrainingJob', request, self._training_jobs)
         refuse_what_only_aws_does(request)
@@ -47,7 +47,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         if SUBMIT_DIRECTORY in hyperparameters:
             code = json.loads(hyperparameters[SUBMIT_DIRECTORY])
             hyperparameters[SUBMIT_DIRECTORY] = json.dumps(local_copy(instances.sagemaker_session, code))
-        # What the hosts of a job log in to each other with, see sagemaker_chainer_container/mpi.py.
+        # The hosts of a job log in to each other with this secret, see sagemaker_chainer_container/mpi.py.
         environment = {**(request['Environment'] or {}), 'SAGEMAKER_MPI_SECRET': secrets.token_hex()}
         limit = request.get('StoppingCondition', {}).get('MaxRuntimeInSeconds')
         with contextlib.ExitStack() as stack:
@@ -63,7 +63,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             print(f'Training job {name} was stopped: {instances.stopped}.')
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
-        """Return what was asked for, and what has come of it."""
+        """Return a training job's request, and its state and results so far."""
         described = super().describe_training_job(TrainingJobName)
         job = self._training_jobs[TrainingJobName]
         request = getattr(job, 'request', None)
@@ -72,7 +72,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         state = 'Training' if job.state == 'created' else job.state
         return {
             **described,
-            **request,  # its Environment is without what create_training_job has added
+            **request,  # its Environment lacks what create_training_job has added
             'OutputDataConfig': {'KmsKeyId': '', **request['OutputDataConfig']},
             'TrainingJobStatus': 'InProgress' if state == 'Training' else state,
             'SecondaryStatus': state,
@@ -146,7 +146,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         return {'Endpoints': rows}
 
     def create_processing_job(self, ProcessingJobName: str, **request: Any) -> None:
-        """Run a processing job; JobError with the end of its log where it fails."""
+        """Run a processing job; JobError with the end of its log if it fails."""
         check('CreateProcessingJob', {'ProcessingJobName': ProcessingJobName, **request}, self._processing_jobs)
         program, cluster = request['AppSpecification'], request['ProcessingResources']['ClusterConfig']
         session, image = self.sagemaker_session, program['ImageUri']
@@ -223,7 +223,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             self.sagemaker_session.engine.remove({label('endpoint'): EndpointName})
 
     def create_transform_job(self, TransformJobName: str, ModelName: str, **request: Any) -> None:
-        """Run a batch transform job, its container on the session's port; JobError where it fails."""
+        """Run a batch transform job, its container on the session's port; JobError if it fails."""
         session = self.sagemaker_session
         named = {'TransformJobName': TransformJobName, 'ModelName': ModelName}
         check('CreateTransformJob', named | request, self._transform_jobs)

@@ -1,4 +1,4 @@
-"""Names that other projects import from here: image_uri, gpu_available, docker, has_image, LABEL."""
+"""This module keeps names that other projects import from here: image_uri, gpu_available, docker, has_image, LABEL."""
 
 from local_mode.engines.choose import choose, gpu_available
 from local_mode.engines.docker import Docker

@@ -1,4 +1,4 @@
-"""Endpoints: which there are on this machine, whether they answer, and requests to them."""
+"""This module finds this machine's endpoints, tells whether they answer, and sends requests to them."""
 
 import errno
 import io
@@ -34,7 +34,7 @@ def silence(name: str, port: int) -> str:
 
 
 class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
-    """Requests to endpoints of this machine, with errors raised as on AWS."""
+    """Sends requests to endpoints of this machine, and raises errors as AWS does."""
 
     timeout = 60.0  # seconds, as on AWS; the SDK would wait for ever
 
@@ -97,7 +97,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             raise ConnectionError(f'{silence(name, port)} ({e})') from None
 
     def port(self, name: str) -> int:
-        """Return the port on which the endpoint answers; ClientError where there is none of this name."""
+        """Return the port on which the endpoint answers; ClientError if there is none of this name."""
         if not name:  # batch transform asks so
             return self.session.serving_port
         client, found = self.session.sagemaker_client, None
@@ -106,12 +106,12 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         known = client._endpoints.get(name)
         try:
             found = find(self.session.engine, name)
-        except EngineError:  # it does not answer
+        except EngineError:  # the engine does not answer
             if not known:
                 raise
         if found:
             return int(found[PORT])
-        if known:  # at its port another one may answer
+        if known:  # another endpoint may answer at its port
             raise ConnectionError(silence(name, known.port))
         message = f'Endpoint {name} of account {self.session.account_id()} not found: deploy it first.'
         raise error('InvokeEndpoint', 'ValidationError', message)

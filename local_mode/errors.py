@@ -1,4 +1,4 @@
-"""The exceptions of local mode. All are RuntimeErrors, as the SDK's local mode raises them."""
+"""This module has the exceptions of local mode. All are RuntimeErrors, which the SDK's local mode raises."""
 
 import shlex
 import sys

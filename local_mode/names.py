@@ -1,4 +1,4 @@
-"""The names of our images and of what local mode leaves in an engine, and where the image's sources are."""
+"""This module has the names of our images, the labels of our containers, and the path of the image's sources."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ VERSION = '7.8.1'  # of Chainer
 
 
 def label(name: str) -> str:
-    """Return the label of a container that says what it is for: LABEL.name."""
+    """Return the name of a label that tells the purpose of a container: LABEL.name."""
     return f'{LABEL}.{name}'
 
 

@@ -1,4 +1,4 @@
-"""The text that containers print, as a reader of a notebook or a terminal wants it."""
+"""This module prints the output of containers for readers of a notebook or a terminal."""
 
 import collections
 import contextlib
@@ -16,7 +16,7 @@ log.setLevel(logging.WARNING)
 
 
 class Output:
-    """Prints lines of containers; where there are several, with the container's host in front.
+    """Prints lines of containers; if there are several containers, with the host in front.
 
     A line that begins with a carriage return, as a progress bar's, is written over by the next.
     begin: part of the line after which to print. hide: part of lines that are not printed. end: the last hundred

@@ -1,6 +1,6 @@
-"""The SDK's names that are replaced, from the first session of ours on: for others all stays as it was.
+"""This module replaces names of the SDK, from the first session of ours on; for other sessions all stays as it was.
 
-Only what no subclass can reach is here (see docs/patches.md).
+It replaces only what no subclass can reach (see docs/patches.md).
 """
 
 import functools
@@ -32,7 +32,7 @@ def apply() -> None:
 
 
 def show_reasons(shell: Any) -> None:
-    """Show errors of ours, and a stopped job's, without the SDK's part, of which rich would draw 130 lines."""
+    """Show errors of ours, and of a stopped job, as one paragraph: rich would draw 130 lines of traceback around it."""
     others = shell._showtraceback
 
     def show(kind: type, error: BaseException, lines: Any) -> None:
@@ -61,7 +61,7 @@ def quiet(embedded: bool) -> None:
 
 
 def without_telemetry(owner: Any, name: str) -> None:
-    """Call a method without the SDK's telemetry for sessions of ours: it swallows KeyboardInterrupt."""
+    """For sessions of ours, call a method without the SDK's telemetry, which swallows KeyboardInterrupt."""
     theirs = getattr(owner, name)
 
     @functools.wraps(theirs)
@@ -72,7 +72,7 @@ def without_telemetry(owner: Any, name: str) -> None:
 
 
 def replace_for_estimators() -> None:
-    """Estimators of version 2: checkpoints, use_mpi=False, metrics and failed jobs as on SageMaker; stop at Ctrl-C."""
+    """Let estimators of version 2 treat checkpoints, use_mpi=False, metrics, failures and Ctrl-C as SageMaker does."""
     from sagemaker import estimator as estimators
     from sagemaker.analytics import TrainingJobAnalytics
     from sagemaker.chainer import estimator as chainer
@@ -90,7 +90,7 @@ def replace_for_estimators() -> None:
         add(local_mode and (estimator.use_spot_instances or not ours), estimator, train_args)
 
     def start_new(estimator: Any, *args: Any) -> Any:
-        """Let an estimator know a job that runs or has failed, and not the one before, whose model is another."""
+        """Let an estimator know its running or failed job, and not the job before, which has another model."""
         if not is_ours(estimator.sagemaker_session):
             return start(estimator, *args)
         estimator.latest_training_job = _TrainingJob(estimator.sagemaker_session, estimator._current_job_name)
@@ -123,7 +123,7 @@ def replace_for_estimators() -> None:
 
 
 def replace_for_trainers() -> None:
-    """ModelTrainer of version 3: run local containers of our sessions on their engine, and stop at Ctrl-C."""
+    """Let version 3's ModelTrainer run containers of our sessions on their engine, and stop at Ctrl-C."""
     import sagemaker.train.model_trainer as module
     from local_mode.trainer import LocalContainer
 

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of any image's scripts; pytest finds them where this package is installed."""
+"""This module has fixtures for tests of any image's scripts; pytest finds them if this package is installed."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(scope='session')
 def local_sagemaker() -> Iterator[Any]:
-    """A Session with an AWS of its own, for all tests; with the last of them all that it started goes."""
+    """A Session with its own stand-in for AWS, for all tests; after the last of them all that it started is removed."""
     from local_mode.session import open_session  # imports the SDK, which takes seconds
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:

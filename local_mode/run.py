@@ -1,7 +1,7 @@
-"""Run a notebook, by default the tutorial, without a person: `python -m local_mode.run [NOTEBOOK]`.
+"""This module runs a notebook unattended, by default the tutorial: `python -m local_mode.run [NOTEBOOK]`.
 
-Writes it to output/ in the current directory, as .ipynb and .html, also where a cell fails (exit status 1). Prints what
-the cells print, then how long each stage took and, last, why it failed. On a pad that a cell shows it draws a digit.
+It writes the notebook to output/ in the current directory, as .ipynb and .html, also if a cell fails (exit status 1).
+It prints what the cells print, then how long each stage took and, last, why it failed. It draws a digit on a pad.
 """
 
 import html
@@ -25,7 +25,7 @@ from traitlets.config import Config
 from digit_pad import hand, raster, ways
 
 PAD = 'class="digit-pad"'
-# In the notebook: what predictor makes of data. The pad's kernel.js asks it, too.
+# The notebook computes this: the predictor's scores for data. The pad's kernel.js asks for the same.
 NUMPY = '__import__("numpy")'
 PREDICT = f'{NUMPY}.asarray(predictor.predict({NUMPY}.array(data, "float32")), float).ravel().tolist()'
 NOTEBOOK = pathlib.Path('notebooks', 'chainer_mnist_local_mode.ipynb')
@@ -115,7 +115,7 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
 
 def save(notebook: nbformat.NotebookNode, path: pathlib.Path) -> pathlib.Path:
     """Write a notebook to this path, and as a page beside it; return the path, absolute."""
-    # Adjacent outputs of a stream become one, without what a progress bar has written over.
+    # Adjacent outputs of a stream become one, without text that a progress bar has overwritten.
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)

@@ -1,4 +1,4 @@
-"""Transfers between S3, or file://, and job directories: the user's code, checkpoints."""
+"""This module transfers the user's code and checkpoints between S3, or file://, and job directories."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
 
 
 def resolved(path: str) -> str:
-    """Return a path without links, of what is there; TarError if it is too long to tell."""
+    """Return a path with its links resolved; TarError if it is too long for that."""
     try:
         return os.path.realpath(path, strict=True)
     except FileNotFoundError:  # it is about to be made
@@ -79,9 +79,9 @@ def rescue(directory: str) -> str:
 
 @contextlib.contextmanager
 def checkpoints(session: Any, uri: str) -> Iterator[str]:
-    """Yield a directory with what is at a URI (s3:// or file://); what a job writes into it is copied there.
+    """Yield a directory with the files at a URI (s3:// or file://); what a job writes into it is copied to the URI.
 
-    On S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
+    To S3 that takes up to SYNC seconds. As on SageMaker nothing is deleted there. RuntimeError in the end if
     some of it could not be written: then the directory stays.
     """
     if uri.startswith('file://'):
@@ -108,7 +108,7 @@ def checkpoints(session: Any, uri: str) -> Iterator[str]:
                         seen.add((path, state))
                     except FileNotFoundError:
                         pass  # replaced by a newer one
-                    except Exception as e:  # of the network, of rights: the next time may be better
+                    except Exception as e:  # of the network, of permissions: the next time may be better
                         failures.append(e)
 
         thread = threading.Thread(target=keep)

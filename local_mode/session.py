@@ -1,4 +1,4 @@
-"""The SageMaker session for local mode, which leaves nothing behind."""
+"""This module has the SageMaker session for local mode, which leaves nothing behind."""
 
 import atexit
 import contextlib
@@ -77,11 +77,11 @@ class Session(local_session.LocalSession):
         return own
 
     def labels(self) -> dict[str, str]:
-        """Return the labels of this session's containers; those beside its name are what clean() goes by."""
+        """Return the labels of this session's containers; clean() goes by those other than its name."""
         return {LABEL: self.name, label('directory'): self.directory, **of_this_user()}
 
     def environment(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Return a container's variables: credentials, proxies, and what is given."""
+        """Return a container's variables: credentials, proxies, and the given ones."""
         values = {name: str(value) for name, value in given.items()}
         return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
 
@@ -94,13 +94,13 @@ class Session(local_session.LocalSession):
         """Return the variables that give a container this session's credentials."""
         if not self.stop_aws:
             return dict(pair.split('=', 1) for pair in image._aws_credentials(self.boto_session) or [])
-        # Those of the embedded AWS do not expire: nobody need ask EC2's metadata service for better ones.
+        # Those of the stand-in do not expire: nobody need ask EC2's metadata service for better ones.
         names = 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'
         keys: Any = self.boto_session.get_credentials()
         return dict(zip(names, keys.get_frozen_credentials()))
 
     def close(self) -> None:
-        """Stop this session's endpoints and its embedded AWS, and remove its temporary files."""
+        """Stop this session's endpoints and its stand-in for AWS, and remove its temporary files."""
         atexit.unregister(self.close)
         if os.getpid() != self.opener:  # a fork of the process that opened it
             return
@@ -166,9 +166,9 @@ def has_credentials() -> bool:
 
 
 def open_session(embedded: bool | None = None, serving_port: int | None = None) -> Session:
-    """Return a Session on your AWS account or on an embedded one; print which.
+    """Return a Session on your AWS account or on the stand-in for AWS; print which.
 
-    embedded: True or False; by default, whether this machine has no AWS credentials. serving_port: of the
+    embedded: whether to use the stand-in; by default if this machine has no AWS credentials. serving_port: of the
     endpoints; by default each takes 8080 or the next port that is free.
     """
     if embedded is None:
@@ -185,7 +185,7 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
         replace_earlier(session)
-        print(f'AWS: embedded on this machine, no account needed ({boto_session.endpoint_url})')
+        print(f'AWS: a stand-in on this machine, no account needed ({boto_session.endpoint_url})')
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')

@@ -1,4 +1,4 @@
-"""The input data of jobs: directories of this machine with what data sources name, under SageMaker's names."""
+"""This module fetches the input data of jobs into directories of this machine, under SageMaker's names."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""ModelTrainer of the SDK's version 3 in local containers, on an engine of ours."""
+"""This module runs jobs of version 3's ModelTrainer in local containers, on an engine of ours."""
 
 import os
 import shutil
@@ -15,15 +15,15 @@ from sagemaker.train.local import local_container
 
 
 class LocalContainer(local_container._LocalContainer):
-    """A job's containers, labelled as the session's and in a network of their own.
+    """Runs a job's containers, labelled as the session's and in a network of their own.
 
-    They go when the job ends, and so do its copies of the data. Its files belong to whoever started it.
+    They are removed when the job ends, and so are its copies of the data. Its files belong to whoever started it.
     """
 
     def train(self, wait: bool) -> str:
-        """Run the job; return where its model.tar.gz is. JobError with the end of its log where it fails."""
+        """Run the job; return where its model.tar.gz is. JobError with the end of its log if it fails."""
         if not wait:
-            raise ValueError('In local mode train(wait=True): the files of a job are collected at its end.')
+            raise ValueError('In local mode call train(wait=True): the files of a job are collected at its end.')
         self.sagemaker_session.engine.check(self.image)
         program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
         resources = {'InstanceType': self.instance_type, 'InstanceCount': self.instance_count}
@@ -71,7 +71,7 @@ class LocalContainer(local_container._LocalContainer):
         return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'
 
     def collect(self, containers: Iterable[Any]) -> None:
-        """Write artifacts/ and compressed_artifacts/, without links that lead out of what containers wrote."""
+        """Write artifacts/ and compressed_artifacts/, without links that lead out of the containers' files."""
         packed = os.path.join(self.container_root, 'compressed_artifacts')
         os.makedirs(packed, exist_ok=True)
         pack_results(containers, packed)
@@ -79,7 +79,7 @@ class LocalContainer(local_container._LocalContainer):
             unpack(f'{packed}/{kind}.tar.gz', f'{self.container_root}/artifacts/{kind}')
 
     def own(self, names: Iterable[str], labels: dict[str, str]) -> None:
-        """Give what is below container_root under these names to its owner, also where that is root in containers."""
+        """Give these entries of container_root to the directory's owner, also if that owner is root in containers."""
         engine = self.sagemaker_session.engine
         if not isinstance(engine, Docker):
             return

@@ -1,4 +1,4 @@
-"""Batch transform jobs: records are sent to a serving container of ours, and joined with its answers."""
+"""This module runs batch transform jobs: it sends records to a container of ours, and joins them with its answers."""
 
 import csv
 import datetime
@@ -20,7 +20,7 @@ from local_mode.versions import entities
 
 
 class TransformJob(entities._LocalTransformJob):
-    """A transform job, described as the SDK's."""
+    """Runs a transform job, described as the SDK's."""
 
     container: ServingInstance
 
@@ -49,7 +49,7 @@ class TransformJob(entities._LocalTransformJob):
         self.end_time, self.state = datetime.datetime.now(), self._COMPLETED
 
     def answers(self, path: pathlib.Path, **job: Any) -> Iterator[bytes]:
-        """Yield what is written for each of the requests that a file's records make; JobError names the file."""
+        """Yield the output for each of the requests that a file's records make; JobError names the file."""
         given, wanted, split = self.input_data, self.output_data, self.input_data.get('SplitType') or 'None'
         client, types = self.local_session.sagemaker_runtime_client, (given.get('ContentType'), wanted.get('Accept'))
 
@@ -112,7 +112,7 @@ class Message(NamedTuple):
         if kind == 'application/jsonlines' or kind == 'application/json' and self.lines:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         if kind != 'application/json':
-            raise ValueError(f'Records are filtered and joined in CSV, JSON and JSON lines only, not in {kind!r}.')
+            raise ValueError(f'Records can be filtered and joined in CSV, JSON and JSON lines only, not in {kind!r}.')
         return [json.loads(text)]
 
     def of(self, records: Iterable[Any]) -> bytes:
@@ -128,7 +128,7 @@ class Message(NamedTuple):
 
 
 def associate(given: Message, ask: Callable[[bytes], Message], processing: dict[str, str], end: bytes = b'') -> bytes:
-    """Return the answer to records, of which InputFilter selects a part; joined with them, and filtered, if so wanted.
+    """Return the answer to what InputFilter selects of records; joined with the records, and filtered, if so wanted.
 
     end: what AssembleWith adds. See "Associate Prediction Results with Input Records" in SageMaker's developer guide.
     """
@@ -153,7 +153,7 @@ def joined(record: Any, result: Any, rows: bool) -> Any:
 
 
 def select(path: str, value: Any) -> Any:
-    """Return what a JSONPath selects: one thing, an object of the names in it, or a list. ValueError if nothing."""
+    """Return a JSONPath's selection: a value, an object of the names in it, or a list. ValueError if it is empty."""
     import jsonpath  # of RFC 9535, in plain Python; late, as version 3 of the SDK has no transform jobs here
 
     try:
@@ -170,7 +170,7 @@ def select(path: str, value: Any) -> Any:
 
 
 def execution_parameters(url: str) -> dict[str, Any]:
-    """Return what the container recommends for batches, if it does: BatchStrategy, MaxPayloadInMB."""
+    """Return the container's recommendations for batches, if it has any: BatchStrategy, MaxPayloadInMB."""
     try:
         response = urllib3.PoolManager(retries=False, timeout=10).request('GET', url)
         told = json.loads(response.data) if response.status == 200 else {}

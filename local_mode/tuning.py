@@ -1,4 +1,4 @@
-"""Hyperparameter tuning jobs: training jobs one after another, their parameters drawn at random or from a grid."""
+"""This module runs tuning jobs: training jobs one after another, with parameters drawn at random or from a grid."""
 
 import collections
 import itertools
@@ -15,7 +15,7 @@ METRIC = 'FinalHyperParameterTuningJobObjectiveMetric'
 
 
 class TuningJob:
-    """A tuning job, with what describe_hyper_parameter_tuning_job() returns.
+    """Runs a tuning job, and describes it for describe_hyper_parameter_tuning_job().
 
     Bayesian and Hyperband strategies draw at random, too: they differ in how soon they find something good.
     """
@@ -41,7 +41,7 @@ class TuningJob:
         self.state = 'Completed' if self.best() else 'Failed'
         if not self.best():
             metric = self.objective['MetricName']
-            raise FailedJob(f'No job of tuning job {self.name} has succeeded with a metric {metric}.')
+            raise FailedJob(f'No job of tuning job {self.name} has succeeded and printed the metric {metric}.')
 
     def run_all(self, client: Any) -> None:
         ranges = self.config['ParameterRanges']
@@ -95,7 +95,7 @@ def draws(ranges: Mapping[str, Any], seed: int | None) -> Iterator[dict[str, str
 
 
 def scaled(share: float, low: float, high: float, scale: str) -> float:
-    """Return the value at a share of the way from low to high: of their logarithms, or of those of 1 - value."""
+    """Return the value at a share of the way from low to high, on the scale of values, log(value) or log(1 - value)."""
     if scale == 'Logarithmic':
         return math.exp(math.log(low) + share * math.log(high / low))
     if scale == 'ReverseLogarithmic':

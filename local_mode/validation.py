@@ -1,4 +1,4 @@
-"""Checks of requests: by botocore's model of SageMaker's API, and for what local mode does not have."""
+"""This module checks requests by botocore's model of SageMaker's API, and refuses what local mode does not have."""
 
 import functools
 import re
@@ -53,7 +53,7 @@ def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:
 
 
 def limits(shape: Any, value: Any) -> Iterator[str]:
-    """Yield what the model demands of a value that it is not, as AWS words it."""
+    """Yield the demands of the model that a value does not meet, in AWS's words."""
     kind, least, most = shape.type_name, shape.metadata.get('min'), shape.metadata.get('max')
     if kind == 'string' and not isinstance(value, str):
         yield 'be a string'
@@ -71,7 +71,7 @@ def limits(shape: Any, value: Any) -> Iterator[str]:
 
 
 def refuse(names: Collection[str], who: str = 'Local mode') -> None:
-    """Raise ValueError if there are names of what local mode does not have."""
+    """Raise ValueError if there are any names: local mode does not have these things."""
     if names:
         raise ValueError(f'{who} has no {", ".join(sorted(names))}: leave that out.')
 

@@ -1,4 +1,4 @@
-"""The SageMaker SDK's local mode of version 2 or 3, which is the same code under other names."""
+"""This module imports local mode from version 2 or 3 of the SDK, which have the same code under other names."""
 
 import os
 from typing import Any

@@ -1,1 +1,1 @@
-"""The engines that run containers: interface.py is what local mode asks of one, choose.py takes one."""
+"""The engines run containers: interface.py has their common interface, choose.py chooses one."""

@@ -1,4 +1,4 @@
-"""The choice of an engine, by LOCAL_MODE (docker, podman, process) or by what this machine has."""
+"""This module chooses an engine, by LOCAL_MODE (docker, podman, process) or by what this machine has."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ def choose() -> Engine:
     if wanted == 'process' or not wanted and find_spec('sagemaker_training'):
         return Processes()
     if wanted not in ('', 'docker', 'podman'):
-        raise EngineError(f'LOCAL_MODE is docker, podman or process, not {wanted!r}.')
+        raise EngineError(f'LOCAL_MODE must be docker, podman or process, not {wanted!r}.')
     return Docker()
 
 
 def gpu_available() -> bool:
     """Return whether `local_gpu` can work: a GPU, Docker's access to it, and our image for it.
 
-    Prints what is missing where this machine has a GPU.
+    If this machine has a GPU, prints what is missing.
     """
     if not shutil.which('nvidia-smi') or subprocess.run('nvidia-smi', capture_output=True).returncode:
         return False

@@ -1,4 +1,4 @@
-"""Docker as the engine, by its command line, or podman's, which is the same."""
+"""This engine runs containers by Docker's command line, or by podman's, which is the same."""
 
 import base64
 import contextlib
@@ -19,7 +19,7 @@ TAKEN = re.compile('port is already allocated|address already in use')  # Docker
 
 
 class Docker(Engine):
-    """Containers of Docker, or of podman where LOCAL_MODE=podman."""
+    """Runs containers with Docker, or with podman if LOCAL_MODE=podman."""
 
     limit = 60.0  # seconds for a command, or an engine that hangs would keep a notebook from ending
     unlimited = 'run', 'wait', 'stop', 'pull', 'rmi'
@@ -28,7 +28,7 @@ class Docker(Engine):
         self.program = program or ('podman' if os.environ.get('LOCAL_MODE') == 'podman' else 'docker')
 
     def __call__(self, *args: str, input: str = '', environment: Mapping[str, str] | None = None) -> str:
-        """Run a command of Docker; return its stdout. EngineError with its stderr where it fails."""
+        """Run a command of Docker; return its stdout. EngineError with its stderr if it fails."""
         limit = None if args[0] in self.unlimited else self.limit
         try:
             # In a group of its own: Jupyter's Stop interrupts the kernel's whole group.
@@ -36,8 +36,8 @@ class Docker(Engine):
             command = [self.program, *args]
             done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=limit, **apart)
         except FileNotFoundError:
-            remedy = 'install it (https://docs.docker.com/get-docker/; in a clone ./setup.sh does)'
-            message = f'{self.program.capitalize()} is not installed: {remedy}, or do without: LOCAL_MODE=process.'
+            remedy = 'install it (https://docs.docker.com/get-docker/; in a clone ./setup.sh does), or do without it'
+            message = f'{self.program.capitalize()} is not installed: {remedy}: set LOCAL_MODE=process.'
             raise EngineError(message) from None
         except subprocess.TimeoutExpired:
             raise EngineError(f'{self.program} {args[0]} did not answer within {limit:g} s.') from None

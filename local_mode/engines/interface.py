@@ -1,4 +1,4 @@
-"""The interface to what runs containers: docker.py implements it with Docker or podman, processes.py without.
+"""This module is the interface of engines: docker.py implements it with Docker or podman, processes.py without.
 
 engine.run([Container('c', 'debian:trixie', ['echo', 'hello'], labels={'mine': '1'})])
 print(*engine.logs('c'), engine.wait('c'))   # hello, 0
@@ -34,11 +34,11 @@ class Container:
     gpus: bool = False
     options: Sequence[str] = ()  # of `docker run`; processes have none
     isolated: bool = False  # reaches its group only
-    read_only: bool = False  # but for its mounts and /tmp
+    read_only: bool = False  # except its mounts and /tmp
 
 
 class Engine(abc.ABC):
-    """What local mode asks of whatever runs containers. All methods raise EngineError where it fails."""
+    """An engine runs containers for local mode. All methods raise EngineError if they fail."""
 
     host = '127.0.0.1'  # where published ports answer
 
@@ -81,7 +81,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, labels: Labels) -> None:
-        """End and remove the containers that have all these labels, and their networks; all that can be removed."""
+        """End and remove the containers that have all these labels, and their networks, as many as possible."""
 
     @abc.abstractmethod
     def cpus(self) -> int:

@@ -1,9 +1,9 @@
-"""Plain processes as the engine, for machines without Docker.
+"""This engine runs plain processes, for machines without Docker.
 
 A container is then a process of this user, in a directory of its own, which runs our image's `train` or
 `serve`. Nothing isolates it: it sees this machine's files and network, and a script's requirements are
-installed for the notebook, too. Its environment names it, by which other processes find it and can end it,
-also after a kernel was killed.
+installed for the notebook, too. Its environment names the container, so that other processes can find it and
+end it, also after a kernel was killed.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ NOTICE = 'Without Docker: training and hosting run as processes, which nothing i
 
 
 class Processes(Engine):
-    """`train` and `serve` of our image as processes of this user, one a job."""
+    """Runs `train` and `serve` of our image as processes of this user, one a job."""
 
     noticed = False
 
@@ -47,7 +47,7 @@ class Processes(Engine):
             raise refusal(image)
         if not find_spec('sagemaker_training'):
             install = paste_ours('image', 'LOCAL_MODE=process ')
-            raise EngineError(f'Processes need packages that are not installed here{install}')
+            raise EngineError(f'Jobs as processes need packages that are not installed: install them{install}')
 
     def has_image(self, image: str) -> bool:
         return is_our_image(image)
@@ -157,7 +157,7 @@ def has(own: Labels, labels: Labels) -> bool:
 def end(labels: Labels, seconds: float = 0) -> None:
     """Send SIGTERM, and after so many seconds SIGKILL, to containers and all that they have started.
 
-    None is waited for, which would take its exit code from its Popen.
+    It does not wait for any of them, which would take the exit code from the Popen.
     """
     for member in members(labels):
         if member.first and seconds:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from playwright.sync_api import expect
-from support import ROOT, TUTORIAL, free_port, ours, pack, visit, wait_for
+from support import FOOT, ONE, ROOT, TUTORIAL, free_port, ours, pack, says, visit, wait_for
 
 pytestmark = pytest.mark.docker
 BAR = """
@@ -21,6 +21,14 @@ from local_mode.session import open_session
 from support import make_estimator, make_model
 
 sagemaker_session = open_session(embedded=True)"""
+HELD = """import contextlib, socket
+
+with contextlib.suppress(OSError):  # another program has it already
+    stranger = socket.create_server(('127.0.0.1', 8080))"""
+SIXES = """
+import numpy as np
+def model_fn(model_dir): pass
+def predict_fn(x, model): return np.float32([[0] * 6 + [20] + [0] * 3] * len(x))"""
 TAKEN = """import socket
 
 stranger = socket.create_server(('127.0.0.1', {0}))
@@ -105,6 +113,28 @@ def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path)
     server.run_last(page, remedy + "\nmodel.deploy(1, 'local')")
     last = page.locator('.jp-CodeCell').last
     wait_for(lambda: 'answers on port' in last.inner_text(), why=last.inner_text)
+
+
+def test_a_taken_port_is_passed_over(server, page, lab, tmp_path):
+    """Where port 8080 is another's, the next free one answers, the output says which, and the pad asks there.
+
+    Stop, while the kernel is idle, ends no endpoint; of one that is deleted the pad says what to do.
+    """
+    (tmp_path / 'sixes.py').write_text(SIXES)
+    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'sixes.py')
+    make = f'model = make_model(sagemaker_session, {data!r}, {str(tmp_path / "sixes.py")!r})'
+    deploy = f"{HELD}\n{make}\npredictor = model.deploy(1, 'local')"
+    kernel = lab('held.ipynb', deploy, server.cell_with("HTML(open('input.html').read())"), '1 + 1')
+    told = output(page, '.deploy(').filter(has_text='answers on port')
+    assert re.search(r'answers on port (808[1-9]|809\d)\.', told.inner_text())
+    pad = page.locator('.digit-pad')
+    says(pad, 'Draw a digit here')
+    server.request(f'api/kernels/{kernel}/interrupt', 'POST')
+    server.takes(kernel, pad, *ONE, then='Looks like 6. Sent to data.')
+    server.run_last(page, 'predictor.delete_endpoint()')
+    server.kernel('held.ipynb')
+    wait_for(lambda: ours()[0] == [])
+    server.takes(kernel, pad, *FOOT, then=re.compile('deploy it first'))
 
 
 def endpoint(page, *before):

@@ -15,8 +15,8 @@ HEAD = """# The SDK's arguments in local mode
 
 A test compares this page with the signatures in the SDK (version 2), and writes it:
 `python tests/fast/test_sdk_arguments.py`. Each argument does the `same` as on SageMaker, has `no effect` here, because
-there is nothing on this machine that it could change, or `raises` an error with a sentence. None does something else
-without a word. `git grep` finds a test by its name.
+there is nothing on this machine that it could change, or `raises` an error that says why. No argument silently does
+anything else. `git grep` finds a test by its name.
 """
 SAME, NONE, RAISES = 'same', 'no effect', 'raises'
 # {what is called: {(effect, test): its arguments}}; a note on an argument is in brackets.
@@ -33,7 +33,7 @@ ARGUMENTS = {
         ): 'num_processes process_slots_per_host additional_mpi_options',
         (SAME, 'test_metrics_of_the_log_are_described'): 'metric_definitions',
         (SAME, 'test_an_instance_of_aws_is_not_started_and_that_is_said'): 'instance_type(`local`, `local_gpu`; an '
-        '`ml.*` type runs here, which is printed)',
+        '`ml.*` type also runs on this machine, and a line says so)',
         (SAME, 'test_each_local_output_has_its_jobs_name'): 'output_path',
         (SAME, 'test_max_run_stops_a_job_and_keeps_what_there_is'): 'max_run',
         (SAME, 'test_a_killed_job_goes_on_from_its_checkpoints'): 'checkpoint_s3_uri',
@@ -60,26 +60,26 @@ ARGUMENTS = {
     'estimator.fit(...)': {
         (SAME, 'test_channels_have_sagemakers_names'): 'inputs',
         (SAME, 'test_other_faults_of_a_job_are_refused'): 'job_name',
-        (NONE, 'test_arguments_without_effect'): 'wait(`fit` always waits) logs(are always shown) experiment_config',
+        (NONE, 'test_arguments_without_effect'): 'wait(`fit` always waits) logs(always shown) experiment_config',
     },
     'TrainingInput(...)': {
         (SAME, 'test_channels_have_sagemakers_names'): 's3_data s3_data_type(`S3Prefix`, `ManifestFile`; '
         '`AugmentedManifestFile` raises)',
         (SAME, 'test_more_arguments_are_as_on_sagemaker'): 'content_type',
-        (RAISES, 'test_what_a_channel_cannot_do_is_refused'): 'distribution(but `FullyReplicated`) compression '
-        'record_wrapping instance_groups input_mode(but `File`) attribute_names(with `AugmentedManifestFile`) '
+        (RAISES, 'test_what_a_channel_cannot_do_is_refused'): 'distribution(except for `FullyReplicated`) compression '
+        'record_wrapping instance_groups input_mode(except for `File`) attribute_names(with `AugmentedManifestFile`) '
         'target_attribute_name(with `AugmentedManifestFile`) hub_access_config model_access_config',
-        (NONE, 'test_arguments_without_effect'): 'shuffle_config(as on SageMaker for files)',
+        (NONE, 'test_arguments_without_effect'): 'shuffle_config(as on SageMaker with `File`)',
     },
     'estimator.deploy(...)': {
         (SAME, 'test_an_answer_is_boto3s'): 'instance_type endpoint_name serializer deserializer',
         (SAME, 'test_arguments_of_deploy'): 'model_name container_startup_health_check_timeout',
         (SAME, 'test_requests_and_answers_are_captured'): 'data_capture_config',
-        (RAISES, 'test_an_endpoint_has_one_instance'): 'initial_instance_count(but 1)',
+        (RAISES, 'test_an_endpoint_has_one_instance'): 'initial_instance_count(except for 1)',
         (RAISES, 'test_what_an_endpoint_cannot_be_is_refused'): 'serverless_inference_config async_inference_config '
         'accelerator_type explainer_config use_compiled_model',
         (NONE, 'test_arguments_of_deploy'): 'wait(`deploy` always waits) kms_key tags volume_size '
-        'model_data_download_timeout inference_recommendation_id(beside an instance type)',
+        'model_data_download_timeout inference_recommendation_id(as there is an instance type)',
     },
     'estimator.transformer(...)': {
         (SAME, 'test_a_transform_filters_and_joins'): 'instance_type strategy assemble_with output_path accept',
@@ -87,9 +87,9 @@ ARGUMENTS = {
         (
             RAISES,
             'test_arguments_of_a_transform',
-        ): 'enable_network_isolation(as on SageMaker: the SDK leaves the code out of the model)',
-        (NONE, 'test_arguments_of_a_transform'): 'instance_count(there is one) output_kms_key volume_kms_key '
-        'max_concurrent_transforms(there is one) tags vpc_config_override',
+        ): 'enable_network_isolation(as on SageMaker, since the SDK leaves the code out of the model)',
+        (NONE, 'test_arguments_of_a_transform'): 'instance_count(it is always one) output_kms_key volume_kms_key '
+        'max_concurrent_transforms(it is always one) tags vpc_config_override',
     },
     'transformer.transform(...)': {
         (SAME, 'test_a_transform_keeps_names_and_takes_all_below_a_prefix'): 'data data_type content_type split_type',
@@ -97,7 +97,7 @@ ARGUMENTS = {
         (SAME, 'test_a_transform_filters_and_joins'): 'input_filter output_filter join_source',
         (SAME, 'test_arguments_of_a_transform'): 'job_name model_client_config(the timeout; nothing is tried again)',
         (RAISES, 'test_arguments_of_a_transform'): 'batch_data_capture_config',
-        (NONE, 'test_arguments_of_a_transform'): 'wait(it always waits) logs experiment_config',
+        (NONE, 'test_arguments_of_a_transform'): 'wait(`transform` always waits) logs experiment_config',
     },
     'Predictor(...)': {
         (SAME, 'test_a_predictor_reads_pandas_and_streams'): 'endpoint_name sagemaker_session serializer deserializer',
@@ -107,7 +107,7 @@ ARGUMENTS = {
         (SAME, 'test_a_predictor_reads_pandas_and_streams'): 'data',
         (SAME, 'test_headers_of_a_request_reach_the_script'): 'initial_args custom_attributes',
         (SAME, 'test_requests_and_answers_are_captured'): 'inference_id',
-        (RAISES, 'test_what_a_request_cannot_name_is_refused'): 'target_model target_variant(but `AllTraffic`) '
+        (RAISES, 'test_what_a_request_cannot_name_is_refused'): 'target_model target_variant(except for `AllTraffic`) '
         'component_name',
     },
 }

@@ -40,7 +40,7 @@ def path(tmp_path, monkeypatch):
 
 def test_without_credentials_there_is_an_embedded_aws(capsys, tmp_path):
     with contextlib.closing(session_module.open_session()) as session:
-        assert 'AWS: embedded on this machine' in capsys.readouterr().out
+        assert 'AWS: a stand-in on this machine' in capsys.readouterr().out
         assert sagemaker.get_execution_role(session) == ROLE
         (tmp_path / 'in').mkdir()
         (tmp_path / 'in' / 'file').write_text('text')

@@ -107,7 +107,7 @@ def mimetype(content_type):
 
 @functools.lru_cache(64)
 def raw(headers):
-    """Encode headers, but for those that the server itself sets. Raises TypeError or ValueError."""
+    """Encode headers, except those that the server itself sets. Raises TypeError or ValueError."""
     if not all(map(str.isprintable, itertools.chain(*headers))):
         raise ValueError(f'The headers {headers} cannot be sent.')
     headers = [(name.lower().encode('latin-1'), value.encode('latin-1')) for name, value in headers]
@@ -178,7 +178,7 @@ class Predictor:
         return self.input_fn(body, content_type), accept
 
     def predict(self, inputs):
-        """Return a prediction, or a Response if it failed, for each of inputs; with one call if it may."""
+        """Return a prediction, or a Response if it failed, for each of inputs; with one call if possible."""
         together = self.predict_rows(inputs) if len(inputs) > 1 else None
         if together and not self.unchecked:
             return together
@@ -187,7 +187,7 @@ class Predictor:
             self.unchecked -= 1
             self.batches = self.attempt(equal, together, alone) is True
             if not self.batches:
-                logger.warning('ROWS_ARE_INDEPENDENT is not true: a batch was predicted otherwise. No more batches.')
+                logger.warning('ROWS_ARE_INDEPENDENT is wrong: a batch changed the predictions. No more batches.')
         return alone
 
     def predict_rows(self, inputs):

@@ -1,6 +1,6 @@
 """This module counts requests: for Prometheus at GET /metrics, and as JSON lines in the access log.
 
-All workers count in memory that gunicorn's first process makes and they share: no file can grow too large for a disk.
+All workers count in shared memory, which gunicorn's first process makes: no file can grow too large for a disk.
 """
 
 import bisect

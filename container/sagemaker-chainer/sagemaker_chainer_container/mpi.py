@@ -46,7 +46,7 @@ def prepare_mpi(env):
     # Unbuffered output would put mpirun's rank tag inside lines; its terminal flushes each line anyway.
     os.environ.pop('PYTHONUNBUFFERED', None)
     os.environ.setdefault('LD_LIBRARY_PATH', '')  # mpirun warns if it is unset
-    os.environ.setdefault('OMPI_MCA_mpi_yield_when_idle', '1')  # who waits leaves its core to others
+    os.environ.setdefault('OMPI_MCA_mpi_yield_when_idle', '1')  # a waiting process leaves its core to others
     prepare_ssh()
     mend_toolkit(env)
 

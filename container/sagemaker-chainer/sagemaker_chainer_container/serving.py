@@ -102,7 +102,7 @@ class App:
             asyncio.get_running_loop().call_soon(self.next_batch)  # after requests that have arrived are read
 
     def drop_abandoned(self):
-        """Drop requests whose clients have gone; if these had waited, let the newest come first: others will go."""
+        """Drop requests whose clients have gone; if these had waited, predict the newest first: others will go."""
         for request in [request for request in self.waiting if request.cycle.disconnected]:
             self.waiting.remove(request)
             if not request.future.done():  # it was cancelled

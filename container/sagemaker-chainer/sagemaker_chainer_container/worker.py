@@ -36,7 +36,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self):
         super().on_response_complete()
-        self.since = self.cycle.response_complete and time.monotonic()  # else another request came behind it
+        self.since = self.cycle.response_complete and time.monotonic()  # otherwise another request came behind it
 
     def data_received(self, data):
         self.pending += len(data)

@@ -1,1 +1,1 @@
-"""In place of what sagemaker-training compiles, for MPI, which processes do without: it imports the name."""
+"""This stub replaces a module that sagemaker-training compiles for MPI and always imports; processes need no MPI."""
