@@ -41,7 +41,6 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def __init__(self, session: Any) -> None:
         super().__init__(session.config)
         self.session = session
-        self.http = urllib3.PoolManager()
 
     def invoke_endpoint(  # type: ignore[override]
         self, Body: Any, EndpointName: str, ContentType: Any = None, Accept: Any = None, **more: Any

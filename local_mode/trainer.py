@@ -57,9 +57,8 @@ class LocalContainer(local_container._LocalContainer):
         for host in self.hosts:
             self._create_config_file_directories(host)
             self._write_config_files(host, self.input_data_config, self.hyper_parameters)
-        pairs = (volume.removesuffix(':z').rsplit(':', 1) for volume in volumes)
         variables = self.sagemaker_session.variables(self.training_job_name) | self.environment
-        mounts = [image._Volume(*pair) for pair in pairs]
+        mounts = [image._Volume(*volume.removesuffix(':z').rsplit(':', 1)) for volume in volumes]
         containers = instances.containers('process', mounts, variables, ('output', 'output/data', 'input'))
         try:
             # Before the first line the SDK's driver lists variables; with the last it tells that it is at its end.

@@ -117,13 +117,11 @@ class Message(NamedTuple):
 
     def of(self, records: Iterable[Any]) -> bytes:
         """Return other records in the same type, one a line."""
+        if not self.is_csv():
+            return ''.join(json.dumps(record) + '\n' for record in records).encode()
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator='\n')
-        for record in records:
-            if self.is_csv():
-                rows.writerow(record if isinstance(record, list) else [record])
-            else:
-                text.write(json.dumps(record) + '\n')
+        rows = (record if isinstance(record, list) else [record] for record in records)
+        csv.writer(text, lineterminator='\n').writerows(rows)
         return text.getvalue().encode()
 
 
