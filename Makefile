@@ -1,5 +1,8 @@
 # `make` or `make help` lists the commands.
 PYTHON = .venv/bin/python
+ifeq ($(LC_ALL),C)  # else Python cannot read a path with an é in .venv
+export LC_ALL = C.UTF-8
+endif
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' Makefile

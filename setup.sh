@@ -10,6 +10,7 @@
 #   ./setup.sh tests   and others set up tests and benchmarks, see tests/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")"
+[ "${LC_ALL:-}" != C ] || export LC_ALL=C.UTF-8  # else Python cannot read a path with an é in .venv
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -33,11 +34,13 @@ install() {
 # Runs a function; prints its last sentence and its time, or the end of its output if it fails. All goes into the log.
 step() {
     local own=$parts/$1 start=$SECONDS status=0 said
-    ("${@:2}") >"$own" 2>&1 <&3 &
+    ("${@:2}") >"$own" 2>&1 <&3 9>&- &
     wait $! || status=$?
     said=$(sed -n 's/^setup: //p; s/^image: //p; /^MNIST from/p' "$own" | tail -n 1)
     if [ $status != 0 ]; then
-        { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has all output."; } >&2
+        { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has more."; } >&2
+        ! grep -qE 'resol|NewConnection|dns error' "$own" ||
+            echo "setup: Is there a network? docs/image.md tells how to do without: BUNDLE" >&2
     elif [ -s "$own" ]; then echo "$wipe""setup: ${said:-$1} ($((SECONDS - start)) s)"
     fi
     [ ! -s "$own" ] || cat "$own" >>"$log"
@@ -71,7 +74,7 @@ python=$venv/bin/python without='Or do without Docker: set LOCAL_MODE=process'
 export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
-    local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+    local version_check='import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
     if quietly $python -c "$version_check"; then return; fi
     rm -rf $venv
     for candidate in $first python3 python3.13 python3.12 python3.11 python3.14; do
@@ -117,12 +120,17 @@ bring_uv() {
     $python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $venv/uv.lock
 }
 
+# Returns a checksum of what decides which packages are installed.
+fingerprint() {
+    { command -v cc || true; find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
+        \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum
+}
+
 # Installs the requirements, in the versions and with the hashes of a lock, and then packages of our own.
 # $1: the lock; $2: these packages; the others: the requirements.
 install_packages() {
     local lock=$1 own=$2 installed=$venv/installed-${tier:-notebook} state; shift 2
-    state=$({ find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
-        \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum)
+    state=$(fingerprint)
     if [ "$state" = "$(cat "$installed" 2>/dev/null)" ]; then return; fi
     say "installing packages"
     [ "${BUNDLE:-}" ] || follow_pip
@@ -184,11 +192,15 @@ write_bundle() {
     $python -m pip download $into "$builds" editables
     $python -m pip wheel --quiet --no-deps --wheel-dir bundle/wheels ./container/chainer
     docker save "$($python -c 'from local_mode.names import image_uri; print(image_uri("local"))')" | gzip -1 > bundle/image.tar.gz
+    $python -c 'from local_mode.images import source; print(source())' > bundle/version
 }
 
 get_engine() { ! can_have_docker || start_docker; }
 has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
-get_processes() { follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; }
+get_processes() {
+    if [ "$(fingerprint)" = "$(cat $venv/installed-processes 2>/dev/null)" ]; then return; fi
+    follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fingerprint > $venv/installed-processes
+}
 packages() { step packages install_packages locks/project.lock "$ours" requirements.txt; step MNIST $python -m local_mode.mnist; }
 engine() { step Docker get_engine; ! has_engine || step image build_images; }
 
@@ -196,19 +208,27 @@ ours='--editable . ./container/chainer' log=$PWD/output/setup.log spinner='' wip
 mkdir -p output
 parts=$(mktemp -d)  # the outputs of this run's steps; another run at once has its own
 trap 'quietly kill $spinner || true; rm -rf "$parts"' EXIT
+{ exec 9>output/setup.lock; } 2>/dev/null || exec 9>/dev/null  # one at a time; a Mac has no flock
+! command -v flock >/dev/null || flock -n 9 || { say "another set-up runs here: waiting"; flock 9; }
 exec 3<&0  # otherwise background jobs have no stdin, on which sudo asks
 trap 'trap "" TERM; kill 0; exit 130' INT  # the signal does not reach background jobs
 if [ -t 1 ]; then
     wipe=$(printf '\r%-79s\r' '')
-    spin & spinner=$!
+    spin 9>&- & spinner=$!
 fi
 if [ "${BUNDLE:-}" ]; then
-    case $BUNDLE in *://*) ;; *) BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
+    [ "${LOCAL_MODE:-}" != process ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."
+    case $BUNDLE in *://*) ;; *)
+        [ -e "$BUNDLE/version" ] || fail "There is no whole bundle in the folder $BUNDLE. (A URL begins with http://.)"
+        BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
+    BUNDLE=${BUNDLE// /%20}
     export BUNDLE PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE/wheels/ UV_FIND_LINKS=$BUNDLE/wheels/
     PIP_TRUSTED_HOST=$(sed 's|.*://||; s|/.*||' <<< "$BUNDLE"); export PIP_TRUSTED_HOST
     ours='--editable . chainer' offline=--no-index
 fi
 step Python make_venv
+[ ! "${BUNDLE:-}" ] || quietly $python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1])' "$BUNDLE/version" ||
+    fail "No bundle answers at $BUNDLE: is it whole, and its server up?"
 case $tier in
     '') together packages engine; has_engine || step processes get_processes ;;
     sdk3) step packages install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
@@ -218,4 +238,4 @@ case $tier in
 esac
 [ -z "$tier" ] || step MNIST $python -m local_mode.mnist  # where chainer.datasets.get_mnist() looks for it
 did=$(find "$parts" -type f -size +0)
-echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has all output}"
+echo "${wipe}setup: ready${did:+, in $SECONDS s; ${log#"$PWD"/} has more}"

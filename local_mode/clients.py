@@ -189,6 +189,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             endpoint.container.serve(model, model['Environment'], longest)
         except BaseException as e:
             self.delete_endpoint(EndpointName)
+            if isinstance(e, KeyboardInterrupt):
+                raise KeyboardInterrupt('The deployment was stopped: run this cell again.') from None
             if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
                 raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
             raise
@@ -227,7 +229,8 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session = self.sagemaker_session
         named = {'TransformJobName': TransformJobName, 'ModelName': ModelName}
         check('CreateTransformJob', named | request, self._transform_jobs)
-        refuse(['batch_data_capture_config'] * ('DataCaptureConfig' in request))
+        if 'DataCaptureConfig' in request:
+            refuse(['batch_data_capture_config'])
         job: Any = TransformJob(TransformJobName, ModelName, session)
         image = job.primary_container['Image']
         session.engine.check(image)

@@ -71,11 +71,18 @@ def load(image: str) -> bool:
         return False
     say(f'loading {image} from {bundle}')
     command = [Docker().program, 'load', '--quiet']
-    with urllib.request.urlopen(f'{bundle}/image.tar.gz') as file, subprocess.Popen(command, stdin=-1) as docker:
-        assert docker.stdin
-        shutil.copyfileobj(file, docker.stdin)
+    other = f'{bundle} is of another version than this project: get the same on both machines, and write it anew there'
+    try:
+        with urllib.request.urlopen(f'{bundle}/version') as file:
+            if file.read().decode().strip() != source():
+                raise LocalModeError(f'{other}{paste("make bundle")}')
+        with urllib.request.urlopen(f'{bundle}/image.tar.gz') as file, subprocess.Popen(command, stdin=-1) as docker:
+            assert docker.stdin
+            shutil.copyfileobj(file, docker.stdin)
+    except OSError as e:
+        raise LocalModeError(f'{bundle} cannot be read: copy it again, whole. ({e})') from None
     if inspect(image, LABEL) != source():
-        raise LocalModeError(f'The image in {bundle} is of another version: write it anew{paste("make bundle")}')
+        raise LocalModeError(f'The image in {bundle} is incomplete: copy it again.')
     return True
 
 

@@ -35,6 +35,7 @@ STYLE = """<style>
 :root { --jp-cell-prompt-not-active-font-color: #707070; --jp-cell-prompt-not-active-opacity: 1;
   --jp-mirror-editor-comment-color: #357070; --jp-mirror-editor-operator-color: #90d;
   --jp-mirror-editor-number-color: #070; }
+.jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family); font-size: var(--jp-code-font-size); }
 .jp-RenderedHTMLCommon a:link { text-decoration: underline; }
 @media (prefers-color-scheme: dark) { DARK
 :root { --jp-cell-prompt-not-active-font-color: #aaa;
@@ -53,7 +54,8 @@ class Client(nbclient.NotebookClient):
 
     async def async_execute_cell(self, cell: Any, cell_index: int, **kwargs: Any) -> Any:  # type: ignore[override]
         if cell.cell_type == 'code':
-            print(f'\n== {self.stage}', flush=True)
+            if self.stage not in self.stages:
+                print(f'\n== {self.stage}', flush=True)
         elif cell.cell_type == 'markdown' and (heading := HEADING.search(cell.source)):
             self.stage = heading[1]
         start = time.monotonic()
@@ -101,7 +103,12 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
     try:
         with directory:
             client.execute()
-    except nbclient.exceptions.CellExecutionError as e:
+    except Exception as e:
+        if getattr(client, '_async_cleanup_kernel_future', None):  # Ctrl-C, at which nbclient ends the kernel
+            print('\nStopped.', file=sys.stderr)
+            return 130
+        if not isinstance(e, nbclient.exceptions.CellExecutionError):
+            raise
         print(e, file=sys.stderr)
         failure = f'{e.ename}: {e.evalue}'
     finally:

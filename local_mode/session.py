@@ -25,6 +25,13 @@ from local_mode.versions import SessionSettings, image, is_broken, local_session
 __all__ = ['Session', 'open_session']
 
 
+class Closed:
+    """Takes the place of what a closed session had."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise LocalModeError('This session is closed: make the estimator or predictor anew, with the present session.')
+
+
 class Session(local_session.LocalSession):
     """A LocalSession that runs on an engine of ours and leaves nothing behind.
 
@@ -102,6 +109,7 @@ class Session(local_session.LocalSession):
     def close(self) -> None:
         """Stop this session's endpoints and its stand-in for AWS, and remove its temporary files."""
         atexit.unregister(self.close)
+        self.settings = self.sagemaker_runtime_client = Closed()  # type: ignore[assignment]
         if os.getpid() != self.opener:  # a fork of the process that opened it
             return
         with contextlib.ExitStack() as stack:  # from the last to the first, whichever of them fails

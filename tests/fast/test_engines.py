@@ -169,3 +169,22 @@ def test_another_users_processes_pass_for_none_of_ours():
             assert stranger.poll() is None and not Processes().find(labels)
         finally:
             stranger.kill()
+
+
+def test_a_bundle_that_cannot_be_used_is_told(program, tmp_path, monkeypatch):
+    """Its server is down, it is of another version, or its image is cut off."""
+    program('[ $1 != load ] || cat >/dev/null')
+    bundle = tmp_path / 'a bundle'
+    bundle.mkdir()
+    monkeypatch.setenv('BUNDLE', bundle.as_uri())
+    with pytest.raises(LocalModeError, match='cannot be read: copy it again, whole'):
+        images.load('an-image')
+    (bundle / 'version').write_text('of old\n')
+    with pytest.raises(LocalModeError, match='of another version .* there:\n\nmake bundle\n'):
+        images.load('an-image')
+    (bundle / 'version').write_text(images.source())
+    with pytest.raises(LocalModeError, match='cannot be read: copy it again, whole'):
+        images.load('an-image')
+    (bundle / 'image.tar.gz').write_bytes(b'cut off')
+    with pytest.raises(LocalModeError, match='is incomplete: copy it again'):
+        images.load('an-image')

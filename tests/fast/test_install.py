@@ -1,10 +1,12 @@
 """Other projects can install the wheel, people requirements.txt, and setup.sh the locks, from nothing."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 
 import nbformat
@@ -197,9 +199,43 @@ echo never
 """
 
 
+@pytest.mark.parametrize(
+    'variables, said',
+    [
+        ({'BUNDLE': 'nowhere'}, 'There is no whole bundle in the folder nowhere. (A URL begins with http://.)'),
+        ({'BUNDLE': 'http://127.0.0.1:9/x y'}, 'No bundle answers at http://127.0.0.1:9/x%20y: is it whole'),
+        ({'BUNDLE': '.', 'LOCAL_MODE': 'process'}, 'it has no packages for LOCAL_MODE=process'),
+    ],
+)
+def test_a_bundle_that_is_none_is_refused_at_once(tmp_path, variables, said):
+    shutil.copy(ROOT / 'setup.sh', tmp_path)
+    uv('venv', '--quiet', '--seed', '--python', sys.executable, tmp_path / '.venv')
+    done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | variables)
+    assert done.returncode == 1 and said in done.stderr and not done.stdout
+
+
+def test_an_environment_that_was_left_half_made_is_made_anew(tmp_path):
+    begin = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
+    (tmp_path / 'setup.sh').write_text(begin + '\nmake_venv; .venv/bin/python -m pip --version')
+    run(sys.executable, '-m', 'venv', '--without-pip', tmp_path / '.venv', check=True)
+    done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN)
+    assert done.returncode == 0 and 'creating .venv' in done.stdout and '/.venv/lib' in done.stdout
+
+
+def test_two_set_ups_at_once_wait_for_each_other(tmp_path):
+    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    [')[0]
+    (tmp_path / 'setup.sh').write_text(begin + 'echo runs\n')
+    (tmp_path / 'output').mkdir()
+    with (tmp_path / 'output' / 'setup.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = subprocess.Popen(['bash', 'setup.sh'], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert second.stdout.readline() == 'setup: another set-up runs here: waiting\n'
+    assert second.communicate()[0] == 'runs\n' and second.returncode == 0
+
+
 @pytest.mark.parametrize('terminal', [False, True])
 def test_the_set_up_prints_a_line_for_each_step_and_the_end_of_one_that_fails(tmp_path, terminal):
-    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    case')[0]
+    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    [')[0]
     (tmp_path / 'setup.sh').write_text(begin + STEPS)
     reader, writer = os.openpty() if terminal else os.pipe()
     done = run('bash', 'setup.sh', cwd=tmp_path, stdout=writer, stderr=writer)
@@ -209,7 +245,7 @@ def test_the_set_up_prints_a_line_for_each_step_and_the_end_of_one_that_fails(tm
     lines = [line.split('\r')[-1] for line in shown.replace('\r\n', '\n').split('\n')[:-1]]
     log = f'{tmp_path}/output/setup.log'
     assert done.returncode == 1 and re.fullmatch(r'setup: doing a slow thing \([23] s\)', lines[1]), lines
-    told = ['noise', 'setup: the reason', f'setup: last failed, after 0 s. {log} has all output.']
+    told = ['noise', 'setup: the reason', f'setup: last failed, after 0 s. {log} has more.']
     assert [lines[0], *lines[2:]] == ['setup: doing a quick thing (0 s)', *told]
     assert ('setup: slow: ' in shown) == terminal
     assert (tmp_path / 'output' / 'setup.log').read_text().count('noise') == 2

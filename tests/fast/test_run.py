@@ -5,13 +5,15 @@ import html
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 
 import nbclient
 import nbformat
 import pytest
 from local_mode import run
-from support import HTML, ROOT, TUTORIAL, python, run_raster
+from support import HTML, ROOT, TUTORIAL, python, read_until, run_raster
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem)
@@ -53,6 +55,19 @@ def test_all_cells_leave_the_endpoint_until_a_digit_is_drawn():
     said = notebook.cells[2].outputs[0].text
     assert said.startswith('Nothing is drawn yet') and said.endswith('\n\npredictor.delete_endpoint()\n')
     assert notebook.cells[4].outputs[0].text == 'deleted\ndeleted\nThe model and the endpoint are deleted.\n'
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_that_it_stopped(tmp_path):
+    """Terminals send SIGINT to all of their processes; the kernel has a session of its own."""
+    cell = nbformat.v4.new_code_cell("print('now'); import time; time.sleep(100)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / 'long.ipynb')
+    command = [sys.executable, '-m', 'local_mode.run', 'long.ipynb']
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, **streams)
+    read_until(process, 'now')
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].strip().endswith('Stopped.') and process.returncode == 130
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import tempfile
 import types
 
 import botocore.exceptions
+import numpy as np
 import pytest
 import sagemaker
 from local_mode import aws, clean, endpoints, image_uri, s3
@@ -18,10 +19,11 @@ from local_mode.engines import choose
 from local_mode.engines.docker import Docker
 from local_mode.engines.interface import Container
 from local_mode.engines.processes import Processes
-from local_mode.errors import EndpointError, EngineError
+from local_mode.errors import EndpointError, EngineError, LocalModeError
 from local_mode.transform import execution_parameters
+from sagemaker.chainer.model import ChainerPredictor
 from sagemaker.s3 import S3Downloader
-from support import IMAGE, ROLE, ROOT, answers, free_port, pack, python
+from support import IMAGE, ROLE, ROOT, answers, free_port, make_estimator, pack, python
 
 
 @pytest.fixture
@@ -64,6 +66,17 @@ def test_the_embedded_aws_listens_on_loopback_until_the_session_closes():
     assert os.path.isdir(session.directory)
     session.close()
     assert not answers(port) and not os.path.exists(session.directory)
+
+
+def test_what_belongs_to_a_closed_session_says_so(tmp_path):
+    """So it is in a notebook whose first cell has run again, but not those that make estimator and predictor."""
+    session = session_module.open_session(embedded=True)
+    estimator, predictor = make_estimator(session), ChainerPredictor('an-endpoint', session)
+    session.close()
+    session.close()
+    for use in estimator.fit, lambda: predictor.predict(np.zeros((1, 784), np.float32)):
+        with pytest.raises(LocalModeError, match='This session is closed: make the estimator or predictor anew'):
+            use()
 
 
 def test_credentials_lead_to_the_users_account(monkeypatch, capsys):
