@@ -88,6 +88,16 @@ def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
     text = '\n'.join(shown.all_inner_texts())
     assert text.strip() == 'KeyboardInterrupt: Training was stopped: run this cell again.'
 
+    (tmp_path / 'slow.py').write_text('def model_fn(model_dir): import time; time.sleep(1000)')
+    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'slow.py')
+    server.kernel('stopped.ipynb')
+    deploy = f"make_model(sagemaker_session, {data!r}, {str(tmp_path / 'slow.py')!r}).deploy(1, 'local')"
+    server.run_last(page, deploy)
+    wait_for(lambda: ours()[0])
+    server.request(f'api/kernels/{kernel}/interrupt', 'POST')
+    output(page, '.deploy(').get_by_text('The deployment was stopped: run this cell again.').wait_for()
+    wait_for(lambda: ours()[0] == [])
+
 
 def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path):
     """Run All a second time, and Deploy run again, leave one endpoint, and say what they end; then a taken port."""
