@@ -30,6 +30,7 @@ class mdarray(np.ndarray):
         self += b * y
 
 
+FLOAT32 = np.dtype(np.float32)
 wgt_array = None  # a layout of iDeep's
 
 
@@ -50,19 +51,20 @@ def check_ndim(arrays, supported):
 
     Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
     """
-    if supported == (4,) or chainer.config.schedule_func is not None:  # a static graph records what Chainer does itself
+    if supported == (4,) or np.ndim(arrays[0]) not in supported:
         return False
-    gaps = len(arrays) > 1 and np.ndim(arrays[0]) == 4
-    return all(ready(a, gaps) for a in arrays) and arrays[0].ndim in supported
+    gaps = len(arrays) > 1 and arrays[0].ndim == 4
+    for a in arrays:  # all() would take longer
+        if not ready(a, gaps):
+            return False
+    return True
 
 
 def ready(a, gaps=False):
-    usual = type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and a.flags.aligned
-    return usual and (gaps or a.flags.c_contiguous)
-
-
-def check_type(arrays):
-    return True  # check_ndim has seen to that
+    if type(a) not in (np.ndarray, mdarray) or a.dtype is not FLOAT32 or not a.size:
+        return False
+    flags = a.flags
+    return flags.aligned and (gaps or flags.c_contiguous)
 
 
 def contiguous(*arrays):
@@ -476,16 +478,18 @@ def load():
         (loops.norm, ctypes.POINTER(Norm)),
         (loops.norm_gradient, ctypes.POINTER(Norm)),
     ):
-        function.argtypes, function.restype = types, ctypes.c_int if function is loops.convolve else None
+        function.argtypes = types
     # Load a second BLAS with one thread: the threads of chainer_fast.c scale better.
     blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
-    threads = blas.scipy_openblas_get_num_threads64_()
-    loops.set_up(blas.scipy_cblas_sgemm64_, threads)
+    wanted = blas.scipy_openblas_get_num_threads64_()
+    threads = loops.set_up(blas.scipy_cblas_sgemm64_, wanted)
     blas.scipy_openblas_set_num_threads64_(1)
+    if threads == wanted:  # else it keeps its own
+        share_threads(loops)
     return loops, blas, threads
 
 
-def share_threads():
+def share_threads(loops):
     """Have NumPy's OpenBLAS compute in the same threads: two teams would compete for the cores."""
     try:
         numpys = ctypes.CDLL(np._core._multiarray_umath.__file__)
@@ -495,10 +499,7 @@ def share_threads():
 
 
 loops, blas, threads = load()
-share_threads()
 try:
     dnn = OneDNN()
 except (OSError, AttributeError, RuntimeError):
     dnn = None  # no oneDNN 3
-
-import chainer  # noqa: E402  # last, as Chainer imports this module

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 
@@ -908,6 +909,24 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
         )
         == '[True, True, True, True] True'
     )
+
+
+def test_a_process_that_gets_no_threads_says_so_and_ends():
+    """The jobs of NumPy's OpenBLAS wait for each other: with fewer threads than jobs it would hang for ever."""
+    code = """
+import os, resource, numpy as np, chainer.functions as F
+a = np.ones((500, 500), np.float32)
+if not os.fork():
+    os.getuid() or os.setuid(54321)  # root has no limit
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    print(F.linear(a, a).array[0, 0], flush=True)
+    a @ a
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    env = {**os.environ, 'OPENBLAS_NUM_THREADS': '2'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=env)
+    assert done.stdout == f'500.0\n{-signal.SIGABRT}\n'
+    assert 'refuses threads' in done.stderr
 
 
 if __name__ == '__main__':
