@@ -95,7 +95,7 @@ def adam(rule, param):
 class linear:
     @staticmethod
     def Forward(x, W, b):
-        y = np.empty((len(x), len(W)), np.float32)
+        y = np.empty((len(x), len(W)), FLOAT32)
         loops.linear(y, x, W, reference(b), *y.shape, x.shape[1])
         return y
 
@@ -110,7 +110,7 @@ class linear:
 
 def product(a, b, transposed):
     """Return a b, or a' b."""
-    c = np.empty((a.shape[transposed], b.shape[1]), np.float32)
+    c = np.empty((a.shape[transposed], b.shape[1]), FLOAT32)
     loops.product(c, a, b, *c.shape, len(b), transposed)
     return c
 
@@ -118,7 +118,7 @@ def product(a, b, transposed):
 class relu:
     @staticmethod
     def Forward(x, slope=0):
-        y = np.empty(x.shape, np.float32)
+        y = np.empty(x.shape, FLOAT32)
         loops.rectify(y, x, None, y.size, slope)
         return y
 
@@ -127,7 +127,7 @@ class relu:
         if condition.shape != gy.shape:
             return gy * np.where(condition > 0, np.float32(1), np.float32(slope))
         condition, gy = contiguous(condition, gy)
-        gx = np.empty(gy.shape, np.float32)
+        gx = np.empty(gy.shape, FLOAT32)
         loops.rectify(gx, gy, id(condition), gx.size, slope)
         return gx
 
@@ -135,7 +135,7 @@ class relu:
 class dropout:
     @staticmethod
     def Forward(x, ratio):
-        y, mask, random = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32), np.random.rand(*x.shape)
+        y, mask, random = np.empty(x.shape, FLOAT32), np.empty(x.shape, FLOAT32), np.random.rand(*x.shape)
         loops.drop(y, mask, x, random, y.size, ratio)
         return mask, y
 
@@ -163,7 +163,7 @@ class Norm(ctypes.Structure):
 class batchNormalization:
     @staticmethod
     def Forward(x, gamma, beta, mean, var, eps):
-        y, given = np.empty(x.shape, np.float32), mean is not None
+        y, given = np.empty(x.shape, FLOAT32), mean is not None
         x, gamma, beta = contiguous(x, gamma, beta)
         mean, var = contiguous(mean, var) if given else (np.empty_like(gamma), np.empty_like(gamma))
         inverse = np.empty_like(gamma)
@@ -173,7 +173,7 @@ class batchNormalization:
     @staticmethod
     def Backward(x, gy, mean, var, gamma, eps):
         x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
-        gx, ggamma, gbeta = np.empty(x.shape, np.float32), np.empty_like(gamma), np.empty_like(gamma)
+        gx, ggamma, gbeta = np.empty(x.shape, FLOAT32), np.empty_like(gamma), np.empty_like(gamma)
         arrays = dict(mean=mean, var=var, inverse=np.empty_like(gamma), ggamma=ggamma, gbeta=gbeta)
         loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, **arrays))
         return gx, (ggamma, gbeta)
@@ -189,7 +189,7 @@ class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx
 class pooling2D:
     @staticmethod
     def Forward(x, param):
-        y = np.empty(param.shape, np.float32)
+        y = np.empty(param.shape, FLOAT32)
         indexes = np.empty(param.shape, np.int32) if param.kind == param.pooling_max else None
         loops.pool(y, x, reference(indexes), param.numbers(x.shape, y.shape))
         return (y,) if indexes is None else (y, mdarray(indexes))
@@ -197,7 +197,7 @@ class pooling2D:
     @staticmethod
     def Backward(x, gy, *indexes_and_param):
         *indexes, param = indexes_and_param
-        gx = np.empty(param.shape, np.float32)
+        gx = np.empty(param.shape, FLOAT32)
         loops.unpool(gx, *contiguous(gy), reference(*indexes or [None]), param.numbers(gx.shape, gy.shape))
         return gx
 
@@ -355,7 +355,7 @@ class Convolution:
         self.plan = Plan((Piece * len(pieces))(*pieces), *counts, operations)
 
     def __call__(self, a, b, bias=None):
-        result = np.empty(self.shapes[KINDS[self.kind][2][2]], np.float32)
+        result = np.empty(self.shapes[KINDS[self.kind][2][2]], FLOAT32)
         if loops.convolve(ctypes.byref(self.plan), a, b, result, reference(bias)):
             raise MemoryError('oneDNN has not enough memory for a convolution')
         return result
