@@ -625,13 +625,17 @@ FOR_EACH_CPU static void norm_rows_gradient_part(const void *p_, long part, long
                 (gy[row + c] - ((x[row + c] - mean[c]) * inverse[c] * ggamma[c] + gbeta[c]) / n);
 }
 
-// Runs a task for a struct whose arrays are still NumPy's objects.
-static void normalize(const struct norm *objects, task *planes, task *rows) {
-    struct norm p = *objects;
-    const float **arrays = &p.x;
-    for (int i = 0; i < 10; i++) arrays[i] = arrays[i] ? ((const struct array *)arrays[i])->data : 0;
-    together(p.area == 1 ? rows : planes, &p, 8 * p.n * p.channels * p.area);
+void norm(struct array *x, struct array *gamma, struct array *beta, struct array *y, struct array *mean,
+          struct array *var, struct array *inverse, long n, long channels, long area, long given, double eps) {
+    struct norm p = {x->data, 0, gamma->data, beta->data, y->data, mean->data, var->data, inverse->data, 0, 0,
+                     n, channels, area, given, eps};
+    together(area == 1 ? norm_rows_part : norm_part, &p, 8 * n * channels * area);
 }
 
-void norm(const struct norm *p) { normalize(p, norm_part, norm_rows_part); }
-void norm_gradient(const struct norm *p) { normalize(p, norm_gradient_part, norm_rows_gradient_part); }
+void norm_gradient(struct array *x, struct array *gy, struct array *gamma, struct array *gx, struct array *mean,
+                   struct array *var, struct array *inverse, struct array *ggamma, struct array *gbeta,
+                   long n, long channels, long area, double eps) {
+    struct norm p = {x->data, gy->data, gamma->data, 0, gx->data, mean->data, var->data, inverse->data, ggamma->data,
+                     gbeta->data, n, channels, area, 1, eps};
+    together(area == 1 ? norm_rows_gradient_part : norm_gradient_part, &p, 8 * n * channels * area);
+}

@@ -144,38 +144,22 @@ class dropout:
         return np.asarray(mask) * np.asarray(gy)
 
 
-class Norm(ctypes.Structure):
-    """This class is chainer_fast.c's struct norm."""
-
-    _fields_ = [
-        *[(name, ctypes.c_void_p) for name in 'x gy gamma beta y mean var inverse ggamma gbeta'.split()],
-        *[(name, ctypes.c_long) for name in ('n', 'channels', 'area', 'given')],
-        ('eps', ctypes.c_double),
-    ]
-
-    def __init__(self, x, eps, given, **arrays):
-        n, channels, *area = x.shape
-        super().__init__(n=n, channels=channels, area=math.prod(area), given=given, eps=eps)
-        for name, a in dict(arrays, x=x).items():
-            setattr(self, name, id(a))
-
-
 class batchNormalization:
     @staticmethod
     def Forward(x, gamma, beta, mean, var, eps):
-        y, given = np.empty(x.shape, FLOAT32), mean is not None
+        given = mean is not None
         x, gamma, beta = contiguous(x, gamma, beta)
         mean, var = contiguous(mean, var) if given else (np.empty_like(gamma), np.empty_like(gamma))
-        inverse = np.empty_like(gamma)
-        loops.norm(Norm(x, eps, given, y=y, gamma=gamma, beta=beta, mean=mean, var=var, inverse=inverse))
+        y, inverse = np.empty(x.shape, FLOAT32), np.empty_like(gamma)
+        loops.norm(x, gamma, beta, y, mean, var, inverse, len(x), gamma.size, x[0].size // gamma.size, given, eps)
         return (y,) if given else (y, mean, var, inverse)
 
     @staticmethod
     def Backward(x, gy, mean, var, gamma, eps):
         x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
-        gx, ggamma, gbeta = np.empty(x.shape, FLOAT32), np.empty_like(gamma), np.empty_like(gamma)
-        arrays = dict(mean=mean, var=var, inverse=np.empty_like(gamma), ggamma=ggamma, gbeta=gbeta)
-        loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, **arrays))
+        gx, ggamma, gbeta, inverse = np.empty(x.shape, FLOAT32), *[np.empty_like(gamma) for _ in range(3)]
+        sizes = len(x), gamma.size, x[0].size // gamma.size
+        loops.norm_gradient(x, gy, gamma, gx, mean, var, inverse, ggamma, gbeta, *sizes, eps)
         return gx, (ggamma, gbeta)
 
 
@@ -475,8 +459,8 @@ def load():
         (loops.pool, array, array, maybe, ctypes.c_long * 14),
         (loops.unpool, array, array, maybe, ctypes.c_long * 14),
         (loops.convolve, ctypes.c_void_p, array, array, array, maybe),
-        (loops.norm, ctypes.POINTER(Norm)),
-        (loops.norm_gradient, ctypes.POINTER(Norm)),
+        (loops.norm, *[array] * 7, *[size] * 4, ctypes.c_double),
+        (loops.norm_gradient, *[array] * 9, *[size] * 3, ctypes.c_double),
     ):
         function.argtypes = types
     # Load a second BLAS with one thread: the threads of chainer_fast.c scale better.
