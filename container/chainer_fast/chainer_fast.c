@@ -406,7 +406,7 @@ int convolve(const struct plan *plan, struct array *a, struct array *b, struct a
     return failed;
 }
 
-struct map {float *y, *mask; const float *x, *condition; const double *random; long n; float slope; double ratio;};
+struct map {float *y; const float *x, *condition; long n; float slope;};
 
 FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
     const struct map *m = m_;
@@ -425,20 +425,8 @@ FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
 
 // Computes the (leaky) rectifier of x, or multiplies x by its gradient at the condition, which may be 0.
 void rectify(struct array *y, struct array *x, struct array *condition, long n, float slope) {
-    struct map m = {y->data, 0, x->data, condition ? condition->data : 0, 0, n, slope, 0};
+    struct map m = {y->data, x->data, condition ? condition->data : 0, n, slope};
     together(rectify_part, &m, n);
-}
-
-FOR_EACH_CPU static void drop_part(const void *m_, long part, long parts) {
-    const struct map *m = m_;
-    const float scale = 1 / (1 - m->ratio);
-    for (long i = start(m->n, part, parts); i < start(m->n, part + 1, parts); i++)
-        m->mask[i] = m->random[i] >= m->ratio ? scale : 0, m->y[i] = m->x[i] * m->mask[i];
-}
-
-void drop(struct array *y, struct array *mask, struct array *x, struct array *random, long n, double ratio) {
-    struct map m = {y->data, mask->data, x->data, 0, random->data, n, 0, ratio};
-    together(drop_part, &m, n);
 }
 
 struct pool {long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes; float *y, *x; int32_t *indexes;};
@@ -453,7 +441,10 @@ static INLINE void pool_row(const struct pool *p, const float *x, long i, float 
         for (long r = r0; r < r1; r++)
             for (long c = c0; c < c1; c++) {
                 const float v = x[(top + r) * p->w + left + c];
-                sum += v;
+                if (!indexes) {
+                    sum += v;
+                    continue;
+                }
                 const int more = v > best || (v != v && best == best);  // a NaN is the greatest
                 best = more ? v : best, index = more ? r * kw + c : index;
             }

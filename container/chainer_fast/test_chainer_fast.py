@@ -942,7 +942,7 @@ if __name__ == '__main__':
         # Use more threads than there are cores, and than some arrays have cache lines.
         ideep4py.threads = 5
         ideep4py.loops.set_up(ideep4py.blas.scipy_cblas_sgemm64_, 5)
-        LOOPS = 'linear adam pool unpool rectify drop norm norm_gradient'.split() + ['convolve'] * bool(ideep4py.dnn)
+        LOOPS = 'linear adam pool unpool rectify norm norm_gradient'.split() + ['convolve'] * bool(ideep4py.dnn)
         for name in [*LOOPS, 'product']:
             setattr(ideep4py.loops, name, note(name, getattr(ideep4py.loops, name)))
         from benchmarks import batches  # noqa: F401  # its replacements have their cases here, too
