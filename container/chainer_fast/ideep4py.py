@@ -23,9 +23,6 @@ __version__ = '2.0.0'  # Chainer asks for iDeep 2
 class mdarray(np.ndarray):
     """This class marks the arrays that `to_intel64` sent here; their memory stays where it is."""
 
-    def __new__(cls, array):
-        return np.asarray(array).view(cls)
-
     def inplace_axpby(self, a, b, y):
         self *= a
         self += b * y
@@ -33,14 +30,11 @@ class mdarray(np.ndarray):
 
 FLOAT32 = np.dtype(np.float32)
 wgt_array = None  # a layout of iDeep's
+basic_copyto = np.copyto
 
 
 def array(a, itype=None):
-    return a.view(mdarray) if a.dtype == np.float32 else a
-
-
-def basic_copyto(to, a):
-    np.copyto(to, a)
+    return a.view(mdarray) if a.dtype is FLOAT32 else a
 
 
 def get_array_module(a):
@@ -176,7 +170,7 @@ class pooling2D:
         y = np.empty(param.shape, FLOAT32)
         indexes = np.empty(param.shape, np.int32) if param.kind == param.pooling_max else None
         loops.pool(y, x, reference(indexes), param.numbers(x.shape, y.shape))
-        return (y,) if indexes is None else (y, mdarray(indexes))
+        return (y,) if indexes is None else (y, indexes.view(mdarray))
 
     @staticmethod
     def Backward(x, gy, *indexes_and_param):

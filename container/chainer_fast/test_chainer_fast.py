@@ -755,6 +755,32 @@ def other_functions_of_the_interface():
 
 
 @case
+def a_static_graph():
+    """It records functions as Chainer itself does them, and repeats them."""
+    import chainer
+    import chainer.functions as F
+
+    class Net(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.first, self.last = chainer.links.Linear(20, 30), chainer.links.Linear(30, 5)
+
+        @chainer.static_graph
+        def __call__(self, x):
+            return self.last(F.relu(self.first(x)))
+
+    np.random.seed(0)
+    net, found = Net(), []
+    for i in range(4):
+        y = net(chainer.Variable(random(8, 20) * (i + 1)))
+        net.cleargrads()
+        F.sum(y * y).backward()
+        found += [y.array.copy()] + [p.grad.copy() for _, p in sorted(net.namedparams())]
+    return found
+
+
+@case
 def a_convolutional_network():
     """It gives the same to the bit in each run, in several threads at once, and in a process forked from a thread."""
     import multiprocessing
