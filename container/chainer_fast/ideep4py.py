@@ -34,7 +34,7 @@ basic_copyto = np.copyto
 
 
 def array(a, itype=None):
-    return a.view(mdarray) if a.dtype is FLOAT32 else a
+    return a.view(mdarray) if a.dtype == FLOAT32 else a
 
 
 def get_array_module(a):
@@ -56,7 +56,7 @@ def check_ndim(arrays, supported):
 
 
 def ready(a, gaps=False):
-    if type(a) not in (np.ndarray, mdarray) or a.dtype is not FLOAT32 or not a.size:
+    if type(a) not in (np.ndarray, mdarray) or a.dtype != FLOAT32 or not a.size:
         return False
     flags = a.flags
     return flags.aligned and (gaps or flags.c_contiguous)

@@ -7,6 +7,7 @@ oneDNN's where it is installed, as in the image, where this file's tests run, to
 import operator
 import os
 import pathlib
+import pickle
 import platform
 import re
 import signal
@@ -384,8 +385,6 @@ def a_batch_is_a_list_of_views():
 
 @case
 def batches_that_were_changed_and_a_converter_that_was_pickled():
-    import pickle
-
     import chainer
 
     images, labels = batch(10)
@@ -472,7 +471,6 @@ def examples_that_do_not_fit_together():
 def a_model_that_was_pickled():
     """Without the fix, the optimizer of an unpickled model could not update it."""
     import copy
-    import pickle
 
     import chainer
 
@@ -887,6 +885,8 @@ def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
     np.testing.assert_allclose(apart, x @ W.T + b, rtol=1e-4, atol=1e-5)
     for rows in *range(2, 10), 32, 64:
         np.testing.assert_array_equal(F.linear(x[:rows], W, b).array, apart[:rows])
+    pickled = [pickle.loads(pickle.dumps(array)) for array in (x, W, b)]  # their dtypes are other objects
+    np.testing.assert_array_equal(F.linear(*pickled).array, apart)
 
 
 def test_the_switches():
