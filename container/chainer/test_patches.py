@@ -160,7 +160,7 @@ def test_chainer_fast():
     x = np.random.RandomState(0).rand(4, 3, 2, 3).astype(np.float32)
     y = F.batch_normalization(x, np.ones(3, np.float32), np.zeros(3, np.float32), axis=(0, 1, 2))
     np.testing.assert_allclose(y.array.mean((0, 1, 2)), 0, atol=1e-6)
-    marked = chainer.backends.intel64.mdarray(x)
+    marked = chainer.backends.intel64.ideep.array(x)
     assert type(chainer.backend.get_device_from_array(marked)) is chainer.backend.Intel64Device
     assert type(chainer.get_device('@numpy').send(marked)) is np.ndarray
 

@@ -4,8 +4,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined __x86_64__ && __GNUC__ >= 12 && !defined __clang__
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -15,14 +17,6 @@
 #define INLINE inline __attribute__((always_inline))
 #ifdef __x86_64__
 #include <pmmintrin.h>
-#define PAUSE __builtin_ia32_pause()
-#define SPINS 10000  // some 0.2 ms: waking costs 0.05, but threads that spin longer take others' cores
-#elif defined __aarch64__
-#define PAUSE __asm__ volatile("isb")  // isb waits some 14 ns; on most CPUs `yield` does not wait
-#define SPINS 5000
-#else
-#define PAUSE sched_yield()
-#define SPINS 100
 #endif
 
 struct array {  // the first members of NumPy's PyArrayObject
@@ -34,131 +28,135 @@ struct array {  // the first members of NumPy's PyArrayObject
 typedef void sgemm(int order, int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 typedef void task(const void *arguments, long part, long parts);  // does one of several parts of a loop
-enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64, MOST = 1 << 16};
+enum {ROWS = 101, PLAIN = 111, TRANSPOSED = 112, FEW = 64, SPINS = 500};
+
+static long least(long a, long b) { return a < b ? a : b; }
+static long most(long a, long b) { return a > b ? a : b; }
 
 static sgemm *gemm;
 static int threads;
 
-// The team is the caller and its threads, which wait for the next round, spinning at first.
+// The team is the caller and its threads. Each takes a part of the present task until none is left, so that a thread that
+// wakes late, on cores that others need, delays nobody.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;
-    atomic_long round, working;
-    long size, asleep;
+    atomic_long left, working;  // parts that nobody has begun; parts that have not ended
+    long size, parts;
     task *work;
     const void *arguments;
-} team;
+} team = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 1, 0, 0, 0};
 
-// Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
-// of gradients that have become zero (black pixels, units that no image activates) decay through that range.
-static void flushing(task *work, const void *arguments, long part, long parts) {
-#ifdef __x86_64__
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
-    work(arguments, part, parts);
-    _mm_setcsr(before);
-#elif defined __aarch64__
-    uint64_t before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1 << 24) : "memory");
-    work(arguments, part, parts);
-    __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory");
-#else
-    work(arguments, part, parts);
-#endif
-}
-
-// Runs in each thread of the team: does its part of each round, from the next on.
-static void *member(void *round_and_part) {
-    const long part = (long)round_and_part % MOST;
-    for (long round = (long)round_and_part / MOST + 1;; round++) {
-        for (int spins = 0; atomic_load(&team.round) < round; spins++) {
-            if (spins < SPINS) {
-                PAUSE;
-                continue;
-            }
-            pthread_mutex_lock(&team.lock);
-            team.asleep++;
-            while (atomic_load(&team.round) < round) pthread_cond_wait(&team.wake, &team.lock);
-            team.asleep--;
-            pthread_mutex_unlock(&team.lock);
+static void help(void) {
+    for (long left = atomic_load(&team.left); left;)
+        if (atomic_compare_exchange_weak(&team.left, &left, left - 1)) {
+            team.work(team.arguments, team.parts - left, team.parts);
+            atomic_fetch_sub(&team.working, 1);
+            left = atomic_load(&team.left);
         }
-        team.work(team.arguments, part, team.size);
-        atomic_fetch_sub(&team.working, 1);
-    }
-    return 0;
 }
 
-// Empties the team, at the start and in a child process after fork(), which has none of the threads.
+// Runs in each thread of the team: waits for the next task, some 0.2 ms of idle cores' time awake, as waking costs 0.05.
+static void *member(void *unused) {
+    for (;; help()) {
+        for (int spins = 0; spins < SPINS && !atomic_load(&team.left); spins++) sched_yield();
+        pthread_mutex_lock(&team.lock);
+        while (!atomic_load(&team.left)) pthread_cond_wait(&team.wake, &team.lock);
+        pthread_mutex_unlock(&team.lock);
+    }
+    return unused;
+}
+
+// Empties the team in a child process after fork(), which has none of the threads.
 static void disband(void) {
     pthread_mutex_init(&team.busy, 0);
     pthread_mutex_init(&team.lock, 0);
     pthread_cond_init(&team.wake, 0);
-    team.round = team.working = team.size = team.asleep = 0;
+    team.left = 0;
+    team.size = 1;
 }
 
-void set_up(sgemm *gemm_, int threads_) {
-    gemm = gemm_, threads = threads_;
-    disband();
-    pthread_atfork(0, 0, disband);
-}
-
-// Makes the team so large if the system allows.
-static void hire(long size) {
+// Makes the team so large if the system allows; returns its size.
+static long hire(long size) {
     pthread_t id;
-    for (team.size += !team.size; team.size < size; team.size++)
-        if (pthread_create(&id, 0, member, (void *)(team.round * MOST + team.size)) || pthread_detach(id)) break;
+    for (; team.size < size; team.size++)
+        if (pthread_create(&id, 0, member, 0) || pthread_detach(id)) break;
+    return team.size;
 }
 
-// Runs a task in as many parts as the team has members; the caller has locked team.busy.
-static void run(task *work, const void *arguments) {
-    team.work = work, team.arguments = arguments;
-    atomic_store(&team.working, team.size - 1);
+// Returns how many threads there are: the system can refuse some.
+int set_up(sgemm *gemm_, int threads_) {
+    gemm = gemm_, threads = least(threads_, hire(threads_));
+    pthread_atfork(0, 0, disband);
+    return threads;
+}
+
+// Runs a task in the team; the caller has locked team.busy.
+static void run(task *work, const void *arguments, long parts) {
+    team.work = work, team.arguments = arguments, team.parts = parts;
+    atomic_store(&team.working, parts);
     pthread_mutex_lock(&team.lock);
-    atomic_fetch_add(&team.round, 1);
-    if (team.asleep) pthread_cond_broadcast(&team.wake);
+    atomic_store(&team.left, parts);
+    pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.lock);
-    work(arguments, 0, team.size);
-    for (int spins = 0; atomic_load(&team.working); spins++)
-        if (spins < SPINS) PAUSE;
-        else sched_yield();
+    help();
+    while (atomic_load(&team.working)) sched_yield();
     pthread_mutex_unlock(&team.busy);
 }
 
 struct flushed {task *work; const void *arguments;};
 
+// Runs a task with numbers under 1.2e-38 taken as zero: CPUs take a hundred times as long for them, and Adam's averages
+// of gradients that have become zero (black pixels, units that no image activates) decay through that range.
 static void flushed(const void *f_, long part, long parts) {
     const struct flushed *f = f_;
-    flushing(f->work, f->arguments, part, parts);
+#ifdef __x86_64__
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+    f->work(f->arguments, part, parts);
+    _mm_setcsr(before);
+#elif defined __aarch64__
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1 << 24) : "memory");
+    f->work(f->arguments, part, parts);
+    __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory");
+#else
+    f->work(f->arguments, part, parts);
+#endif
 }
 
-// Runs a task in as many parts as there are threads; in one part if it is small or the team is busy.
+// Runs a task in as many parts as there are threads, or in one if it is small; alone if the team is busy.
 static void together(task *work, const void *arguments, long operations) {
     const struct flushed f = {work, arguments};
-    if (threads < 2 || operations < 1 << 18 || pthread_mutex_trylock(&team.busy)) {
-        flushed(&f, 0, 1);
+    const long parts = operations < 1 << 18 ? 1 : threads;
+    if (parts == 1 || pthread_mutex_trylock(&team.busy)) {
+        for (long part = 0; part < parts; part++) flushed(&f, part, parts);
         return;
     }
-    hire(threads);
-    run(flushed, &f);
+    hire(parts);
+    run(flushed, &f, parts);
 }
 
-struct jobs {void (*job)(int, void *, int); char *data; long count, size; int argument;};
+struct jobs {void (*job)(int, void *, int); char *data; size_t size; int argument;};
 
 static void do_job(const void *j_, long part, long parts) {
     const struct jobs *j = j_;
     (void)parts;
-    if (part < j->count) j->job(part, j->data + part * j->size, j->argument);
+    j->job(part, j->data + part * j->size, j->argument);
 }
 
 // Runs the jobs of NumPy's OpenBLAS, which wait for each other, so each needs a thread: one team for all is quicker than
 // two that compete for the cores.
 void run_jobs(int sync, void (*job)(int, void *, int), int count, size_t size, void *data, int argument) {
-    const struct jobs j = {job, data, count, size, argument};
+    const struct jobs j = {job, data, size, argument};
     (void)sync;
     pthread_mutex_lock(&team.busy);
-    for (hire(count); team.size < count; hire(count)) sched_yield();
-    run(do_job, &j);
+    for (int tries = 0; hire(count) < count; tries++) {
+        if (tries == 10) fputs("chainer_fast: the system refuses threads; set OPENBLAS_NUM_THREADS=1\n", stderr), abort();
+        usleep(100000);
+    }
+    run(do_job, &j, count);
 }
 
 // Returns the index at which a part begins: a multiple of 16 floats, a cache line.
@@ -205,37 +203,57 @@ FOR_EACH_CPU static void add_bias(const struct product *p, long from, long to) {
         for (long j = from; j < to; j++) c[j] += bias[j];
 }
 
-// Computes products of rows of a and of b, from i and j on. A row's sums have one order, whatever the other rows.
-static INLINE void dots(const struct product *p, long i, long j, long to, const int rows, const int columns) {
-    typedef float lanes __attribute__((vector_size(32), aligned(4)));
-    const long length = p->k;
-    const float *a = p->a + i * length, *b[6];
-    lanes sums[4][6] = {0};
-    for (int c = 0; c < columns; c++) b[c] = p->b + (j + c < to ? j + c : to - 1) * length;
+typedef float quad __attribute__((vector_size(16), aligned(4)));
+typedef float lanes __attribute__((vector_size(32), aligned(4)));
+#ifdef __clang__
+#define PICK __builtin_shufflevector
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (int __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+
+static INLINE quad half(const lanes *a) { return ((const quad *)a)[0] + ((const quad *)a)[1]; }
+static INLINE quad zip(quad a, quad b) { return PICK(a, b, 0, 4, 1, 5) + PICK(a, b, 2, 6, 3, 7); }
+
+// Returns the totals of four sums of eight lanes.
+static INLINE quad totals(const lanes *s) {
+    const quad a = zip(half(s), half(s + 1)), b = zip(half(s + 2), half(s + 3));
+    return PICK(a, b, 0, 1, 4, 5) + PICK(a, b, 2, 3, 6, 7);
+}
+
+// Computes products of rows of a with four of b. A row's sums have one order, whatever the other rows.
+static INLINE void dots(const float *a, const float *const *b, quad bias, long length, float *c, long n, long columns,
+                        const int rows) {
+    lanes sums[3][4] = {0};  // as many as fit the registers
+    quad y[3];
     long k = 0;
     for (; k + 8 <= length; k += 8)
         for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c++)
-                sums[r][c] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[c] + k);
+            for (int l = 0; l < 4; l++)
+                sums[r][l] += *(const lanes *)(a + r * length + k) * *(const lanes *)(b[l] + k);
+    for (int r = 0; r < rows; r++) y[r] = totals(sums[r]) + bias;
+    for (; k < length; k++)
+        for (int r = 0; r < rows; r++) y[r] += a[r * length + k] * (quad){b[0][k], b[1][k], b[2][k], b[3][k]};
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < columns && j + c < to; c++) {
-            float sum = p->bias ? p->bias[j + c] : 0;
-            const lanes s = sums[r][c];
-            sum += ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
-            for (long l = k; l < length; l++) sum += a[r * length + l] * b[c][l];
-            p->c[(i + r) * p->n + j + c] = sum;
-        }
+        if (columns >= 4) *(quad *)(c + r * n) = y[r];
+        else memcpy(c + r * n, &y[r], columns * sizeof *c);
 }
 
-FOR_EACH_CPU static void few_rows(const struct product *p, long from, long to) {
-    for (long j = from; j < to; j += 6) {  // at most twelve sums at a time, which fit the registers
-        long i = 0;
-        for (; i + 4 <= p->m; i += 4) {
-            dots(p, i, j, to, 4, 3);
-            if (j + 3 < to) dots(p, i, j + 3, to, 4, 3);
+FOR_EACH_CPU static void few_rows(const struct product *p_, long from, long to) {
+    const struct product p = *p_;
+    for (long j = from; j < to; j += 4) {
+        const float *b[4];
+        quad bias = {0};
+        for (int c = 0; c < 4; c++) {
+            const long column = least(j + c, to - 1);
+            b[c] = p.b + column * p.k;
+            if (p.bias) bias[c] = p.bias[column];
         }
-        if (p->m - i >= 2) dots(p, i, j, to, 2, 6), i += 2;
-        if (p->m - i == 1) dots(p, i, j, to, 1, 6);
+        if (p.m == 1) dots(p.a, b, bias, p.k, p.c + j, p.n, to - j, 1);
+        else if (p.m == 2) dots(p.a, b, bias, p.k, p.c + j, p.n, to - j, 2);
+        else for (long i = 0; i < p.m; i += 3) {
+            const long row = least(i, p.m - 3);
+            dots(p.a + row * p.k, b, bias, p.k, p.c + row * p.n + j, p.n, to - j, 3);
+        }
     }
 }
 
@@ -388,7 +406,7 @@ int convolve(const struct plan *plan, struct array *a, struct array *b, struct a
     return failed;
 }
 
-struct map {float *y, *mask; const float *x, *condition; const double *random; long n; float slope; double ratio;};
+struct map {float *y; const float *x, *condition; long n; float slope;};
 
 FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
     const struct map *m = m_;
@@ -407,26 +425,11 @@ FOR_EACH_CPU static void rectify_part(const void *m_, long part, long parts) {
 
 // Computes the (leaky) rectifier of x, or multiplies x by its gradient at the condition, which may be 0.
 void rectify(struct array *y, struct array *x, struct array *condition, long n, float slope) {
-    struct map m = {y->data, 0, x->data, condition ? condition->data : 0, 0, n, slope, 0};
+    struct map m = {y->data, x->data, condition ? condition->data : 0, n, slope};
     together(rectify_part, &m, n);
 }
 
-FOR_EACH_CPU static void drop_part(const void *m_, long part, long parts) {
-    const struct map *m = m_;
-    const float scale = 1 / (1 - m->ratio);
-    for (long i = start(m->n, part, parts); i < start(m->n, part + 1, parts); i++)
-        m->mask[i] = m->random[i] >= m->ratio ? scale : 0, m->y[i] = m->x[i] * m->mask[i];
-}
-
-void drop(struct array *y, struct array *mask, struct array *x, struct array *random, long n, double ratio) {
-    struct map m = {y->data, mask->data, x->data, 0, random->data, n, 0, ratio};
-    together(drop_part, &m, n);
-}
-
 struct pool {long h, w, out_h, out_w, kh, kw, sy, sx, ph, pw, planes; float *y, *x; int32_t *indexes;};
-
-static long least(long a, long b) { return a < b ? a : b; }
-static long most(long a, long b) { return a > b ? a : b; }
 
 // Pools one output row of one plane; -infinity, or 0 for averages, surrounds the plane.
 static INLINE void pool_row(const struct pool *p, const float *x, long i, float *y, int32_t *indexes) {
@@ -438,7 +441,10 @@ static INLINE void pool_row(const struct pool *p, const float *x, long i, float 
         for (long r = r0; r < r1; r++)
             for (long c = c0; c < c1; c++) {
                 const float v = x[(top + r) * p->w + left + c];
-                sum += v;
+                if (!indexes) {
+                    sum += v;
+                    continue;
+                }
                 const int more = v > best || (v != v && best == best);  // a NaN is the greatest
                 best = more ? v : best, index = more ? r * kw + c : index;
             }
@@ -515,7 +521,6 @@ struct norm {
 
 // Returns the sum of (a - shift) times b, or times itself, or of a - shift alone, in one order for any length.
 static INLINE double total(const float *a, const float *b, float shift, long n, const int kind) {
-    typedef float lanes __attribute__((vector_size(32), aligned(4)));
     lanes sums[4] = {0};
     double sum = 0;
     long i = 0;
@@ -611,13 +616,17 @@ FOR_EACH_CPU static void norm_rows_gradient_part(const void *p_, long part, long
                 (gy[row + c] - ((x[row + c] - mean[c]) * inverse[c] * ggamma[c] + gbeta[c]) / n);
 }
 
-// Runs a task for a struct whose arrays are still NumPy's objects.
-static void normalize(const struct norm *objects, task *planes, task *rows) {
-    struct norm p = *objects;
-    const float **arrays = &p.x;
-    for (int i = 0; i < 10; i++) arrays[i] = arrays[i] ? ((const struct array *)arrays[i])->data : 0;
-    together(p.area == 1 ? rows : planes, &p, 8 * p.n * p.channels * p.area);
+void norm(struct array *x, struct array *gamma, struct array *beta, struct array *y, struct array *mean,
+          struct array *var, struct array *inverse, long n, long channels, long area, long given, double eps) {
+    struct norm p = {x->data, 0, gamma->data, beta->data, y->data, mean->data, var->data, inverse->data, 0, 0,
+                     n, channels, area, given, eps};
+    together(area == 1 ? norm_rows_part : norm_part, &p, 8 * n * channels * area);
 }
 
-void norm(const struct norm *p) { normalize(p, norm_part, norm_rows_part); }
-void norm_gradient(const struct norm *p) { normalize(p, norm_gradient_part, norm_rows_gradient_part); }
+void norm_gradient(struct array *x, struct array *gy, struct array *gamma, struct array *gx, struct array *mean,
+                   struct array *var, struct array *inverse, struct array *ggamma, struct array *gbeta,
+                   long n, long channels, long area, double eps) {
+    struct norm p = {x->data, gy->data, gamma->data, 0, gx->data, mean->data, var->data, inverse->data, ggamma->data,
+                     gbeta->data, n, channels, area, 1, eps};
+    together(area == 1 ? norm_rows_gradient_part : norm_gradient_part, &p, 8 * n * channels * area);
+}

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 import math
+import operator
 import os
 import re
 import sysconfig
@@ -22,23 +23,18 @@ __version__ = '2.0.0'  # Chainer asks for iDeep 2
 class mdarray(np.ndarray):
     """This class marks the arrays that `to_intel64` sent here; their memory stays where it is."""
 
-    def __new__(cls, array):
-        return np.asarray(array).view(cls)
-
     def inplace_axpby(self, a, b, y):
         self *= a
         self += b * y
 
 
+FLOAT32 = np.dtype(np.float32)
 wgt_array = None  # a layout of iDeep's
+basic_copyto = np.copyto
 
 
 def array(a, itype=None):
-    return a.view(mdarray) if a.dtype == np.float32 else a
-
-
-def basic_copyto(to, a):
-    np.copyto(to, a)
+    return a.view(mdarray) if a.dtype == FLOAT32 else a
 
 
 def get_array_module(a):
@@ -50,19 +46,20 @@ def check_ndim(arrays, supported):
 
     Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
     """
-    if supported == (4,) or chainer.config.schedule_func is not None:  # a static graph records what Chainer does itself
+    if supported == (4,) or np.ndim(arrays[0]) not in supported:
         return False
-    gaps = len(arrays) > 1 and np.ndim(arrays[0]) == 4
-    return all(ready(a, gaps) for a in arrays) and arrays[0].ndim in supported
+    gaps = len(arrays) > 1 and arrays[0].ndim == 4
+    for a in arrays:  # all() would take longer
+        if not ready(a, gaps):
+            return False
+    return True
 
 
 def ready(a, gaps=False):
-    usual = type(a) in (np.ndarray, mdarray) and a.dtype == np.float32 and a.size and a.flags.aligned
-    return usual and (gaps or a.flags.c_contiguous)
-
-
-def check_type(arrays):
-    return True  # check_ndim has seen to that
+    if type(a) not in (np.ndarray, mdarray) or a.dtype != FLOAT32 or not a.size:
+        return False
+    flags = a.flags
+    return flags.aligned and (gaps or flags.c_contiguous)
 
 
 def contiguous(*arrays):
@@ -75,7 +72,7 @@ def reference(a):
 
 
 def multi_add(xs):
-    return functools.reduce(np.add, xs)
+    return functools.reduce(operator.iadd, xs[2:], xs[0] + xs[1])
 
 
 def adam(rule, param):
@@ -93,13 +90,13 @@ def adam(rule, param):
 class linear:
     @staticmethod
     def Forward(x, W, b):
-        y = np.empty((len(x), len(W)), np.float32)
+        y = np.empty((len(x), len(W)), FLOAT32)
         loops.linear(y, x, W, reference(b), *y.shape, x.shape[1])
         return y
 
     @staticmethod
     def BackwardData(W, gy):
-        return product(gy, W, 0)
+        return np.asarray(gy).dot(W) if len(gy) == 1 else product(gy, W, 0)  # faster for a vector
 
     @staticmethod
     def BackwardWeights(x, gy):
@@ -108,7 +105,7 @@ class linear:
 
 def product(a, b, transposed):
     """Return a b, or a' b."""
-    c = np.empty((a.shape[transposed], b.shape[1]), np.float32)
+    c = np.empty((a.shape[transposed], b.shape[1]), FLOAT32)
     loops.product(c, a, b, *c.shape, len(b), transposed)
     return c
 
@@ -116,7 +113,7 @@ def product(a, b, transposed):
 class relu:
     @staticmethod
     def Forward(x, slope=0):
-        y = np.empty(x.shape, np.float32)
+        y = np.empty(x.shape, FLOAT32)
         loops.rectify(y, x, None, y.size, slope)
         return y
 
@@ -125,7 +122,7 @@ class relu:
         if condition.shape != gy.shape:
             return gy * np.where(condition > 0, np.float32(1), np.float32(slope))
         condition, gy = contiguous(condition, gy)
-        gx = np.empty(gy.shape, np.float32)
+        gx = np.empty(gy.shape, FLOAT32)
         loops.rectify(gx, gy, id(condition), gx.size, slope)
         return gx
 
@@ -133,47 +130,30 @@ class relu:
 class dropout:
     @staticmethod
     def Forward(x, ratio):
-        y, mask, random = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32), np.random.rand(*x.shape)
-        loops.drop(y, mask, x, random, y.size, ratio)
-        return mask, y
+        mask = (np.random.rand(*x.shape) >= ratio) * np.float32(1 / (1 - ratio))
+        return mask, np.asarray(x) * mask
 
     @staticmethod
     def Backward(mask, gy):
         return np.asarray(mask) * np.asarray(gy)
 
 
-class Norm(ctypes.Structure):
-    """This class is chainer_fast.c's struct norm."""
-
-    _fields_ = [
-        *[(name, ctypes.c_void_p) for name in 'x gy gamma beta y mean var inverse ggamma gbeta'.split()],
-        *[(name, ctypes.c_long) for name in ('n', 'channels', 'area', 'given')],
-        ('eps', ctypes.c_double),
-    ]
-
-    def __init__(self, x, eps, given, **arrays):
-        n, channels, *area = x.shape
-        super().__init__(n=n, channels=channels, area=math.prod(area), given=given, eps=eps)
-        for name, a in dict(arrays, x=x).items():
-            setattr(self, name, id(a))
-
-
 class batchNormalization:
     @staticmethod
     def Forward(x, gamma, beta, mean, var, eps):
-        y, given = np.empty(x.shape, np.float32), mean is not None
+        given = mean is not None
         x, gamma, beta = contiguous(x, gamma, beta)
         mean, var = contiguous(mean, var) if given else (np.empty_like(gamma), np.empty_like(gamma))
-        inverse = np.empty_like(gamma)
-        loops.norm(Norm(x, eps, given, y=y, gamma=gamma, beta=beta, mean=mean, var=var, inverse=inverse))
+        y, inverse = np.empty(x.shape, FLOAT32), np.empty_like(gamma)
+        loops.norm(x, gamma, beta, y, mean, var, inverse, len(x), gamma.size, x[0].size // gamma.size, given, eps)
         return (y,) if given else (y, mean, var, inverse)
 
     @staticmethod
     def Backward(x, gy, mean, var, gamma, eps):
         x, gy, mean, var, gamma = contiguous(x, gy, mean, var, gamma)
-        gx, ggamma, gbeta = np.empty(x.shape, np.float32), np.empty_like(gamma), np.empty_like(gamma)
-        arrays = dict(mean=mean, var=var, inverse=np.empty_like(gamma), ggamma=ggamma, gbeta=gbeta)
-        loops.norm_gradient(Norm(x, eps, 1, gy=gy, y=gx, gamma=gamma, **arrays))
+        gx, ggamma, gbeta, inverse = np.empty(x.shape, FLOAT32), *[np.empty_like(gamma) for _ in range(3)]
+        sizes = len(x), gamma.size, x[0].size // gamma.size
+        loops.norm_gradient(x, gy, gamma, gx, mean, var, inverse, ggamma, gbeta, *sizes, eps)
         return gx, (ggamma, gbeta)
 
 
@@ -187,15 +167,15 @@ class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx
 class pooling2D:
     @staticmethod
     def Forward(x, param):
-        y = np.empty(param.shape, np.float32)
+        y = np.empty(param.shape, FLOAT32)
         indexes = np.empty(param.shape, np.int32) if param.kind == param.pooling_max else None
         loops.pool(y, x, reference(indexes), param.numbers(x.shape, y.shape))
-        return (y,) if indexes is None else (y, mdarray(indexes))
+        return (y,) if indexes is None else (y, indexes.view(mdarray))
 
     @staticmethod
     def Backward(x, gy, *indexes_and_param):
         *indexes, param = indexes_and_param
-        gx = np.empty(param.shape, np.float32)
+        gx = np.empty(param.shape, FLOAT32)
         loops.unpool(gx, *contiguous(gy), reference(*indexes or [None]), param.numbers(gx.shape, gy.shape))
         return gx
 
@@ -353,7 +333,7 @@ class Convolution:
         self.plan = Plan((Piece * len(pieces))(*pieces), *counts, operations)
 
     def __call__(self, a, b, bias=None):
-        result = np.empty(self.shapes[KINDS[self.kind][2][2]], np.float32)
+        result = np.empty(self.shapes[KINDS[self.kind][2][2]], FLOAT32)
         if loops.convolve(ctypes.byref(self.plan), a, b, result, reference(bias)):
             raise MemoryError('oneDNN has not enough memory for a convolution')
         return result
@@ -469,23 +449,24 @@ def load():
         (loops.product, array, array, array, size, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
         (loops.rectify, array, array, maybe, size, real),
-        (loops.drop, array, array, array, array, size, ctypes.c_double),
         (loops.pool, array, array, maybe, ctypes.c_long * 14),
         (loops.unpool, array, array, maybe, ctypes.c_long * 14),
         (loops.convolve, ctypes.c_void_p, array, array, array, maybe),
-        (loops.norm, ctypes.POINTER(Norm)),
-        (loops.norm_gradient, ctypes.POINTER(Norm)),
+        (loops.norm, *[array] * 7, *[size] * 4, ctypes.c_double),
+        (loops.norm_gradient, *[array] * 9, *[size] * 3, ctypes.c_double),
     ):
-        function.argtypes, function.restype = types, ctypes.c_int if function is loops.convolve else None
+        function.argtypes = types
     # Load a second BLAS with one thread: the threads of chainer_fast.c scale better.
     blas = ctypes.CDLL(os.path.join(scipy_openblas64.get_lib_dir(), scipy_openblas64.get_library(fullname=True)))
-    threads = blas.scipy_openblas_get_num_threads64_()
-    loops.set_up(blas.scipy_cblas_sgemm64_, threads)
+    wanted = blas.scipy_openblas_get_num_threads64_()
+    threads = loops.set_up(blas.scipy_cblas_sgemm64_, wanted)
     blas.scipy_openblas_set_num_threads64_(1)
+    if threads == wanted:  # else it keeps its own
+        share_threads(loops)
     return loops, blas, threads
 
 
-def share_threads():
+def share_threads(loops):
     """Have NumPy's OpenBLAS compute in the same threads: two teams would compete for the cores."""
     try:
         numpys = ctypes.CDLL(np._core._multiarray_umath.__file__)
@@ -495,10 +476,7 @@ def share_threads():
 
 
 loops, blas, threads = load()
-share_threads()
 try:
     dnn = OneDNN()
 except (OSError, AttributeError, RuntimeError):
     dnn = None  # no oneDNN 3
-
-import chainer  # noqa: E402  # last, as Chainer imports this module

@@ -7,8 +7,10 @@ oneDNN's where it is installed, as in the image, where this file's tests run, to
 import operator
 import os
 import pathlib
+import pickle
 import platform
 import re
+import signal
 import subprocess
 import sys
 
@@ -383,8 +385,6 @@ def a_batch_is_a_list_of_views():
 
 @case
 def batches_that_were_changed_and_a_converter_that_was_pickled():
-    import pickle
-
     import chainer
 
     images, labels = batch(10)
@@ -471,7 +471,6 @@ def examples_that_do_not_fit_together():
 def a_model_that_was_pickled():
     """Without the fix, the optimizer of an unpickled model could not update it."""
     import copy
-    import pickle
 
     import chainer
 
@@ -754,6 +753,32 @@ def other_functions_of_the_interface():
 
 
 @case
+def a_static_graph():
+    """It records functions as Chainer itself does them, and repeats them."""
+    import chainer
+    import chainer.functions as F
+
+    class Net(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.first, self.last = chainer.links.Linear(20, 30), chainer.links.Linear(30, 5)
+
+        @chainer.static_graph
+        def __call__(self, x):
+            return self.last(F.relu(self.first(x)))
+
+    np.random.seed(0)
+    net, found = Net(), []
+    for i in range(4):
+        y = net(chainer.Variable(random(8, 20) * (i + 1)))
+        net.cleargrads()
+        F.sum(y * y).backward()
+        found += [y.array.copy()] + [p.grad.copy() for _, p in sorted(net.namedparams())]
+    return found
+
+
+@case
 def a_convolutional_network():
     """It gives the same to the bit in each run, in several threads at once, and in a process forked from a thread."""
     import multiprocessing
@@ -860,6 +885,8 @@ def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
     np.testing.assert_allclose(apart, x @ W.T + b, rtol=1e-4, atol=1e-5)
     for rows in *range(2, 10), 32, 64:
         np.testing.assert_array_equal(F.linear(x[:rows], W, b).array, apart[:rows])
+    pickled = [pickle.loads(pickle.dumps(array)) for array in (x, W, b)]  # their dtypes are other objects
+    np.testing.assert_array_equal(F.linear(*pickled).array, apart)
 
 
 def test_the_switches():
@@ -910,6 +937,24 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
     )
 
 
+def test_a_process_that_gets_no_threads_says_so_and_ends():
+    """The jobs of NumPy's OpenBLAS wait for each other: with fewer threads than jobs it would hang for ever."""
+    code = """
+import os, resource, numpy as np, chainer.functions as F
+a = np.ones((500, 500), np.float32)
+if not os.fork():
+    os.getuid() or os.setuid(54321)  # root has no limit
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    print(F.linear(a, a).array[0, 0], flush=True)
+    a @ a
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    env = {**os.environ, 'OPENBLAS_NUM_THREADS': '2'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=env)
+    assert done.stdout == f'500.0\n{-signal.SIGABRT}\n'
+    assert 'refuses threads' in done.stderr
+
+
 if __name__ == '__main__':
     fast, used = os.environ['CHAINER_FAST'] == '1', set()
 
@@ -923,7 +968,7 @@ if __name__ == '__main__':
         # Use more threads than there are cores, and than some arrays have cache lines.
         ideep4py.threads = 5
         ideep4py.loops.set_up(ideep4py.blas.scipy_cblas_sgemm64_, 5)
-        LOOPS = 'linear adam pool unpool rectify drop norm norm_gradient'.split() + ['convolve'] * bool(ideep4py.dnn)
+        LOOPS = 'linear adam pool unpool rectify norm norm_gradient'.split() + ['convolve'] * bool(ideep4py.dnn)
         for name in [*LOOPS, 'product']:
             setattr(ideep4py.loops, name, note(name, getattr(ideep4py.loops, name)))
         from benchmarks import batches  # noqa: F401  # its replacements have their cases here, too
