@@ -153,7 +153,7 @@ void run_jobs(int sync, void (*job)(int, void *, int), int count, size_t size, v
     (void)sync;
     pthread_mutex_lock(&team.busy);
     for (int tries = 0; hire(count) < count; tries++) {
-        if (tries == 10) fputs("chainer_fast: the system refuses threads; set OPENBLAS_NUM_THREADS=1", stderr), abort();
+        if (tries == 10) fputs("chainer_fast: system refuses threads: set OPENBLAS_NUM_THREADS=1\n", stderr), abort();
         usleep(100000);
     }
     run(do_job, &j, count);
