@@ -36,8 +36,8 @@ static long most(long a, long b) { return a > b ? a : b; }
 static sgemm *gemm;
 static int threads;
 
-// The team is the caller and its threads. Each takes a part of the present task until none is left, so that a thread that
-// wakes late, on cores that others need, delays nobody.
+// The team is the caller and its threads. Each takes a part of the present task until none is left: a thread that wakes
+// late, on cores that others need, delays nobody.
 static struct {
     pthread_mutex_t busy, lock;
     pthread_cond_t wake;
@@ -56,7 +56,7 @@ static void help(void) {
         }
 }
 
-// Runs in each thread of the team: waits for the next task, some 0.2 ms of idle cores' time awake, as waking costs 0.05.
+// Runs in each thread of the team: waits for the next task, some 0.2 ms of idle cores' time awake: waking costs 0.05.
 static void *member(void *unused) {
     for (;; help()) {
         for (int spins = 0; spins < SPINS && !atomic_load(&team.left); spins++) sched_yield();
@@ -146,14 +146,14 @@ static void do_job(const void *j_, long part, long parts) {
     j->job(part, j->data + part * j->size, j->argument);
 }
 
-// Runs the jobs of NumPy's OpenBLAS, which wait for each other, so each needs a thread: one team for all is quicker than
-// two that compete for the cores.
+// Runs the jobs of NumPy's OpenBLAS, which wait for each other, so each needs a thread: one team for all is quicker
+// than two that compete for the cores.
 void run_jobs(int sync, void (*job)(int, void *, int), int count, size_t size, void *data, int argument) {
     const struct jobs j = {job, data, size, argument};
     (void)sync;
     pthread_mutex_lock(&team.busy);
     for (int tries = 0; hire(count) < count; tries++) {
-        if (tries == 10) fputs("chainer_fast: the system refuses threads; set OPENBLAS_NUM_THREADS=1\n", stderr), abort();
+        if (tries == 10) fputs("chainer_fast: system refuses threads: set OPENBLAS_NUM_THREADS=1\n", stderr), abort();
         usleep(100000);
     }
     run(do_job, &j, count);
@@ -315,7 +315,7 @@ static char *buffer(long size) {
     return (char *)memory + 64;
 }
 
-// An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads from input to output, or is 0.
+// An array has the layout `user` in Chainer and `inner` in the primitive; `reorder` leads to the output, or is 0.
 struct operand {void *user, *inner, *reorder; long argument, size;};
 struct kernel {void *primitive, *bias, *scratch; struct operand of[3]; long scratch_size;};  // of: inputs, the output
 struct piece {const struct kernel *kernel; long offsets[4], part, sum, adds;};  // in floats: the operands, the bias
