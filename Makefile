@@ -1,6 +1,6 @@
 # `make` or `make help` lists the commands.
 PYTHON = .venv/bin/python
-ifeq ($(LC_ALL),C)  # else Python cannot read a path with an é in .venv
+ifneq ($(filter C POSIX,$(LC_ALL)),)  # else Python cannot read a path with an é in .venv
 export LC_ALL = C.UTF-8
 endif
 

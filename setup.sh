@@ -1,6 +1,6 @@
 #!/bin/bash
 # Sets up what the notebook needs, and prints a line for each step: a Python environment (.venv), a Docker engine, the
-# container image, MNIST in Chainer's cache. It is quick if nothing is missing. All output is in output/setup.log.
+# container image, MNIST in Chainer's cache. It is quick if nothing is missing. output/setup.log has more.
 #   ./setup.sh         sets up all of that; if Docker cannot be had, or LOCAL_MODE=process, the packages in place of the
 #                      image; with LOCAL_MODE=podman an installed podman replaces Docker
 #   BUNDLE=/a/folder ./setup.sh   without a network, from a folder that `make bundle` has written; or from a URL,
@@ -10,7 +10,7 @@
 #   ./setup.sh tests   and others set up tests and benchmarks, see tests/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")"
-[ "${LC_ALL:-}" != C ] || export LC_ALL=C.UTF-8  # else Python cannot read a path with an é in .venv
+case ${LC_ALL:-} in C|POSIX) export LC_ALL=C.UTF-8 ;; esac  # else Python cannot read a path with an é in .venv
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -39,8 +39,8 @@ step() {
     said=$(sed -n 's/^setup: //p; s/^image: //p; /^MNIST from/p' "$own" | tail -n 1)
     if [ $status != 0 ]; then
         { tail -n 20 "$own"; echo "$wipe""setup: $1 failed, after $((SECONDS - start)) s. $log has more."; } >&2
-        ! grep -qE 'resol|NewConnection|dns error' "$own" ||
-            echo "setup: Is there a network? docs/image.md tells how to do without: BUNDLE" >&2
+        [ "${BUNDLE:-}" ] || ! grep -qiE 'could not resol|name resolution|NewConnection|dns error' "$own" ||
+            echo "setup: Is there a network? docs/image.md tells how to do without one: BUNDLE" >&2
     elif [ -s "$own" ]; then echo "$wipe""setup: ${said:-$1} ($((SECONDS - start)) s)"
     fi
     [ ! -s "$own" ] || cat "$own" >>"$log"
@@ -74,8 +74,8 @@ python=$venv/bin/python without='Or do without Docker: set LOCAL_MODE=process'
 export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
-    local version_check='import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
-    if quietly $python -c "$version_check"; then return; fi
+    local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+    if quietly $python -c "$version_check" && { quietly $python -c 'import pip' || quietly $python -m ensurepip; }; then return; fi
     rm -rf $venv
     for candidate in $first python3 python3.13 python3.12 python3.11 python3.14; do
         quietly $candidate -c "$version_check" || continue
@@ -122,7 +122,8 @@ bring_uv() {
 
 # Returns a checksum of what decides which packages are installed.
 fingerprint() {
-    { command -v cc || true; find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
+    { ! quietly command -v cc || ls "$($python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" 2>/dev/null || true
+        find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
         \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum
 }
 
@@ -197,6 +198,7 @@ write_bundle() {
 
 get_engine() { ! can_have_docker || start_docker; }
 has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
+without_bundle() { [ ! "${BUNDLE:-}" ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."; }
 get_processes() {
     if [ "$(fingerprint)" = "$(cat $venv/installed-processes 2>/dev/null)" ]; then return; fi
     follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fingerprint > $venv/installed-processes
@@ -208,8 +210,9 @@ ours='--editable . ./container/chainer' log=$PWD/output/setup.log spinner='' wip
 mkdir -p output
 parts=$(mktemp -d)  # the outputs of this run's steps; another run at once has its own
 trap 'quietly kill $spinner || true; rm -rf "$parts"' EXIT
-{ exec 9>output/setup.lock; } 2>/dev/null || exec 9>/dev/null  # one at a time; a Mac has no flock
-! command -v flock >/dev/null || flock -n 9 || { say "another set-up runs here: waiting"; flock 9; }
+if quietly command -v flock && { exec 9>output/setup.lock; } 2>/dev/null; then  # one at a time; a Mac has no flock
+    flock -n 9 || { say "another set-up runs here: waiting"; flock 9 || true; }
+fi
 exec 3<&0  # otherwise background jobs have no stdin, on which sudo asks
 trap 'trap "" TERM; kill 0; exit 130' INT  # the signal does not reach background jobs
 if [ -t 1 ]; then
@@ -217,20 +220,22 @@ if [ -t 1 ]; then
     spin 9>&- & spinner=$!
 fi
 if [ "${BUNDLE:-}" ]; then
-    [ "${LOCAL_MODE:-}" != process ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."
+    [ "${LOCAL_MODE:-}" != process ] || without_bundle
     case $BUNDLE in *://*) ;; *)
         [ -e "$BUNDLE/version" ] || fail "There is no whole bundle in the folder $BUNDLE. (A URL begins with http://.)"
-        BUNDLE=file://$(cd "$BUNDLE" && pwd) ;; esac
+        BUNDLE=file://$(cd "$BUNDLE" && pwd | sed 's/%/%25/g; s/#/%23/g; s/?/%3F/g') ;; esac
     BUNDLE=${BUNDLE// /%20}
     export BUNDLE PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE/wheels/ UV_FIND_LINKS=$BUNDLE/wheels/
     PIP_TRUSTED_HOST=$(sed 's|.*://||; s|/.*||' <<< "$BUNDLE"); export PIP_TRUSTED_HOST
     ours='--editable . chainer' offline=--no-index
 fi
 step Python make_venv
-[ ! "${BUNDLE:-}" ] || quietly $python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1])' "$BUNDLE/version" ||
-    fail "No bundle answers at $BUNDLE: is it whole, and its server up?"
+if [ "${BUNDLE:-}" ]; then
+    why=$($python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=20)' "$BUNDLE/version" 2>&1) ||
+        fail "No bundle answers at $BUNDLE: is it whole, and its server up? (${why##*$'\n'})"
+fi
 case $tier in
-    '') together packages engine; has_engine || step processes get_processes ;;
+    '') together packages engine; has_engine || without_bundle; has_engine || step processes get_processes ;;
     sdk3) step packages install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
         step Docker start_docker; step image build_images ;;
     bundle) step bundle write_bundle ;;

@@ -1,5 +1,6 @@
 """This module pulls or builds the image or, without Docker, installs its packages for processes. Python is enough."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -33,7 +34,9 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
     # podman knows no such format.
     platform = platform or 'linux/' + (ask('version', '--format', '{{.Server.Arch}}') or machine)
-    if inspect(image, LABEL) != source() and not load(image) and not pull(image, processor, platform):
+    if inspect(image, LABEL) == source() or processor == 'cpu' and load(image):
+        return
+    if not pull(image, processor, platform):
         build(image, processor, platform)
 
 
@@ -71,18 +74,19 @@ def load(image: str) -> bool:
         return False
     say(f'loading {image} from {bundle}')
     command = [Docker().program, 'load', '--quiet']
-    other = f'{bundle} is of another version than this project: get the same on both machines, and write it anew there'
+    other = f'{bundle} is of another version: check out the same here and where it was made, and write it anew there'
     try:
-        with urllib.request.urlopen(f'{bundle}/version') as file:
+        with urllib.request.urlopen(f'{bundle}/version', timeout=20) as file:
             if file.read().decode().strip() != source():
                 raise LocalModeError(f'{other}{paste("make bundle")}')
-        with urllib.request.urlopen(f'{bundle}/image.tar.gz') as file, subprocess.Popen(command, stdin=-1) as docker:
-            assert docker.stdin
-            shutil.copyfileobj(file, docker.stdin)
+        with urllib.request.urlopen(f'{bundle}/image.tar.gz', timeout=20) as file:
+            with contextlib.suppress(BrokenPipeError), subprocess.Popen(command, stdin=-1) as docker:
+                assert docker.stdin
+                shutil.copyfileobj(file, docker.stdin)
     except OSError as e:
         raise LocalModeError(f'{bundle} cannot be read: copy it again, whole. ({e})') from None
     if inspect(image, LABEL) != source():
-        raise LocalModeError(f'The image in {bundle} is incomplete: copy it again.')
+        raise LocalModeError(f'Docker could not load the image in {bundle}: copy it again, whole, or make room for it.')
     return True
 
 
@@ -138,7 +142,7 @@ def install_processes() -> None:
     if shutil.which('cc') and os.path.exists(sysconfig.get_path('include') + '/Python.h'):
         say(without)
         return install(*wanted, str(CONTAINER / 'chainer_fast'))
-    say(f'{without}; there is no C compiler for chainer_fast: training will take longer')
+    say(f"{without}; there is no C compiler with Python's headers for chainer_fast: training will take longer")
     # All that sagemaker-training compiles is for MPI; no cache may keep it without that.
     install('--no-cache-dir', *wanted, CC='true', LDSHARED='true')
 

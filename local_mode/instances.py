@@ -114,7 +114,8 @@ class Instances(image._SageMakerContainer):
 
     def discard(self) -> None:
         """Remove the containers, their network and all files: results are elsewhere by now."""
-        self.sagemaker_session.remove_containers(self.labels)  # also of the directory: two jobs may have one name
+        self.over.set()
+        self.sagemaker_session.remove_containers(self.labels)  # with the directory's: two jobs may have one name
         shutil.rmtree(self.sagemaker_session.directory, ignore_errors=True)
 
     def containers(
@@ -199,7 +200,8 @@ class Instances(image._SageMakerContainer):
 
     def stop(self, reason: str) -> None:
         """Stop the containers, once there are some and the engine answers."""
-        self.stopped = reason
+        if not self.over.is_set():
+            self.stopped = reason
         while not self.over.wait(1):
             with contextlib.suppress(EngineError):
                 if running := self.engine.find(self.labels):

@@ -104,7 +104,7 @@ def main(path: pathlib.Path = NOTEBOOK, output: pathlib.Path = pathlib.Path('out
         with directory:
             client.execute()
     except Exception as e:
-        if getattr(client, '_async_cleanup_kernel_future', None):  # Ctrl-C, at which nbclient ends the kernel
+        if getattr(client, '_async_cleanup_kernel_future', None):  # Ctrl-C, or SIGTERM: nbclient ends the kernel
             print('\nStopped.', file=sys.stderr)
             return 130
         if not isinstance(e, nbclient.exceptions.CellExecutionError):

@@ -29,6 +29,8 @@ class Closed:
     """Takes the place of what a closed session had."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):  # Python asks whether there is such a method
+            raise AttributeError(name)
         raise LocalModeError('This session is closed: make the estimator or predictor anew, with the present session.')
 
 
@@ -78,7 +80,7 @@ class Session(local_session.LocalSession):
     def in_own_directory(self) -> 'Session':
         """Return this session, as a job sees it: with a directory below for all that the SDK writes, and its port."""
         own = copy.copy(self)
-        own.directory = tempfile.mkdtemp(dir=self.directory)
+        own.directory = tempfile.mkdtemp(dir=self.settings.local_download_dir)  # a closed session has none
         own.sagemaker_runtime_client = RuntimeClient(own)
         own.use_port(self.serving_port)
         return own

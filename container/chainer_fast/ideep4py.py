@@ -96,7 +96,7 @@ class linear:
 
     @staticmethod
     def BackwardData(W, gy):
-        return np.asarray(gy).dot(W) if len(gy) == 1 else product(gy, W, 0)  # faster for a vector
+        return np.asarray(gy).dot(np.asarray(W)) if len(gy) == 1 else product(gy, W, 0)  # faster for a vector
 
     @staticmethod
     def BackwardWeights(x, gy):

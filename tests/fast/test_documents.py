@@ -33,6 +33,11 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(there), target
 
 
+def test_no_document_holds_both_sides_of_a_merge():
+    for path in DOCUMENTS:
+        assert not re.search('^(<<<<<<<|>>>>>>>) ', path.read_text(), re.MULTILINE), path
+
+
 def test_readme_can_be_read_to_the_end():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 120
 

@@ -214,12 +214,22 @@ def test_a_bundle_that_is_none_is_refused_at_once(tmp_path, variables, said):
     assert done.returncode == 1 and said in done.stderr and not done.stdout
 
 
+def test_a_python_without_pip_makes_the_environment(tmp_path):
+    """Debian packs pip apart from Python."""
+    begin = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
+    (tmp_path / 'setup.sh').write_text(begin + '\nmake_venv; .venv/bin/python -m pip --version')
+    (tmp_path / 'python3').write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"')
+    (tmp_path / 'python3').chmod(0o700)
+    done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': f'{tmp_path}:/usr/bin:/bin'})
+    assert done.returncode == 0 and '/.venv/lib' in done.stdout, done.stderr
+
+
 def test_an_environment_that_was_left_half_made_is_made_anew(tmp_path):
     begin = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
     (tmp_path / 'setup.sh').write_text(begin + '\nmake_venv; .venv/bin/python -m pip --version')
     run(sys.executable, '-m', 'venv', '--without-pip', tmp_path / '.venv', check=True)
     done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN)
-    assert done.returncode == 0 and 'creating .venv' in done.stdout and '/.venv/lib' in done.stdout
+    assert done.returncode == 0 and '/.venv/lib' in done.stdout
 
 
 def test_two_set_ups_at_once_wait_for_each_other(tmp_path):

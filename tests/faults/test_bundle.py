@@ -12,13 +12,13 @@ from support import ROOT, TUTORIAL, run
 OTHER = """
 ip link set lo up
 dockerd --data-root $PWD/engine --exec-root $PWD/exec -H $DOCKER_HOST -p $PWD/pid >dockerd.log 2>&1 & engine=$!
-(cd {bundle} && exec python3 -m http.server --bind 127.0.0.1 8000 >/dev/null 2>&1) & teacher=$!
+(exec python3 -m http.server --bind 127.0.0.1 8000 >/dev/null 2>&1) & teacher=$!
 trap 'kill $engine $teacher; wait $engine' EXIT
 until docker info >/dev/null 2>&1; do kill -0 $engine; sleep 0.5; done
 cd checkout
-BUNDLE=http://127.0.0.1:8000 ./setup.sh
+BUNDLE="http://127.0.0.1:8000/a bundle" ./setup.sh
 rm -r $CHAINER_DATASET_ROOT
-BUNDLE={bundle} ./setup.sh
+BUNDLE="../a bundle" ./setup.sh
 .venv/bin/python -m local_mode.run {notebook}
 """
 
@@ -38,7 +38,8 @@ def test_a_bundle_is_all_that_a_machine_without_a_network_needs():
         env = {name: value for name, value in os.environ.items() if not name.startswith(('PIP_', 'UV_'))}
         env |= {name: str(tmp_path / value) for name, value in own.items()}
         env |= {'DOCKER_HOST': f'unix://{tmp_path}/socket', 'PIP_CONFIG_FILE': os.devnull}
-        script = OTHER.format(bundle=ROOT / 'bundle', notebook=notebook)
+        shutil.move(ROOT / 'bundle', tmp_path / 'a bundle')
+        script = OTHER.format(notebook=notebook)
         done = run('unshare', '--net', '--mount', 'bash', '-ec', script, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         lines = done.stdout.splitlines()
