@@ -63,8 +63,8 @@ export function rasterise(strokes) {
   return image;
 }
 
-// A network is too sure of hands that it was not trained on. This is the least of 1.1, 1.2, ... with which at most 1 in
-// 100 answers over 90 % is wrong on parts of digits that training lacks, and on 121 fonts; with 1 it is 1.5 in 100.
+// A network is too sure of handwriting that it was not trained on: with this, less than 1 in 100 of the answers over 90 %
+// is wrong on fonts and on parts of digits that training lacks (docs/pad.md).
 const TEMPERATURE = 1.4;
 
 // Return ten probabilities from an endpoint's answer, ten scores or probabilities. Throws an Error for other answers.
