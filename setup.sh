@@ -75,7 +75,8 @@ export PATH="$PWD/$venv/bin:$PATH"  # uv may be there
 
 make_venv() {
     local version_check='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
-    if quietly $python -c "$version_check" && { quietly $python -c 'import pip' || quietly $python -m ensurepip; }; then return; fi
+    if quietly $python -c "import pip; $version_check" ||
+        { quietly $python -c "$version_check" && quietly $python -m ensurepip; }; then return; fi
     rm -rf $venv
     for candidate in $first python3 python3.13 python3.12 python3.11 python3.14; do
         quietly $candidate -c "$version_check" || continue
@@ -120,19 +121,19 @@ bring_uv() {
     $python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $venv/uv.lock
 }
 
-# Returns a checksum of what decides which packages are installed.
-fingerprint() {
-    { ! quietly command -v cc || ls "$($python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" 2>/dev/null || true
+# Whether a file has the state of what decides which packages are installed; sets $state, which it shall have.
+is_current() {
+    state=$({ ! quietly command -v cc || ls "$($python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" 2>/dev/null || true
         find pyproject.toml requirements.txt ./*/requirements*.txt locks container/chainer container/chainercv container/chainer_fast \
-        \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum
+        \( -name build -o -name '*.egg-info' -o -name __pycache__ \) -prune -o -type f -print | sort | xargs cat; } | cksum)
+    [ "$state" = "$(cat "$1" 2>/dev/null)" ]
 }
 
 # Installs the requirements, in the versions and with the hashes of a lock, and then packages of our own.
 # $1: the lock; $2: these packages; the others: the requirements.
 install_packages() {
     local lock=$1 own=$2 installed=$venv/installed-${tier:-notebook} state; shift 2
-    state=$(fingerprint)
-    if [ "$state" = "$(cat "$installed" 2>/dev/null)" ]; then return; fi
+    if is_current "$installed"; then return; fi
     say "installing packages"
     [ "${BUNDLE:-}" ] || follow_pip
     bring_uv
@@ -200,8 +201,10 @@ get_engine() { ! can_have_docker || start_docker; }
 has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
 without_bundle() { [ ! "${BUNDLE:-}" ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."; }
 get_processes() {
-    if [ "$(fingerprint)" = "$(cat $venv/installed-processes 2>/dev/null)" ]; then return; fi
-    follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; fingerprint > $venv/installed-processes
+    local state
+    without_bundle
+    if is_current $venv/installed-processes; then return; fi
+    follow_pip; bring_uv; LOCAL_MODE=process $python -m local_mode image; echo "$state" > $venv/installed-processes
 }
 packages() { step packages install_packages locks/project.lock "$ours" requirements.txt; step MNIST $python -m local_mode.mnist; }
 engine() { step Docker get_engine; ! has_engine || step image build_images; }
@@ -235,7 +238,7 @@ if [ "${BUNDLE:-}" ]; then
         fail "No bundle answers at $BUNDLE: is it whole, and its server up? (${why##*$'\n'})"
 fi
 case $tier in
-    '') together packages engine; has_engine || without_bundle; has_engine || step processes get_processes ;;
+    '') together packages engine; has_engine || step processes get_processes ;;
     sdk3) step packages install_packages locks/sdk3.lock "$ours" notebooks/requirements-sdk3.txt container/chainer/pyproject.toml
         step Docker start_docker; step image build_images ;;
     bundle) step bundle write_bundle ;;

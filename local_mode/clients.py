@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from local_mode import cells, endpoints
-from local_mode.errors import EndpointError, JobError, LocalModeError
+from local_mode.errors import EndpointError, JobError, LocalModeError, stopped
 from local_mode.instances import START, Instances, ServingInstance
 from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
@@ -190,7 +190,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         except BaseException as e:
             self.delete_endpoint(EndpointName)
             if isinstance(e, KeyboardInterrupt):
-                raise KeyboardInterrupt('The deployment was stopped: run this cell again.') from None
+                raise KeyboardInterrupt(stopped('The deployment')) from None
             if isinstance(e, LocalModeError) and not isinstance(e, EndpointError):
                 raise EndpointError(f'The endpoint {EndpointName} could not be started. {e}') from None
             raise
@@ -252,7 +252,7 @@ def ended(name: str, job: Any) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as e:
         job.state = 'Stopped'
         if isinstance(e, KeyboardInterrupt):
-            e.args = (f'{name.partition(" job")[0]} was stopped: run this cell again.',)
+            e.args = (stopped(name.partition(' job')[0]),)
         if job.container.kept:
             print(job.container.kept.strip())
         raise

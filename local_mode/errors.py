@@ -16,6 +16,11 @@ def paste_ours(arguments: str, environment: str = '') -> str:
     return paste(f'{environment}{shlex.quote(sys.executable)} -m local_mode {arguments}')
 
 
+def stopped(what: str) -> str:
+    """Return what a person reads who has stopped this with Ctrl-C or a notebook's Stop."""
+    return f'{what} was stopped: run this cell again.'
+
+
 class LocalModeError(RuntimeError):
     """Local mode could not do what it was asked for; the message says why and, where known, the remedy."""
 

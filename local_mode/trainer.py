@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from local_mode.engines.docker import Docker, mount_option, options
-from local_mode.errors import EngineError, JobError
+from local_mode.errors import EngineError, JobError, stopped
 from local_mode.instances import Instances, pack_results, run_to_end
 from local_mode.output import Output
 from local_mode.s3 import unpack
@@ -35,7 +35,7 @@ class LocalContainer(local_container._LocalContainer):
         try:
             return self.run(instances)
         except KeyboardInterrupt as e:
-            e.args = ('Training was stopped: run this cell again.',)
+            e.args = (stopped('Training'),)
             raise
         except RuntimeError as e:
             raise JobError(f'Training job {self.training_job_name} failed. {e}') from None

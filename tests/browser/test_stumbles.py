@@ -57,6 +57,13 @@ def lab(server, page):
     wait_for(lambda: ours()[0] == [])
 
 
+def model(directory, code):
+    """Return an expression for a model whose script is this code."""
+    script = directory / 'script.py'
+    script.write_text(code)
+    return f'make_model(sagemaker_session, {pack(directory / "model.tar.gz", script)!r}, {str(script)!r})'
+
+
 def output(page, part):
     """Return the output of the cell whose code contains a text."""
     return page.locator('.jp-CodeCell', has_text=part).locator('.jp-OutputArea-output')
@@ -88,11 +95,9 @@ def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
     text = '\n'.join(shown.all_inner_texts())
     assert text.strip() == 'KeyboardInterrupt: Training was stopped: run this cell again.'
 
-    (tmp_path / 'slow.py').write_text('def model_fn(model_dir): import time; time.sleep(1000)')
-    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'slow.py')
     server.kernel('stopped.ipynb')
-    deploy = f"make_model(sagemaker_session, {data!r}, {str(tmp_path / 'slow.py')!r}).deploy(1, 'local')"
-    server.run_last(page, deploy)
+    slow = model(tmp_path, 'def model_fn(model_dir): import time; time.sleep(1000)')
+    server.run_last(page, f"{slow}.deploy(1, 'local')")
     wait_for(lambda: ours()[0])
     server.request(f'api/kernels/{kernel}/interrupt', 'POST')
     output(page, '.deploy(').get_by_text('The deployment was stopped: run this cell again.').wait_for()
@@ -101,9 +106,7 @@ def test_a_stopped_training_says_what_to_do(server, page, lab, tmp_path):
 
 def test_cells_that_run_again_replace_what_they_had(server, page, lab, tmp_path):
     """Run All a second time, and Deploy run again, leave one endpoint, and say what they end; then a taken port."""
-    (tmp_path / 'any.py').write_text('def model_fn(model_dir): pass')
-    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'any.py')
-    deploy = f"model = make_model(sagemaker_session, {data!r}, {str(tmp_path / 'any.py')!r})\nmodel.deploy(1, 'local')"
+    deploy = f"model = {model(tmp_path, 'def model_fn(model_dir): pass')}\nmodel.deploy(1, 'local')"
     lab('twice.ipynb', deploy)
     first = endpoint(page)
     session, deployed = output(page, 'open_session'), output(page, '.deploy(')
@@ -130,10 +133,7 @@ def test_a_taken_port_is_passed_over(server, page, lab, tmp_path):
 
     Stop, while the kernel is idle, ends no endpoint; of one that is deleted the pad says what to do.
     """
-    (tmp_path / 'sixes.py').write_text(SIXES)
-    data = pack(tmp_path / 'model.tar.gz', tmp_path / 'sixes.py')
-    make = f'model = make_model(sagemaker_session, {data!r}, {str(tmp_path / "sixes.py")!r})'
-    deploy = f"{HELD}\n{make}\npredictor = model.deploy(1, 'local')"
+    deploy = f"{HELD}\npredictor = {model(tmp_path, SIXES)}.deploy(1, 'local')"
     kernel = lab('held.ipynb', deploy, server.cell_with("HTML(open('input.html').read())"), '1 + 1')
     told = output(page, '.deploy(').filter(has_text='answers on port')
     assert re.search(r'answers on port (808[1-9]|809\d)\.', told.inner_text())

@@ -20,6 +20,8 @@ PYTHONS = [found for minor in range(11, 15) if (found := find_python(f'3.{minor}
 # Without this checkout, and what it brings the tests.
 CLEAN = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'VIRTUAL_ENV')}
 CLEAN['UV_SYSTEM_CERTS'] = 'true'  # as the set-up does
+FUNCTIONS = (ROOT / 'setup.sh').read_text().split('\nours=')[0]  # of the set-up, which then prepares the steps
+BEGIN = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    [')[0]
 WITH_UV = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
 LOOK = """
 import importlib.util, json, os
@@ -135,9 +137,8 @@ def lines(name):
 @pytest.fixture
 def install_packages(tmp_path):
     """Runs the set-up's function of this name, for python-dateutil, which needs six, with this lock."""
-    functions = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
     call = '\ninstall_packages locks/project.lock six requirements.txt\n'
-    (tmp_path / 'setup.sh').write_text(functions + call)
+    (tmp_path / 'setup.sh').write_text(FUNCTIONS + call)
     shutil.copytree(ROOT / 'container', tmp_path / 'container')
     shutil.copy(ROOT / 'pyproject.toml', tmp_path)
     (tmp_path / 'requirements.txt').write_text('python-dateutil>=2\n')
@@ -216,8 +217,7 @@ def test_a_bundle_that_is_none_is_refused_at_once(tmp_path, variables, said):
 
 def test_a_python_without_pip_makes_the_environment(tmp_path):
     """Debian packs pip apart from Python."""
-    begin = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
-    (tmp_path / 'setup.sh').write_text(begin + '\nmake_venv; .venv/bin/python -m pip --version')
+    (tmp_path / 'setup.sh').write_text(FUNCTIONS + '\nmake_venv; .venv/bin/python -m pip --version')
     (tmp_path / 'python3').write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"')
     (tmp_path / 'python3').chmod(0o700)
     done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': f'{tmp_path}:/usr/bin:/bin'})
@@ -225,16 +225,14 @@ def test_a_python_without_pip_makes_the_environment(tmp_path):
 
 
 def test_an_environment_that_was_left_half_made_is_made_anew(tmp_path):
-    begin = (ROOT / 'setup.sh').read_text().split('\nours=')[0]
-    (tmp_path / 'setup.sh').write_text(begin + '\nmake_venv; .venv/bin/python -m pip --version')
+    (tmp_path / 'setup.sh').write_text(FUNCTIONS + '\nmake_venv; .venv/bin/python -m pip --version')
     run(sys.executable, '-m', 'venv', '--without-pip', tmp_path / '.venv', check=True)
     done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN)
     assert done.returncode == 0 and '/.venv/lib' in done.stdout
 
 
 def test_two_set_ups_at_once_wait_for_each_other(tmp_path):
-    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    [')[0]
-    (tmp_path / 'setup.sh').write_text(begin + 'echo runs\n')
+    (tmp_path / 'setup.sh').write_text(BEGIN + 'echo runs\n')
     (tmp_path / 'output').mkdir()
     with (tmp_path / 'output' / 'setup.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -245,8 +243,7 @@ def test_two_set_ups_at_once_wait_for_each_other(tmp_path):
 
 @pytest.mark.parametrize('terminal', [False, True])
 def test_the_set_up_prints_a_line_for_each_step_and_the_end_of_one_that_fails(tmp_path, terminal):
-    begin = (ROOT / 'setup.sh').read_text().split('if [ "${BUNDLE:-}" ]; then\n    [')[0]
-    (tmp_path / 'setup.sh').write_text(begin + STEPS)
+    (tmp_path / 'setup.sh').write_text(BEGIN + STEPS)
     reader, writer = os.openpty() if terminal else os.pipe()
     done = run('bash', 'setup.sh', cwd=tmp_path, stdout=writer, stderr=writer)
     os.close(writer)
