@@ -374,6 +374,53 @@ def test_onnx(tmp_path, model):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def lstm(x, h, c, w, b):
+    """Return the states of one direction of one layer, step by step, in float64."""
+    states = []
+    for row in x.astype(np.float64):
+        i, f, a, o = [w[k] @ row + w[k + 4] @ h + b[k] + b[k + 4] for k in range(4)]
+        i, f, o = [1 / (1 + np.exp(-v)) for v in (i, f, o)]
+        c = f * c + i * np.tanh(a)
+        h = o * np.tanh(c)
+        states.append(h)
+    return np.array(states), c
+
+
+@pytest.mark.parametrize('ideep', ['never', 'auto'])
+@pytest.mark.parametrize('lengths', [(4,), (1, 3, 2), (2, 5, 5)])
+def test_recurrent_layers(ideep, lengths):
+    rng = np.random.RandomState(0)
+    link = L.NStepBiLSTM(1, 7, 5, 0)
+    for p in link.params():
+        p.array[...] = rng.randn(*p.shape)
+    h, c = rng.randn(2, 2, len(lengths), 5).astype(np.float32)
+    xs = [rng.randn(n, 7).astype(np.float32) for n in lengths]
+    with chainer.using_config('use_ideep', ideep):
+        hy, cy, ys = link(chainer.Variable(h), chainer.Variable(c), [*map(chainer.Variable, xs)])
+    for direction, (w, b) in enumerate(zip(link.ws, link.bs)):
+        arrays = [v.array for v in w], [v.array for v in b]
+        for k, x in enumerate(xs):
+            forward = slice(None, None, -1 if direction else 1)
+            states, last = lstm(x[forward], h[direction, k], c[direction, k], *arrays)
+            units = slice(5 * direction, 5 * direction + 5)
+            np.testing.assert_allclose(ys[k].array[forward, units], states, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(hy.array[direction, k], states[-1], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(cy.array[direction, k], last, rtol=1e-4, atol=1e-5)
+
+
+def test_recurrent_layers_join_the_weights_once():
+    """A step took longer to join the weights than to multiply by them."""
+    hook = chainer.function_hooks.TimerHook()
+    for link in L.NStepLSTM(1, 7, 5, 0), L.NStepGRU(1, 7, 5, 0), L.NStepRNNTanh(1, 7, 5, 0):
+        counts = []
+        for n in 3, 30:
+            with hook, chainer.using_config('use_ideep', 'never'):
+                link(*[None] * link.n_cells, [np.zeros((n, 7), np.float32)])
+            counts.append([name for name, _ in hook.call_history if name in ('Stack', 'Concat')])
+            hook.call_history.clear()
+        assert counts[0] == counts[1]
+
+
 def test_onnx_is_not_there():
     code = 'import sys; sys.modules["onnx"] = None; import onnx_chainer; onnx_chainer.export(None, None)'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

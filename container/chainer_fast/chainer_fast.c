@@ -630,3 +630,64 @@ void norm_gradient(struct array *x, struct array *gy, struct array *gamma, struc
                      gbeta->data, n, channels, area, 1, eps};
     together(area == 1 ? norm_rows_gradient_part : norm_gradient_part, &p, 8 * n * channels * area);
 }
+
+// One step of an LSTM's layer: x (rows, units, 4), whose last axis is a, i, f and o; c and h (rows, units).
+struct cell {float *x, *c, *h; const float *gates, *gh; long n;};
+
+static INLINE float exponential(float x) {
+    x = x > 88 ? 88 : x < -87 ? -87 : x;
+    const float whole = x * 1.44269504f + 12582912 - 12582912, r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    const float series = 1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * 1.3981999507e-3f));
+    const int32_t bits = ((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return (1 + r + r * r * (0.5f + r * series)) * power;
+}
+
+static INLINE float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
+
+static INLINE float tangent(float x) {
+    const float z = x * x, far = 1 - 2 / (1 + exponential(2 * x));
+    const float series = -5.37397155531e-2f + z * (2.06390887954e-2f + z * -5.70498872745e-3f);
+    return z < 0.39f ? x + x * z * (-3.33332819422e-1f + z * (1.33314422036e-1f + z * series)) : far;
+}
+
+FOR_EACH_CPU static void cell_part(const void *s_, long part, long parts) {
+    const struct cell *s = s_;
+    const long from = start(s->n, part, parts), to = start(s->n, part + 1, parts);
+    float *restrict x = s->x, *restrict c = s->c, *restrict h = s->h;
+    for (long k = from; k < to; k++) {
+        const float a = tangent(x[4 * k]), i = sigmoid(x[4 * k + 1]), f = sigmoid(x[4 * k + 2]), o = sigmoid(x[4 * k + 3]);
+        c[k] = a * i + f * c[k];
+        h[k] = o * tangent(c[k]);
+        x[4 * k] = a, x[4 * k + 1] = i, x[4 * k + 2] = f, x[4 * k + 3] = o;
+    }
+}
+
+// Computes a step from x, which becomes the gates, and c, which becomes the next.
+void cell(struct array *x, struct array *c, struct array *h, long n) {
+    struct cell s = {x->data, c->data, h->data, 0, 0, n};
+    together(cell_part, &s, 64 * n);
+}
+
+FOR_EACH_CPU static void cell_gradient_part(const void *s_, long part, long parts) {
+    const struct cell *s = s_;
+    const long from = start(s->n, part, parts), to = start(s->n, part + 1, parts);
+    float *restrict gx = s->x, *restrict gc = s->c;
+    const float *restrict gh = s->gh, *restrict gates = s->gates, *restrict c = s->h;
+    for (long k = from; k < to; k++) {
+        const float a = gates[4 * k], i = gates[4 * k + 1], f = gates[4 * k + 2], o = gates[4 * k + 3];
+        const float y = tangent(a * i + f * c[k]), g = gc[k] + gh[k] * o * (1 - y * y);
+        gx[4 * k] = g * i * (1 - a * a);
+        gx[4 * k + 1] = g * a * i * (1 - i);
+        gx[4 * k + 2] = g * c[k] * f * (1 - f);
+        gx[4 * k + 3] = gh[k] * y * o * (1 - o);
+        gc[k] = g * f;
+    }
+}
+
+// Computes a step's gradients from its gates and the c before; gc becomes the gradient of that.
+void cell_gradient(struct array *gx, struct array *gc, struct array *gh, struct array *gates, struct array *c, long n) {
+    struct cell s = {gx->data, gc->data, c->data, gates->data, gh->data, n};
+    together(cell_gradient_part, &s, 64 * n);
+}

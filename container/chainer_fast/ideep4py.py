@@ -157,6 +157,39 @@ class batchNormalization:
         return gx, (ggamma, gbeta)
 
 
+class lstm:
+    """This class computes one direction of a layer of n_step_lstm, for which iDeep has nothing.
+
+    x and hs have the rows of all steps, one after another; a step begins at a section.
+    """
+
+    @staticmethod
+    def steps(sections, rows):
+        return [(slice(a, b), b - a) for a, b in itertools.pairwise((0, *sections, rows))]
+
+    @classmethod
+    def Forward(cls, x, h, c, w, sections):
+        h, c, gates = np.array(h), np.array(c), np.empty(x.shape, FLOAT32)
+        hs, before, cells = np.empty((3, len(x), h.shape[1]), FLOAT32)
+        for step, n in cls.steps(sections, len(x)):
+            before[step], cells[step] = h[:n], c[:n]
+            np.add(linear.Forward(h[:n], w, None), x[step], out=gates[step])
+            loops.cell(gates[step], c, h, h[:n].size)
+            hs[step] = h[:n]
+        return hs, h, c, (gates, before, cells)
+
+    @classmethod
+    def Backward(cls, shape, w, gates, before, cells, ghs, gh, gc, sections):
+        gx = np.empty(gates.shape, FLOAT32)
+        gh, gc = [np.zeros(shape, FLOAT32) if g is None else np.array(g, FLOAT32, order='C') for g in (gh, gc)]
+        for step, n in reversed(cls.steps(sections, len(gates))):
+            if ghs is not None:
+                gh[:n] += ghs[step]
+            loops.cell_gradient(gx[step], gc, gh, gates[step], cells[step], gh[:n].size)
+            gh[:n] = product(gx[step], w, 0)
+        return gx, gh, gc, product(gx, before, 1)
+
+
 class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx ph pw pd pr kind')):
     pooling_max, pooling_avg_include_padding = range(2)
 
@@ -449,6 +482,8 @@ def load():
         (loops.product, array, array, array, size, size, size, size),
         (loops.adam, array, array, array, array, size, real, real, real, real),
         (loops.rectify, array, array, maybe, size, real),
+        (loops.cell, array, array, array, size),
+        (loops.cell_gradient, *[array] * 5, size),
         (loops.pool, array, array, maybe, ctypes.c_long * 14),
         (loops.unpool, array, array, maybe, ctypes.c_long * 14),
         (loops.convolve, ctypes.c_void_p, array, array, array, maybe),

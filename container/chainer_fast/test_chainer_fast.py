@@ -753,6 +753,41 @@ def other_functions_of_the_interface():
 
 
 @case
+def recurrent_layers():
+    """Sequences of several lengths, both directions, dropout, NaN, and layouts and dtypes that are left to Chainer."""
+    import chainer.functions as F
+    import chainer.links as L
+
+    np.random.seed(0)
+    found, nan = [], random(5, 6)
+    nan[2, 1] = np.nan
+    for link in L.NStepLSTM(2, 6, 40, 0.3), L.NStepBiLSTM(2, 6, 7, 0.0), L.NStepBiGRU(1, 6, 7, 0.0):
+        for xs in (
+            [random(3, 6), random(9, 6), random(9, 6), random(1, 6)],
+            [random(4, 6)] * 30,
+            [random(2, 6)],
+            [nan, random(3, 6)],
+            [np.asfortranarray(random(5, 6))],
+        ):
+            ends = [random(len(link.ws), len(xs), link.out_size) for _ in range(link.n_cells)]
+            for shape in ends, [None] * link.n_cells:
+                given = [end for end in shape if end is not None]
+                function = lambda *a, n=len(given), xs=xs: F.concat(  # noqa: E731
+                    link(*(a[:n] or [None] * link.n_cells), [*a[n:]])[-1], 0  # noqa: B023
+                )
+                found += gradients(function, *given, *xs)
+                found += gradients(function, *given, *xs, again=False)
+        link.cleargrads()
+        *ends, ys = link(*[None] * link.n_cells, [random(5, 6), random(3, 6)])
+        F.sum(ends[-1] * ends[0]).backward()  # hs has no gradient
+        found += [p.grad for _, p in sorted(link.namedparams())]
+    wide = L.NStepLSTM(1, 6, 7, 0.0)
+    for p in wide.params():
+        p.array = p.array.astype(np.float64)
+    return found + gradients(lambda x: wide(None, None, [x])[2][0], random(4, 6, dtype=np.float64))
+
+
+@case
 def a_static_graph():
     """It records functions as Chainer itself does them, and repeats them."""
     import chainer
