@@ -28,7 +28,8 @@ class mdarray(np.ndarray):
         self += b * y
 
 
-FLOAT32 = np.dtype(np.float32)
+FLOAT32, ARRAYS = np.dtype(np.float32), {np.ndarray, mdarray}
+FEW = 1000  # fewer numbers alone take NumPy less time than a call does
 wgt_array = None  # a layout of iDeep's
 basic_copyto = np.copyto
 
@@ -46,9 +47,10 @@ def check_ndim(arrays, supported):
 
     Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
     """
-    if supported == (4,) or np.ndim(arrays[0]) not in supported:
+    ndim, several = arrays[0].ndim, len(arrays) > 1
+    if supported == (4,) or ndim not in supported or not (several or ndim == 4 or arrays[0].size > FEW):
         return False
-    gaps = len(arrays) > 1 and arrays[0].ndim == 4
+    gaps = several and ndim == 4
     for a in arrays:  # all() would take longer
         if not ready(a, gaps):
             return False
@@ -56,14 +58,14 @@ def check_ndim(arrays, supported):
 
 
 def ready(a, gaps=False):
-    if type(a) not in (np.ndarray, mdarray) or a.dtype != FLOAT32 or not a.size:
+    if type(a) not in ARRAYS or a.dtype != FLOAT32 or not a.size:
         return False
     flags = a.flags
-    return flags.aligned and (gaps or flags.c_contiguous)
+    return flags.carray or (flags.aligned and (gaps or flags.c_contiguous))
 
 
 def contiguous(*arrays):
-    return [np.ascontiguousarray(a, np.float32) for a in arrays]
+    return [np.ascontiguousarray(a, FLOAT32) for a in arrays]
 
 
 def reference(a):
@@ -90,8 +92,9 @@ def adam(rule, param):
 class linear:
     @staticmethod
     def Forward(x, W, b):
-        y = np.empty((len(x), len(W)), FLOAT32)
-        loops.linear(y, x, W, reference(b), *y.shape, x.shape[1])
+        (rows, columns), out = x.shape, len(W)
+        y = np.empty((rows, out), FLOAT32)
+        loops.linear(y, x, W, b if b is None else id(b), rows, out, columns)
         return y
 
     @staticmethod

@@ -769,14 +769,10 @@ def recurrent_layers():
             [nan, random(3, 6)],
             [np.asfortranarray(random(5, 6))],
         ):
-            ends = [random(len(link.ws), len(xs), link.out_size) for _ in range(link.n_cells)]
-            for shape in ends, [None] * link.n_cells:
-                given = [end for end in shape if end is not None]
-                function = lambda *a, n=len(given), xs=xs: F.concat(  # noqa: E731
-                    link(*(a[:n] or [None] * link.n_cells), [*a[n:]])[-1], 0  # noqa: B023
-                )
-                found += gradients(function, *given, *xs)
-                found += gradients(function, *given, *xs, again=False)
+            n = link.n_cells
+            ends = [random(len(link.ws), len(xs), link.out_size) for _ in range(n)]
+            for again in True, False:
+                found += gradients(lambda *a: F.concat(link(*a[:n], [*a[n:]])[-1], 0), *ends, *xs, again=again)  # noqa: B023
         link.cleargrads()
         *ends, ys = link(*[None] * link.n_cells, [random(5, 6), random(3, 6)])
         F.sum(ends[-1] * ends[0]).backward()  # hs has no gradient
