@@ -1,8 +1,9 @@
-"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session five names."""
+"""Our package beside the SDK's own sessions: importing it changes nothing, opening a session six names."""
 
 import contextlib
 import logging
 import re
+import types
 import unittest.mock
 
 import pytest
@@ -15,6 +16,7 @@ from sagemaker.workflow.pipeline_context import LocalPipelineSession
 from support import ROLE, python
 
 REPLACED = {'_add_spot_checkpoint_args', '_fetch_metric', 'fit', 'hyperparameters', 'start_new'}
+REPLACED |= {'validate_sagemaker_config'}
 # What the SDK's modules hold: functions and classes, and those of classes, by identity and by code.
 SNAPSHOT = """
 import json, logging, sys
@@ -47,12 +49,44 @@ def test_an_import_leaves_the_sdk_as_it_was():
     assert done.stdout.splitlines()[-1:] == ['CHANGED []'], done.stdout + done.stderr
 
 
+LATER = """
+import jsonschema, sys
+assert 'rfc3987_syntax' not in sys.modules
+def check(text):
+    try:
+        jsonschema.FormatChecker().check(text, 'iri')
+        return True
+    except jsonschema.FormatError:
+        return False
+print([check(text) for text in ('http://a/b', 'no address')], 'lark' in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_what_takes_a_second_to_import_is_imported_when_it_is_needed():
+    """jsonschema's check of addresses, which Jupyter installs."""
+    assert python('-c', IMPORTS + LATER).stdout == '[True, False] True\n'
+    imported = python('-c', IMPORTS + 'import sys\nprint("lark" in sys.modules)')
+    assert imported.stdout == 'False\n', imported.stderr
+
+
+def test_a_configuration_is_validated_once(monkeypatch):
+    """The SDK validates it for each setting of each job; one that is wrong is refused each time."""
+    calls = []
+    module = types.SimpleNamespace(validate=lambda config: calls.append(config) or 1 / config['SchemaVersion'])
+    patches.validate_once(module, 'validate')
+    for version in 1, 1, 2, 0, 0:
+        with contextlib.suppress(ZeroDivisionError):
+            module.validate({'SchemaVersion': version})
+    assert [config['SchemaVersion'] for config in calls] == [1, 2, 0, 0]
+
+
 @pytest.mark.slow
 def test_a_session_replaces_what_the_page_of_patches_names_and_no_more():
     opened = IMPORTS + 'open_session(embedded=True, serving_port=1).close()'
     done = python('-c', SNAPSHOT.replace('# CHANGE', opened))
     changed = re.findall(r"\('sagemaker[\w.]*', '(\w+)'(?:, '(\w+)')?\)", done.stdout.splitlines()[-1])
-    assert {name[-1] for name in changed if name[-1]} == REPLACED, changed
+    assert {attribute or name for name, attribute in changed} == REPLACED, changed
 
 
 USERS = """

@@ -16,6 +16,7 @@ PATCHED = {  # in the SDK: the first parameters, on which we rely
     'estimator:_TrainingJob.start_new': 'estimator inputs experiment_config',
     'analytics:TrainingJobAnalytics._fetch_metric': 'self metric_name',
     'estimator:EstimatorBase.fit': 'self inputs wait logs',
+    'utils:validate_sagemaker_config': 'sagemaker_config',
     CONTAINER + '.train': JOB,
     CONTAINER + '.process': 'self processing_inputs processing_output_config environment processing_job_name',
     CONTAINER + '.serve': 'self model_dir environment',
