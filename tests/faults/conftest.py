@@ -12,7 +12,7 @@ import sys
 
 import nbformat
 import pytest
-from support import NPY, ROOT, SCRIPT, TUTORIAL, arguments, docker, python, run, serve
+from support import NPY, ROOT, SCRIPT, SHORT, TUTORIAL, arguments, docker, edit, python, run, serve
 
 
 @pytest.fixture(scope='session')
@@ -114,13 +114,6 @@ def served(endpoint):
         yield served
 
 
-# The tutorial, in 15 seconds instead of a minute.
-SHORT = {
-    '= chainer.datasets.get_mnist()': '= (data[:1000] for data in chainer.datasets.get_mnist())',
-    'hand.drawings(hand.N, seed=0, no_digit=hand.NO_DIGIT)': 'hand.drawings(100, seed=0)',
-    "'epochs': 3, 'batch_size': 128, 'learning_rate': 0.002, 'augment': 0.5": "'epochs': 1",
-    '[Path.cwd(), *Path.cwd().parents]': f"[Path('{ROOT}')]",
-}
 RUN = (
     'import pathlib, sys; from local_mode import run; directory = pathlib.Path(sys.argv[1]); '
     'sys.exit(run.main(directory / "notebook.ipynb", directory / "output"))'
@@ -134,9 +127,8 @@ def tutorial():
     def tutorial(directory, replacements=()):
         notebook = nbformat.read(TUTORIAL, as_version=4)
         kept = {"Path('output/single_machine_mnist')": f"Path('{directory}/kept')"}
-        for old, new in (SHORT | kept | dict(replacements)).items():
-            (cell,) = [cell for cell in notebook.cells if old in cell.source]
-            cell.source = cell.source.replace(old, new)
+        kept['[Path.cwd(), *Path.cwd().parents]'] = f"[Path('{ROOT}')]"
+        edit(notebook, SHORT | kept | dict(replacements))
         nbformat.write(notebook, directory / 'notebook.ipynb')
         return notebook, [sys.executable, '-c', RUN, str(directory)]
 
