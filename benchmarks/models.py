@@ -1,11 +1,13 @@
 """This module compares steps and predictions of other models in the image's Chainer, plain Chainer and PyTorch.
 
-    .venv-bench/bin/python -m benchmarks.models cnn        # these rows alone; benchmarks.training has all
+    .venv-bench/bin/python -m benchmarks.models            # writes docs/performance.md, as benchmarks.training does
+    .venv-bench/bin/python -m benchmarks.models cnn vgg    # these rows alone, and writes nothing
 
 Chainer runs in the image, which has oneDNN, or BENCH_IMAGE; `none` is this machine. The name of a row is its model;
 `predict` is a prediction, the number is the batch. PyTorch has no row for the models that AWS's samples do not have.
 """
 
+import contextlib
 import os
 import statistics
 import sys
@@ -13,6 +15,7 @@ import sys
 import numpy as np
 from local_mode.docker import image_uri
 
+from benchmarks.report import section
 from benchmarks.training import OURS, PLAIN, ROOT, TORCH, machine, ratio, take_orders, take_turns
 
 VGG = [64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M', 512, 512, 512, 'M']
@@ -255,5 +258,6 @@ if __name__ == '__main__':
     if sys.argv[1:2] == ['--worker']:
         work(*sys.argv[2:])
     else:
-        print(machine())
-        table(8, sys.argv[1:] or MODELS)
+        print(here := machine())
+        with contextlib.nullcontext() if sys.argv[1:] else section('benchmarks.training.models', here):
+            table(8, sys.argv[1:] or MODELS)

@@ -13,7 +13,7 @@ import pytest
 from local_mode.session import open_session
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, run
+from support import CHANNELS, DISTRIBUTED, MODULES, ROOT, SCRIPT, free_port, once, run
 
 pytest_plugins = ['pytester']  # runs pytest, for the fixtures that our package brings
 
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items):
 
 
 def write_mnist(root, train, test):
-    """Write the channels' files with the first images, as float32 (the notebook's are bytes); return root."""
+    """Write the channels' files with the first images, as float32 (the notebook's are bytes)."""
     import chainer
     import numpy as np
     from local_mode.mnist import fill_cache
@@ -67,18 +67,17 @@ def write_mnist(root, train, test):
         images, labels = chainer.dataset.concat_examples(dataset[:count])
         (root / name).mkdir()
         np.savez(root / name / name, images=images, labels=labels)
-    return root
 
 
 @pytest.fixture(scope='session')
 def mnist(tmp_path_factory):
     """Return a directory with the channels train and test, all of MNIST."""
-    return write_mnist(tmp_path_factory.mktemp('mnist'), 60000, 10000)
+    return once(tmp_path_factory, 'mnist', lambda root: write_mnist(root, 60000, 10000))
 
 
 @pytest.fixture(scope='session')
 def small_mnist(tmp_path_factory):
-    return write_mnist(tmp_path_factory.mktemp('small_mnist'), 2000, 1000)
+    return once(tmp_path_factory, 'small_mnist', lambda root: write_mnist(root, 2000, 1000))
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """These helpers serve all tests: names, requests, waiting, Docker, jobs, endpoints, drawing on the pad."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -55,6 +56,21 @@ def run(*command, **options):
 
 def python(*args, **options):
     return run(sys.executable, *args, **options)
+
+
+def once(tmp_path_factory, name, fill):
+    """Return a directory that the first process which needs it makes and fills, for all that test."""
+    top = tmp_path_factory.getbasetemp()
+    directory = (top.parent if 'PYTEST_XDIST_WORKER' in os.environ else top) / name
+    with open(f'{directory}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            part = directory.with_suffix('.part')
+            shutil.rmtree(part, ignore_errors=True)  # of one that failed
+            part.mkdir()
+            fill(part)
+            part.rename(directory)
+    return directory
 
 
 # The tutorial, in 15 seconds instead of a minute.

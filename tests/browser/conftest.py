@@ -1,4 +1,4 @@
-"""These fixtures start a browser and Jupyter servers, and train a model while the first tests run."""
+"""These fixtures start a browser and Jupyter servers, and train a model."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ import nbformat.v4
 import pytest
 from jupyter_client import BlockingKernelClient
 from jupyter_server.auth import passwd
-from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, run, says, visit, wait_for
+from support import LISTEN, ROOT, SCRIPT, TUTORIAL, arguments, draw, once, python, run, says, visit, wait_for
 
 
 @pytest.fixture(scope='session')
@@ -69,22 +69,11 @@ def accessible(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def training(mnist, tmp_path_factory):
-    """Start one epoch of the tutorial's training; return (process, directory of its model)."""
-    directory = tmp_path_factory.mktemp('model')
-    words = arguments(mnist, directory, '--epochs 1 --batch-size 128 --augment 0.5')
-    process = subprocess.Popen([sys.executable, SCRIPT, *words], stdout=subprocess.DEVNULL)
-    yield process, directory
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture(scope='session')
-def model(training):
-    """Wait for the training; return the directory with its model."""
-    process, directory = training
-    assert process.wait() == 0
-    return directory
+def model(mnist, tmp_path_factory):
+    """Return a directory with the model of one epoch of the tutorial's training."""
+    options = '--epochs 1 --batch-size 128 --augment 0.5'
+    train = lambda directory: python(SCRIPT, *arguments(mnist, directory, options), check=True)  # noqa: E731
+    return once(tmp_path_factory, 'model_of_one_epoch', train)
 
 
 START = f"""import os, sys
@@ -241,7 +230,7 @@ def running(server):
 
 
 @pytest.fixture(scope='session')
-def server(training, tmp_path_factory):
+def server(tmp_path_factory):
     with running(Server(tmp_path_factory.mktemp('jupyter'))) as server:
         yield server
 

@@ -26,14 +26,15 @@ def rng(seed):
 
 
 @pytest.fixture
-def report(capsys):
-    """Return a function that prints a line in spite of pytest's capturing."""
+def report(record_property):
+    """Return a function that has a line printed when all tests are over."""
+    return lambda text: record_property('report', text)
 
-    def report(text):
-        with capsys.disabled():
-            print('\n' + text, flush=True)
 
-    return report
+def pytest_terminal_summary(terminalreporter):
+    for done in terminalreporter.getreports('passed') + terminalreporter.getreports('failed'):
+        for _, text in done.user_properties:
+            terminalreporter.line(text)
 
 
 @pytest.fixture(scope='session')
