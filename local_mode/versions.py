@@ -1,12 +1,6 @@
 """This module imports local mode from version 2 or 3 of the SDK, which have the same code under other names."""
 
-import contextlib
-import importlib
-import importlib.util
 import os
-import sys
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -28,45 +22,29 @@ def is_broken() -> bool:
     return False
 
 
-@contextlib.contextmanager
-def put_off(name: str) -> Iterator[None]:
-    """Put off the import of a module to its first use: the SDK's jsonschema has one that takes a second."""
-    if name in sys.modules or not importlib.util.find_spec(name):
-        yield
-        return
-    later: Any = types.ModuleType(name)
-    later.is_valid_syntax = lambda *args: importlib.import_module(name).is_valid_syntax(*args)
-    sys.modules[name] = later
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
 before = {name: os.environ[name] for name in NAMES if name in os.environ}
 if is_broken():  # the SDK makes a session when it is imported
     for name in before:
         del os.environ[name]
     os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
-with put_off('rfc3987_syntax'):
-    try:
-        from sagemaker.exceptions import UnexpectedStatusException
-        from sagemaker.local import entities, image, local_session
-        from sagemaker.s3 import S3Downloader, parse_s3_url
-        from sagemaker.session_settings import SessionSettings
+try:
+    from sagemaker.exceptions import UnexpectedStatusException
+    from sagemaker.local import entities, image, local_session
+    from sagemaker.s3 import S3Downloader, parse_s3_url
+    from sagemaker.session_settings import SessionSettings
 
-        PACKAGE = 'sagemaker'
-    except ModuleNotFoundError:
-        from sagemaker.core.exceptions import UnexpectedStatusException  # type: ignore[no-redef]
-        from sagemaker.core.local import entities, image, local_session  # type: ignore[no-redef]
-        from sagemaker.core.s3 import S3Downloader, parse_s3_url  # type: ignore[no-redef]
-        from sagemaker.core.session_settings import SessionSettings  # type: ignore[no-redef]
+    PACKAGE = 'sagemaker'
+except ModuleNotFoundError:
+    from sagemaker.core.exceptions import UnexpectedStatusException  # type: ignore[no-redef]
+    from sagemaker.core.local import entities, image, local_session  # type: ignore[no-redef]
+    from sagemaker.core.s3 import S3Downloader, parse_s3_url  # type: ignore[no-redef]
+    from sagemaker.core.session_settings import SessionSettings  # type: ignore[no-redef]
 
-        PACKAGE = 'sagemaker.core'
-    finally:
-        for name in NAMES:
-            os.environ.pop(name, None)
-        os.environ.update(before)
+    PACKAGE = 'sagemaker.core'
+finally:
+    for name in NAMES:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 __all__ = ['PACKAGE', 'S3Downloader', 'SessionSettings', 'entities', 'image', 'local_session', 'parse_s3_url']
 SUBMIT_DIRECTORY = 'sagemaker_submit_directory'
