@@ -23,6 +23,9 @@ __version__ = '2.0.0'  # Chainer asks for iDeep 2
 class mdarray(np.ndarray):
     """This class marks the arrays that `to_intel64` sent here; their memory stays where it is."""
 
+    def __new__(cls, a):
+        return a.view(cls)
+
     def inplace_axpby(self, a, b, y):
         self *= a
         self += b * y
@@ -47,10 +50,12 @@ def check_ndim(arrays, supported):
 
     Convolutions take arrays with gaps. Functions that ask for four dimensions alone would gain nothing.
     """
-    ndim, several = arrays[0].ndim, len(arrays) > 1
-    if supported == (4,) or ndim not in supported or not (several or ndim == 4 or arrays[0].size > FEW):
+    first, several = arrays[0], len(arrays) > 1
+    if supported == (4,) or first.ndim not in supported:
         return False
-    gaps = several and ndim == 4
+    if first.size < FEW and type(first) is np.ndarray and not several and first.ndim == 2:
+        return False
+    gaps = several and first.ndim == 4
     for a in arrays:  # all() would take longer
         if not ready(a, gaps):
             return False

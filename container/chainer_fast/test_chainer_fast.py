@@ -933,6 +933,9 @@ def test_it_has_every_name_that_chainer_uses():
     import chainer
     import ideep4py
 
+    assert type(ideep4py.mdarray(np.ones(1, np.float32))) is ideep4py.mdarray
+    assert ideep4py.check_ndim([ideep4py.array(np.ones((1, 1), np.float32))], (2, 4))  # small, but sent there
+
     source = '\n'.join(path.read_text() for path in pathlib.Path(chainer.__file__).parent.rglob('*.py'))
     names = {name for name in re.findall(r'\bideep\.([\w.]+)', source) if name[0] != '_'} | {'mdarray'}
     left_to_chainer = {name for name in names if re.match('concat|localResponse|mdarrayVector|intVector', name)}
