@@ -35,8 +35,8 @@ EXAMPLES = {
     'chainermn, dcgan': 'chainermn/dcgan/train_dcgan.py -b 8 --communicator naive',
 }
 # Relative, of the first step's losses, and of all: training amplifies rounding. Another kernel of OpenBLAS changes the
-# losses of mnist by 2e-7, of dcgan, with Adam and batch normalisation, by 4e-4, of cifar, a VGG, by 8e-3: one activation
-# on the other side of 0 changes gradients by 4e-3, and chance decides which run is nearer to float64.
+# losses of mnist by 2e-7, of dcgan, with Adam and batch normalisation, by 4e-4, of cifar, a VGG, by 8e-3, as an
+# activation on the other side of 0 changes gradients by 4e-3; chance decides which run is nearer to float64.
 FIRST, ALL, ALL_OF_DCGAN, ALL_OF_CIFAR = 1e-5, 1e-4, 1e-2, 1e-1
 SCRIPT = r"""
 mkdir work && cd work
