@@ -59,7 +59,7 @@ test-chainer:  ## run Chainer's own tests and examples in the image, without cha
 	$(PYTHON) tests/chainer_suite.py
 	$(PYTHON) tests/chainer_examples.py
 
-test-faults:  ## break what can break, at random, and count what happens, in some 10 minutes
+test-faults:  ## break what can break, at random, and count what happens, in some 8 minutes
 	@./setup.sh tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/faults
 
@@ -67,7 +67,7 @@ test-fast:  ## run the tests that need neither Docker nor a browser
 	@./setup.sh fast
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/fast container -m 'not docker and not slow'
 
-bench:  ## measure training beside PyTorch, serving beside others' servers, and how drawings are read, in some 28 minutes
+bench:  ## measure training beside PyTorch, serving beside others' servers, and how drawings are read, in some 35 minutes
 	@./setup.sh bench
 	.venv-bench/bin/python -m benchmarks.training
 	.venv-bench/bin/python -m benchmarks.serving

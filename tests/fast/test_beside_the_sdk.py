@@ -69,7 +69,7 @@ def test_what_takes_a_second_to_import_is_imported_when_it_is_needed():
     assert imported.stdout == 'False\n', imported.stderr
 
 
-def test_a_configuration_is_validated_once(monkeypatch):
+def test_a_configuration_is_validated_once():
     """The SDK validates it for each setting of each job; one that is wrong is refused each time."""
     calls = []
     module = types.SimpleNamespace(validate=lambda config: calls.append(config) or 1 / config['SchemaVersion'])
