@@ -277,7 +277,8 @@ static void product_part(const void *p_, long part, long parts) {
 // Computes y = x W' + b; b may be 0.
 void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
     struct product p = {x->data, W->data, b ? b->data : 0, y->data, rows, out, in, 0, 1};
-    together(product_part, &p, rows * out * in);
+    // One row waits longer for a thread than it gains, where another process computes.
+    together(product_part, &p, rows * out * in / (rows == 1 ? 2 : 1));
 }
 
 // Computes c = a b, or a' b.
@@ -659,7 +660,8 @@ FOR_EACH_CPU static void cell_part(const void *s_, long part, long parts) {
     const long from = start(s->n, part, parts), to = start(s->n, part + 1, parts);
     float *restrict x = s->x, *restrict c = s->c, *restrict h = s->h;
     for (long k = from; k < to; k++) {
-        const float a = tangent(x[4 * k]), i = sigmoid(x[4 * k + 1]), f = sigmoid(x[4 * k + 2]), o = sigmoid(x[4 * k + 3]);
+        const float a = tangent(x[4 * k]), i = sigmoid(x[4 * k + 1]), f = sigmoid(x[4 * k + 2]);
+        const float o = sigmoid(x[4 * k + 3]);
         c[k] = a * i + f * c[k];
         h[k] = o * tangent(c[k]);
         x[4 * k] = a, x[4 * k + 1] = i, x[4 * k + 2] = f, x[4 * k + 3] = o;
