@@ -633,7 +633,7 @@ void norm_gradient(struct array *x, struct array *gy, struct array *gamma, struc
 }
 
 // One step of an LSTM's layer: x (rows, units, 4), whose last axis is a, i, f and o; c and h (rows, units).
-struct cell {float *x, *c, *h; const float *gates, *gh; long n;};
+struct cell {float *x, *c, *h; const float *gates, *gh, *before; long n;};
 
 // Returns e to the power of x, within 3e-7 of it: 2 to a whole power times a series.
 static INLINE float exponential(float x) {
@@ -670,7 +670,7 @@ FOR_EACH_CPU static void cell_part(const void *s_, long part, long parts) {
 
 // Computes a step from x, which becomes the gates, and c, which becomes the next.
 void cell(struct array *x, struct array *c, struct array *h, long n) {
-    struct cell s = {x->data, c->data, h->data, 0, 0, n};
+    struct cell s = {x->data, c->data, h->data, 0, 0, 0, n};
     together(cell_part, &s, 64 * n);
 }
 
@@ -678,20 +678,21 @@ FOR_EACH_CPU static void cell_gradient_part(const void *s_, long part, long part
     const struct cell *s = s_;
     const long from = start(s->n, part, parts), to = start(s->n, part + 1, parts);
     float *restrict gx = s->x, *restrict gc = s->c;
-    const float *restrict gh = s->gh, *restrict gates = s->gates, *restrict c = s->h;
+    const float *restrict gh = s->gh, *restrict gates = s->gates, *restrict before = s->before;
     for (long k = from; k < to; k++) {
         const float a = gates[4 * k], i = gates[4 * k + 1], f = gates[4 * k + 2], o = gates[4 * k + 3];
-        const float y = tangent(a * i + f * c[k]), g = gc[k] + gh[k] * o * (1 - y * y);
+        const float y = tangent(a * i + f * before[k]), g = gc[k] + gh[k] * o * (1 - y * y);
         gx[4 * k] = g * i * (1 - a * a);
         gx[4 * k + 1] = g * a * i * (1 - i);
-        gx[4 * k + 2] = g * c[k] * f * (1 - f);
+        gx[4 * k + 2] = g * before[k] * f * (1 - f);
         gx[4 * k + 3] = gh[k] * y * o * (1 - o);
         gc[k] = g * f;
     }
 }
 
 // Computes a step's gradients from its gates and the c before; gc becomes the gradient of that.
-void cell_gradient(struct array *gx, struct array *gc, struct array *gh, struct array *gates, struct array *c, long n) {
-    struct cell s = {gx->data, gc->data, c->data, gates->data, gh->data, n};
+void cell_gradient(struct array *gx, struct array *gc, struct array *gh, struct array *gates, struct array *before,
+                   long n) {
+    struct cell s = {gx->data, gc->data, 0, gates->data, gh->data, before->data, n};
     together(cell_gradient_part, &s, 64 * n);
 }

@@ -99,7 +99,7 @@ class linear:
     def Forward(x, W, b):
         (rows, columns), out = x.shape, len(W)
         y = np.empty((rows, out), FLOAT32)
-        loops.linear(y, x, W, b if b is None else id(b), rows, out, columns)
+        loops.linear(y, x, W, reference(b), rows, out, columns)
         return y
 
     @staticmethod

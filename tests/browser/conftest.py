@@ -71,8 +71,10 @@ def accessible(tmp_path_factory):
 @pytest.fixture(scope='session')
 def model(mnist, tmp_path_factory):
     """Return a directory with the model of one epoch of the tutorial's training."""
-    options = '--epochs 1 --batch-size 128 --augment 0.5'
-    train = lambda directory: python(SCRIPT, *arguments(mnist, directory, options), check=True)  # noqa: E731
+
+    def train(directory):
+        python(SCRIPT, *arguments(mnist, directory, '--epochs 1 --batch-size 128 --augment 0.5'), check=True)
+
     return once(tmp_path_factory, 'model_of_one_epoch', train)
 
 
