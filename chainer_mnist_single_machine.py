@@ -23,7 +23,7 @@ from chainer import serializers, training
 from chainer.backends import cuda
 from chainer.training import extensions
 
-from chainer_mnist import augment, channels, progress, saving
+from chainer_mnist import augment, channels, loss, progress, saving
 from chainer_mnist.arguments import fraction, parse, positive
 
 ROWS_ARE_INDEPENDENT = True  # each row's scores depend on that row only: the server may predict requests together
@@ -88,7 +88,7 @@ def make_model(seed, device):
     """Return an untrained classifier on GPU `device`, or on the CPU (-1); seed all random numbers."""
     random.seed(seed)
     np.random.seed(seed)
-    model = L.Classifier(MLP())
+    model = L.Classifier(MLP(), loss.smoothed)
     if device >= 0:
         cuda.get_device_from_id(device).use()
         cuda.cupy.random.seed(seed)
@@ -116,14 +116,14 @@ def report(trainer, epochs):
     import matplotlib
 
     matplotlib.use('Agg')  # PlotReport draws to files; there is no display in a container
-    loss, accuracy = ([name, 'validation/' + name] for name in ('main/loss', 'main/accuracy'))
+    losses, accuracies = ([name, 'validation/' + name] for name in ('main/loss', 'main/accuracy'))
     trainer.extend(extensions.dump_graph('main/loss'))
     trainer.extend(extensions.snapshot(filename='snapshot_epoch_{.updater.epoch}'), trigger=(epochs, 'epoch'))
     trainer.extend(extensions.LogReport())
-    trainer.extend(progress.plot(loss, 'loss.png'))
-    trainer.extend(progress.plot(accuracy, 'accuracy.png'))
+    trainer.extend(progress.plot(losses, 'loss.png'))
+    trainer.extend(progress.plot(accuracies, 'accuracy.png'))
     trainer.extend(progress.Progress())
-    trainer.extend(extensions.PrintReport(['epoch', *loss, *accuracy, 'elapsed_time']))
+    trainer.extend(extensions.PrintReport(['epoch', *losses, *accuracies, 'elapsed_time']))
 
 
 def parse_args(argv=None):

@@ -79,6 +79,7 @@ def chainer_steps(variant, net, batch):
     out = tempfile.mkdtemp()
     args = SimpleNamespace(epochs=EPOCHS, learning_rate=rate(batch), augment=0, output_data_dir=out)
     model = script.make_model(0, device)
+    model.lossfun = chainer.functions.softmax_cross_entropy  # PyTorch's
     optimizer = chainer.optimizers.Adam(alpha=args.learning_rate).setup(model)
     train, test = [channels.shard(*arrays, 0, 1) for arrays in mnist()]
     trainer, evaluator = script.make_trainer(args, optimizer, train, test, batch, device)

@@ -27,7 +27,7 @@ import numpy as np
 import chainer_mnist_single_machine as script
 from benchmarks.report import PAGE, section
 from benchmarks.training import machine
-from digit_pad import build, hand, raster, ways
+from digit_pad import hand, raster, ways
 
 # These fonts of https://fontsource.org come from npm.
 FONTS = """
@@ -73,7 +73,6 @@ TRAININGS = {
     'the tutorial: both': (0.5, 'all'),
     'both, every third part held out': (0.5, 'others'),
 }
-TEMPERATURE = float(re.search(r'TEMPERATURE = ([\d.]+)', (build.BROWSER / 'raster.js').read_text())[1])
 BY_DIGIT = '`augment`', 'the tutorial: both'
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / 'container' / 'sagemaker-chainer'))
 
@@ -133,7 +132,7 @@ def photos(drawings, seed):
 def probabilities(model, x):
     """Return the probabilities that the pad shows, float32 (N, 10), for images x, float32 (N, 784)."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
-        return chainer.functions.softmax(model(x) / TEMPERATURE).array
+        return chainer.functions.softmax(model(x)).array
 
 
 def train(channels, augment, seed, directory):

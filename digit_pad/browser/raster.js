@@ -63,11 +63,7 @@ export function rasterise(strokes) {
   return image;
 }
 
-// A network is too sure of handwriting that it was not trained on: with this, less than 1 in 100 of the answers over 90 %
-// is wrong on fonts and on parts of digits that training lacks (docs/pad.md).
-const TEMPERATURE = 1.4;
-
-// Return ten probabilities from an endpoint's answer, ten scores or probabilities. Throws an Error for other answers.
+// Return ten probabilities: an endpoint's answer, or the softmax of its ten scores. Throws an Error for other answers.
 export function probabilities(values) {
   const numbers = Array.isArray(values) ? values.flat() : [];
   if (numbers.length !== 10 || !numbers.every(Number.isFinite)) {
@@ -75,6 +71,6 @@ export function probabilities(values) {
   }
   const total = numbers.reduce((sum, number) => sum + number);
   if (Math.min(...numbers) >= 0 && Math.abs(total - 1) < 0.01) return numbers;
-  const exponentials = numbers.map(number => Math.exp((number - Math.max(...numbers)) / TEMPERATURE));
+  const exponentials = numbers.map(number => Math.exp(number - Math.max(...numbers)));
   return exponentials.map(value => value / exponentials.reduce((sum, value) => sum + value));
 }
