@@ -68,12 +68,12 @@ def matrix_products(images, labels, size):
     def run(steps):
         for _ in range(steps):
             for x, W, b, y, _, _ in layers:
-                loops.linear(y, x, W, id(b), *y.shape, x.shape[1])
+                loops.product(y, x, W, id(b), *y.shape, x.shape[1], 0, 1)
             for layer in 2, 1, 0:
                 x, W, b, y, gx, gW = layers[layer]
                 if layer:  # nobody wants the images' gradients
-                    loops.product(gx, y, W, *gx.shape, len(W), False)
-                loops.product(gW, y, x, *gW.shape, len(x), True)
+                    loops.product(gx, y, W, None, *gx.shape, len(W), 0, 0)
+                loops.product(gW, y, x, None, *gW.shape, len(x), 1, 0)
 
     return run
 

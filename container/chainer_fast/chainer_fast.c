@@ -274,17 +274,12 @@ static void product_part(const void *p_, long part, long parts) {
     }
 }
 
-// Computes y = x W' + b; b may be 0.
-void linear(struct array *y, struct array *x, struct array *W, struct array *b, long rows, long out, long in) {
-    struct product p = {x->data, W->data, b ? b->data : 0, y->data, rows, out, in, 0, 1};
+// Computes c (m, n) as a b, a' b, or a b' + bias, where bias may be 0.
+void product(struct array *c, struct array *a, struct array *b, struct array *bias, long m, long n, long k,
+             long trans_a, long trans_b) {
+    struct product p = {a->data, b->data, bias ? bias->data : 0, c->data, m, n, k, trans_a, trans_b};
     // One row waits longer for a thread than it gains, where another process computes.
-    together(product_part, &p, rows * out * in / (rows == 1 ? 2 : 1));
-}
-
-// Computes c = a b, or a' b.
-void product(struct array *c, struct array *a, struct array *b, long m, long n, long k, long trans_a) {
-    struct product p = {a->data, b->data, 0, c->data, m, n, k, trans_a, 0};
-    together(product_part, &p, m * n * k);
+    together(product_part, &p, m * n * k / (m == 1 ? 2 : 1));
 }
 
 // oneDNN's functions, and libgomp's: oneDNN must not start OpenMP's threads, as the team is there.

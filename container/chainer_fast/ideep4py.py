@@ -97,24 +97,21 @@ def adam(rule, param):
 class linear:
     @staticmethod
     def Forward(x, W, b):
-        (rows, columns), out = x.shape, len(W)
-        y = np.empty((rows, out), FLOAT32)
-        loops.linear(y, x, W, reference(b), rows, out, columns)
-        return y
+        return product(x, W, trans_b=1, bias=b)
 
     @staticmethod
     def BackwardData(W, gy):
-        return np.asarray(gy).dot(np.asarray(W)) if len(gy) == 1 else product(gy, W, 0)  # faster for a vector
+        return np.asarray(gy).dot(np.asarray(W)) if len(gy) == 1 else product(gy, W)  # faster for a vector
 
     @staticmethod
     def BackwardWeights(x, gy):
-        return product(gy, x, 1)
+        return product(gy, x, trans_a=1)
 
 
-def product(a, b, transposed):
-    """Return a b, or a' b."""
-    c = np.empty((a.shape[transposed], b.shape[1]), FLOAT32)
-    loops.product(c, a, b, *c.shape, len(b), transposed)
+def product(a, b, trans_a=0, trans_b=0, bias=None):
+    """Return a b, a' b, or a b' + bias, where bias may be None."""
+    c = np.empty((a.shape[trans_a], b.shape[1 - trans_b]), FLOAT32)
+    loops.product(c, a, b, reference(bias), *c.shape, b.shape[trans_b], trans_a, trans_b)
     return c
 
 
@@ -181,7 +178,7 @@ class lstm:
         hs, before, cells = np.empty((3, len(x), h.shape[1]), FLOAT32)
         for step, n in cls.steps(sections, len(x)):
             before[step], cells[step] = h[:n], c[:n]
-            np.add(linear.Forward(h[:n], w, None), x[step], out=gates[step])
+            np.add(product(h[:n], w, trans_b=1), x[step], out=gates[step])
             loops.cell(gates[step], c, h, h[:n].size)
             hs[step] = h[:n]
         return hs, h, c, (gates, before, cells)
@@ -194,8 +191,8 @@ class lstm:
             if ghs is not None:
                 gh[:n] += ghs[step]
             loops.cell_gradient(gx[step], gc, gh, gates[step], cells[step], gh[:n].size)
-            gh[:n] = product(gx[step], w, 0)
-        return gx, gh, gc, product(gx, before, 1)
+            gh[:n] = product(gx[step], w)
+        return gx, gh, gc, product(gx, before, trans_a=1)
 
 
 class pooling2DParam(collections.namedtuple('pooling2DParam', 'shape kh kw sy sx ph pw pd pr kind')):
@@ -486,8 +483,7 @@ def load():
     array, maybe, size, real = ctypes.py_object, ctypes.c_void_p, ctypes.c_long, ctypes.c_float
     for function, *types in (
         (loops.set_up, ctypes.c_void_p, ctypes.c_int),
-        (loops.linear, array, array, array, maybe, size, size, size),
-        (loops.product, array, array, array, size, size, size, size),
+        (loops.product, array, array, array, maybe, *[size] * 5),
         (loops.adam, array, array, array, array, size, real, real, real, real),
         (loops.rectify, array, array, maybe, size, real),
         (loops.cell, array, array, array, size),
