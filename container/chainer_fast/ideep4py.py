@@ -269,26 +269,18 @@ class OneDNN:
     """This class calls oneDNN's C API, with one thread of OpenMP's: the team of chainer_fast.c divides the work."""
 
     def __init__(self):
-        self.library, self.omp = self.open('libdnnl.so.3', 'libdnnl.so.3.6'), self.open('libgomp.so.1')
+        try:
+            self.library = ctypes.CDLL('libdnnl.so.3')
+        except OSError:
+            self.library = ctypes.CDLL('libdnnl.so.3.6')
         self.engine = self.new('engine_create', 1, ctypes.c_size_t(0))
         self.stream, self.attributes = self.new('stream_create', self.engine, 1), self.new('primitive_attr_create')
         self.call('primitive_attr_set_scratchpad_mode', self.attributes, 1)
         for name in 'primitive_desc_query_md', 'memory_desc_get_size':
             getattr(self.library, 'dnnl_' + name).restype = ctypes.c_size_t
-        names = 'memory_create', 'memory_destroy', 'primitive_execute'
-        functions = [getattr(self.library, 'dnnl_' + name) for name in names]
-        functions += [self.omp.omp_get_max_threads, self.omp.omp_set_num_threads]
-        loops.set_up_dnn((ctypes.c_void_p * 7)(*[ctypes.cast(f, ctypes.c_void_p).value for f in functions],
-                                               self.engine.value, self.stream.value))  # fmt: skip
-
-    @staticmethod
-    def open(*names):
-        for name in names[:-1]:
-            try:
-                return ctypes.CDLL(name)
-            except OSError:
-                pass
-        return ctypes.CDLL(names[-1])
+        names = 'dnnl_memory_create dnnl_memory_destroy dnnl_primitive_execute omp_get_max_threads omp_set_num_threads'
+        functions = [ctypes.cast(getattr(self.library, name), ctypes.c_void_p) for name in names.split()]
+        loops.set_up_dnn((ctypes.c_void_p * 7)(*functions, self.engine, self.stream))
 
     def call(self, name, *arguments):
         if status := getattr(self.library, 'dnnl_' + name)(*arguments):
@@ -410,10 +402,12 @@ class Convolution:
 
     def kernel(self, n, c):
         if (n, c) not in self.kernels:
-            before = dnn.omp.omp_get_max_threads()
-            dnn.omp.omp_set_num_threads(1)
-            self.kernels[n, c] = self.make(n, c)
-            dnn.omp.omp_set_num_threads(before)
+            before = dnn.library.omp_get_max_threads()
+            dnn.library.omp_set_num_threads(1)  # as it will run
+            try:
+                self.kernels[n, c] = self.make(n, c)
+            finally:
+                dnn.library.omp_set_num_threads(before)
         return self.kernels[n, c]
 
     def make(self, n, c):
@@ -426,7 +420,7 @@ class Convolution:
         if 'ref' in dnn.name(made):
             raise NotImplementedError  # Chainer's own way is faster
         primitive, scratch = dnn.new('primitive_create', made), dnn.inner(made, SCRATCHPAD)
-        kernel = Kernel(primitive.value, bias and bias.value, scratch.value, scratch_size=dnn.size(scratch))
+        kernel = Kernel(primitive, bias, scratch, scratch_size=dnn.size(scratch))
         kernel.kept = [primitive, made, bias]
         for o, argument, query, index in zip(kernel.of, *KINDS[self.kind]):
             user, inner = dnn.layout(parts[index], self.shapes[index]), dnn.inner(made, query)
@@ -434,11 +428,11 @@ class Convolution:
         return kernel
 
     def operand(self, o, argument, user, inner):
-        o.argument, o.user, o.inner, reorder = argument, user.value, inner.value, None
+        o.argument, o.user, o.inner, reorder = argument, user, inner, None
         if not dnn.library.dnnl_memory_desc_equal(inner, user):
             ends = (user, inner) if argument != KINDS[self.kind][0][2] else (inner, user)
-            o.size, reorder = dnn.size(inner), dnn.reorder(*ends)
-            o.reorder = reorder.value
+            o.size = dnn.size(inner)
+            o.reorder = reorder = dnn.reorder(*ends)
         return user, reorder
 
 
