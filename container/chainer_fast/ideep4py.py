@@ -387,18 +387,16 @@ class Convolution:
         piece = max(PIECE, (16 if self.kind == 'weights' else 8) * math.prod(W))  # else copies of W would cost more
         for (i, c), (j, (n0, n1)) in itertools.product(enumerate(channels), enumerate(ranges(x[0], self.images))):
             for k, (m0, m1) in enumerate(ranges(n1 - n0, min(n1 - n0, -(-(n1 - n0) * image // piece)))):
-                yield self.piece(i * self.images + j, c, (n0 + m0, n0 + m1), j, k > 0)
+                sums = (j, k > 0) if self.kind == 'weights' else (0, False)
+                yield self.piece(i * self.images + j, c, (n0 + m0, n0 + m1), *sums)
 
     def piece(self, part, channels, images, sum_, again):
         (n0, n1), (c0, c1), data = images, channels, self.kind == 'data'
         x, W, y = map(strides, self.shapes)
-        kernel = self.kernel(n1 - n0, c1 - c0)
         offsets = n0 * x[0] + data * c0 * x[1], c0 * W[data], n0 * y[0] + (not data) * c0 * y[1]
-        order = KINDS[self.kind][2]
-        if self.kind != 'weights':
-            sum_ = again = 0
-        of = (ctypes.c_long * 4)(*[offsets[i] for i in order], c0)
-        return Piece(ctypes.pointer(kernel), of, part, sum_, again * (c1 - c0) * W[0])
+        of = (ctypes.c_long * 4)(*[offsets[i] for i in KINDS[self.kind][2]], c0)
+        kernel = ctypes.pointer(self.kernel(n1 - n0, c1 - c0))
+        return Piece(kernel, of, part, sum_, again * (c1 - c0) * W[0])
 
     def kernel(self, n, c):
         if (n, c) not in self.kernels:
