@@ -13,50 +13,43 @@ STALLED = 60  # seconds without a byte after which the answer is 408
 FULL = 'The endpoint has more requests than it can take: try again later.'
 
 
-class Reservation(contextlib.AbstractContextManager):
-    """Counts the bytes of a request's body among all that may be held; the end of the `with` block gives them back."""
+class Body(contextlib.AbstractContextManager):
+    """The body of one request, whose bytes count among those that may be held until the `with` block ends.
 
-    left, taken = 16 * MAX_PAYLOAD, 0
+    receive: ASGI's callable. ended: whether the client has sent all of it.
+    """
 
-    def __exit__(self, *_):
-        self.take(-self.taken)
-
-    def take(self, amount):
-        """Reserve this much more. Raises ServiceUnavailable (503) if less is left."""
-        if amount > Reservation.left:
-            raise ServiceUnavailable(FULL)
-        Reservation.left -= amount
-        self.taken += amount
-
-
-class Body:
-    """The body of one request. receive: ASGI's callable. ended: whether the client has sent all of it."""
+    left = 16 * MAX_PAYLOAD  # bytes that requests may still hold, all together
 
     def __init__(self, receive):
-        self.receive, self.ended = receive, False
+        self.receive, self.ended, self.held = receive, False, 0
 
-    async def read(self, announced, reservation):
+    def __exit__(self, *_):
+        self.hold(0)
+
+    def hold(self, size):
+        """Count this many bytes as held, instead of those before."""
+        Body.left -= size - self.held
+        self.held = size
+
+    async def read(self, announced):
         """Return the body, bytes. Raises HTTPException: 413 (too large), 408 (stalled) or 503 (no memory).
 
-        announced: Content-Length in bytes, 0 if absent. reservation: the Reservation that counts it.
+        announced: Content-Length in bytes, 0 if absent.
         """
         chunks, size, refusal = [], 0, None
         # Most clients look for an answer only after sending all, so read up to twice the limit before a 413.
         while not self.ended and size <= 2 * MAX_PAYLOAD:
-            chunk = await self.next_chunk()
-            size += len(chunk)
+            chunks.append(await self.next_chunk())
+            size += len(chunks[-1])
             if max(size, announced) > MAX_PAYLOAD:
                 refusal = RequestEntityTooLarge(f'The body must not be larger than {MAX_PAYLOAD_IN_MB} MB.')
-            if refusal is None:
-                try:
-                    reservation.take(len(chunk))
-                    chunks.append(chunk)
-                except ServiceUnavailable as e:
-                    refusal = e
-            if refusal is not None:
+            elif size - self.held > Body.left:
+                refusal = ServiceUnavailable(FULL)
+            if refusal:
                 chunks.clear()
-                reservation.take(-reservation.taken)
-        if refusal is not None:
+            self.hold(0 if refusal else size)
+        if refusal:
             raise refusal
         return b''.join(chunks)
 

@@ -17,7 +17,7 @@ import chainer
 from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed, NotFound, ServiceUnavailable
 
 from sagemaker_chainer_container import metrics
-from sagemaker_chainer_container.body import FULL, Body, Reservation
+from sagemaker_chainer_container.body import FULL, Body
 from sagemaker_chainer_container.hooks import Predictor, Response
 
 MAX_REQUESTS = 256  # that wait at a time; a worker answers 503 to more
@@ -53,11 +53,12 @@ class App:
         self.newest_first_until = 0  # seconds, by time.monotonic()
 
     async def __call__(self, scope, receive, send):
-        start, body, path = time.perf_counter(), Body(receive), NAMED.sub('', scope['path'])
-        try:
-            status, content, headers = await self.respond(scope, path, body)
-        except HTTPException as e:
-            status, content, headers = Response.text(e.code, e.description, e.get_headers()[1:])
+        start, path = time.perf_counter(), NAMED.sub('', scope['path'])
+        with Body(receive) as body:
+            try:
+                status, content, headers = await self.respond(scope, path, body)
+            except HTTPException as e:
+                status, content, headers = Response.text(e.code, e.description, e.get_headers()[1:])
         headers = [*headers, (b'content-length', str(len(content)).encode())]
         if not body.ended:  # a kept connection would have to read the rest of the body
             headers.append((b'connection', b'close'))
@@ -71,26 +72,25 @@ class App:
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
         if 'origin' in headers:  # browsers send it with every POST, SageMaker never
             raise Forbidden('Pages in browsers get no answer here: send the request without Origin.')
-        with Reservation() as reservation:
-            content = await body.read(int(headers.get('content-length', 0)), reservation)
-            if path not in METHODS:
-                raise NotFound('There are GET /ping and POST /invocations.')
-            if scope['method'] not in METHODS[path]:
-                raise MethodNotAllowed(METHODS[path])
-            if path == '/ping':
-                if 0 < 0.75 * TIMEOUT < self.stuck():
-                    raise ServiceUnavailable('A prediction hangs: the worker will be replaced if it does not end.')
-                return Response(200, b'', [])
-            if path == '/metrics':
-                return Response(200, metrics.exposition(), [(b'content-type', metrics.CONTENT_TYPE.encode())])
-            if len(self.waiting) >= MAX_REQUESTS:
-                raise ServiceUnavailable(FULL)
-            future, cycle = asyncio.get_running_loop().create_future(), body.receive.__self__
-            cycle.flow.resume_reading()  # uvicorn pauses it at a large body, and would not see the client go
-            self.waiting.append(Request(content, headers, future, time.monotonic(), cycle))
-            metrics.in_flight(len(self.waiting) + len(self.batch or ()))
-            self.predict_next()
-            return await future
+        content = await body.read(int(headers.get('content-length', 0)))
+        if path not in METHODS:
+            raise NotFound('There are GET /ping and POST /invocations.')
+        if scope['method'] not in METHODS[path]:
+            raise MethodNotAllowed(METHODS[path])
+        if path == '/ping':
+            if 0 < 0.75 * TIMEOUT < self.stuck():
+                raise ServiceUnavailable('A prediction hangs: the worker will be replaced if it does not end.')
+            return Response(200, b'', [])
+        if path == '/metrics':
+            return Response(200, metrics.exposition(), [(b'content-type', metrics.CONTENT_TYPE.encode())])
+        if len(self.waiting) >= MAX_REQUESTS:
+            raise ServiceUnavailable(FULL)
+        future, cycle = asyncio.get_running_loop().create_future(), body.receive.__self__
+        cycle.flow.resume_reading()  # uvicorn pauses it at a large body, and would not see the client go
+        self.waiting.append(Request(content, headers, future, time.monotonic(), cycle))
+        metrics.in_flight(len(self.waiting) + len(self.batch or ()))
+        self.predict_next()
+        return await future
 
     def stuck(self):
         """Return for how many seconds the running call of the script has run, 0 if none runs."""
