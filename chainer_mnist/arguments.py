@@ -1,28 +1,25 @@
 """This module adds types to argparse, and an error for hyperparameters that a script does not have."""
 
 
-def positive(kind):
-    """Return an argparse type for numbers above zero; kind: int or float."""
+def limited(name, kind, allowed):
+    """Return an argparse type for the numbers of this kind that are allowed; argparse's error has the name."""
 
     def parse(text):
         value = kind(text)
-        if not 0 < value < float('inf'):
+        if not allowed(value):
             raise ValueError
         return value
 
-    parse.__name__ = 'positive ' + kind.__name__
+    parse.__name__ = name
     return parse
 
 
-def fraction(text):
-    """Return an argument as a float from 0 to 1. Raises ValueError, from which argparse makes its error."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+def positive(kind):
+    """Return an argparse type for numbers above zero; kind: int or float."""
+    return limited('positive ' + kind.__name__, kind, lambda value: 0 < value < float('inf'))
 
 
-fraction.__name__ = 'fraction (from 0 to 1)'
+fraction = limited('fraction (from 0 to 1)', float, lambda value: 0 <= value <= 1)
 
 
 def parse(parser, argv=None):
