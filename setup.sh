@@ -82,12 +82,11 @@ make_venv() {
         quietly $candidate -c "$version_check" || continue
         say "creating $venv with $($candidate --version)"
         # Debian packs the part of venv that brings pip separately.
-        if quietly $candidate -c 'import ensurepip' || ! command -v uv >/dev/null; then
-            quietly $candidate -c 'import ensurepip' || ! has_apt ||
-                install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
-            $candidate -m venv $venv
-        else uv venv --quiet --seed --python "$candidate" $venv
+        if quietly $candidate -c 'import ensurepip'; then :
+        elif command -v uv >/dev/null; then uv venv --quiet --seed --python "$candidate" $venv; return
+        elif has_apt; then install "python$($candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
         fi
+        $candidate -m venv $venv
         return
     done
     command -v uv >/dev/null || fail "There is no Python from 3.11 to 3.14. Install one," \
@@ -146,12 +145,6 @@ install_packages() {
     echo "$state" > "$installed"
 }
 
-# Tells whether Docker is here or can be installed; LOCAL_MODE=process rules it out, any other value demands it.
-can_have_docker() {
-    [ "${LOCAL_MODE:-}" != process ] || return 1
-    [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null || (has_apt && install docker.io)
-}
-
 start_docker() {
     if [ "${LOCAL_MODE:-}" = podman ] || quietly docker info; then return; fi
     case $(docker info 2>&1) in *'permission denied'*)
@@ -197,8 +190,12 @@ write_bundle() {
     $python -c 'from local_mode.images import source; print(source())' > bundle/version
 }
 
-get_engine() { ! can_have_docker || start_docker; }
+# Tells whether Docker is here; LOCAL_MODE=process rules it out, any other value demands it.
 has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
+get_engine() {
+    # In a subshell, as it may fail.
+    if has_engine || { [ "${LOCAL_MODE:-}" != process ] && has_apt && (install docker.io); }; then start_docker; fi
+}
 without_bundle() { [ ! "${BUNDLE:-}" ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."; }
 get_processes() {
     local state
