@@ -24,8 +24,7 @@ from local_mode.engines.interface import Container, Engine
 from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
 from local_mode.names import is_our_image, label
 from local_mode.output import Output
-from local_mode.s3 import local_copy, rescue, stays, unpack
-from local_mode.sources import fetch, local_path
+from local_mode.s3 import fetch, local_copy, local_path, rescue, stays, unpack
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer

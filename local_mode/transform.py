@@ -15,7 +15,7 @@ import urllib3
 from botocore.exceptions import ClientError
 from local_mode.errors import EndpointError, JobError
 from local_mode.instances import ServingInstance
-from local_mode.sources import fetch
+from local_mode.s3 import fetch
 from local_mode.versions import entities
 
 
