@@ -31,25 +31,11 @@ START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 
 
-def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
-    """Run containers and print their output; JobError with the end of it unless all exit with 0.
-
-    If one fails, or a person stops this, the others are stopped. The caller removes all of them.
-    """
-    try:
-        engine.run(containers)
-        failure = wait_for_end(engine, containers, output)
-    except BaseException:  # before the files of a container that runs are packed
-        output.close()
-        with contextlib.suppress(EngineError):
-            engine.stop([container.name for container in containers], 2)
-        raise
-    if failure:
-        raise JobError(f'{failure}. {output.tail()}')
-
-
 def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
-    """Print what containers print until all have ended; return how the first failed, or an empty string."""
+    """Print what containers print until all have ended; return how the first failed, or an empty string.
+
+    If one fails, the others are stopped.
+    """
     lines: queue.SimpleQueue[tuple[Container, str, str | None]] = queue.SimpleQueue()
     for container in containers:
         threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
@@ -160,26 +146,35 @@ class Instances(image._SageMakerContainer):
             image._create_config_file_directories(self.container_root, host)
             self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
-        variables = self.sagemaker_session.variables(job_name) | environment
+        session = self.sagemaker_session
+        variables = {'AWS_REGION': session.boto_region_name, 'S3_ENDPOINT_URL': session.s3_client._endpoint.host}
+        variables |= {'TRAINING_JOB_NAME': job_name, **environment}  # as the SDK sets them
         containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
         self.run(containers, self.container_root, lambda: self.collect(containers, output, job_name))
         return self.artifacts
 
     def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
-        """Run containers to their end, and collect the directory of results, also of those that fail.
+        """Run containers and print their output; JobError with the end of it unless all exit with 0.
 
-        If it cannot be collected, it stays: JobError, and self.kept says where it is.
+        The directory of results is collected in any case. If it cannot be collected, it stays: JobError, and self.kept
+        says where it is.
         """
         try:
-            run_to_end(self.engine, containers, self.output)
+            self.engine.run(containers)
+            failure = wait_for_end(self.engine, containers, self.output)
+        except BaseException:  # before the files of a container that runs are packed
+            self.output.close()
+            with contextlib.suppress(EngineError):
+                self.engine.stop([container.name for container in containers], 2)
+            raise
         finally:
             try:
                 collect()
             except Exception as e:  # of the disk, of S3
                 self.container_root = rescue(results)
                 self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
-        if self.kept:
-            raise JobError('It ended without an error.')
+        if failure or self.kept:
+            raise JobError(f'{failure}. {self.output.tail()}' if failure else 'It ended without an error.')
 
     def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
         """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""

@@ -94,11 +94,6 @@ class Session(local_session.LocalSession):
         values = {name: str(value) for name, value in given.items()}
         return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
 
-    def variables(self, job: str) -> dict[str, str]:
-        """Return the variables of a training job's containers that the SDK sets."""
-        s3 = self.s3_client._endpoint.host  # type: ignore[attr-defined]
-        return {'AWS_REGION': self.boto_region_name, 'TRAINING_JOB_NAME': job, 'S3_ENDPOINT_URL': s3}
-
     def credentials(self) -> dict[str, str]:
         """Return the variables that give a container this session's credentials."""
         if not self.stop_aws:
