@@ -275,13 +275,6 @@ def pack(archive: str, directories: Iterable[str], inside: str) -> None:
                 tar.add(os.path.join(directory, name), name, filter=kept)
 
 
-def show(engine: Engine, name: str, output: Output) -> None:
-    """Print a container's log, for as long as it runs."""
-    with contextlib.suppress(EngineError, ValueError):  # it has been removed
-        for line in engine.logs(name):
-            output.write('', line)
-
-
 class ServingInstance(Instances):
     """Runs the one instance of an endpoint or a batch transform job, which only this machine reaches.
 
@@ -304,11 +297,10 @@ class ServingInstance(Instances):
         if here and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
         self.start(container)
-        output = Output()
         # A daemon, or a script that ends with a live endpoint would never exit.
-        self.container = threading.Thread(target=show, args=(self.engine, container.name, output), daemon=True)
+        self.container = threading.Thread(target=self.show, args=[container.name], daemon=True)
         self.container.start()
-        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping', longest)
+        self.wait(self.container, f'http://{self.engine.host}:{container.port}/ping', longest)
 
     def start(self, container: Container) -> None:
         """Run the container on the session's port; if that is taken, and the session may choose, on the next one."""
@@ -324,7 +316,13 @@ class ServingInstance(Instances):
                     raise
                 endpoints.check_serving_port(session, container.port + 1)
 
-    def wait(self, container: threading.Thread, output: Output, url: str, longest: float) -> None:
+    def show(self, name: str) -> None:
+        """Print a container's log, for as long as it runs."""
+        with contextlib.suppress(EngineError, ValueError):  # it has been removed
+            for line in self.engine.logs(name):
+                self.output.write('', line)
+
+    def wait(self, container: threading.Thread, url: str, longest: float) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)
         deadline = time.monotonic() + longest
         while container.is_alive() and time.monotonic() < deadline:
@@ -333,7 +331,7 @@ class ServingInstance(Instances):
                     return
             time.sleep(0.1)
         what = f'did not answer within {longest} s' if container.is_alive() else 'stopped'
-        raise EndpointError(f'The endpoint {what}. {output.tail()}')
+        raise EndpointError(f'The endpoint {what}. {self.output.tail()}')
 
     def discard(self) -> None:
         """Remove the container and its files."""
