@@ -49,7 +49,7 @@ class LocalContainer(local_container._LocalContainer):
         try:
             return instances.train(inputs, output, self.hyper_parameters | code, self.environment, job)
         except KeyboardInterrupt as e:
-            e.args = (stopped('Training'),)
+            e.args = (stopped('Training') + instances.kept,)
             raise
         except RuntimeError as e:
             raise JobError(f'Training job {job} failed. {e}{instances.kept}') from None
