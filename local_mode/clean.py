@@ -11,7 +11,6 @@ import tempfile
 
 import psutil
 from local_mode.engines.docker import Docker
-from local_mode.engines.interface import Engine
 from local_mode.engines.processes import Processes
 from local_mode.errors import EngineError
 from local_mode.names import LABEL, label, of_this_user
@@ -22,8 +21,7 @@ def clean() -> None:
     end_commands()
     Processes.noticed = True
     failed = False
-    engines: list[Engine] = [Docker(program) for program in ('docker', 'podman') if shutil.which(program)]
-    for engine in [*engines, Processes()]:
+    for engine in [*map(Docker, filter(shutil.which, ('docker', 'podman'))), Processes()]:
         try:
             engine.reach()
             engine.remove(of_this_user())

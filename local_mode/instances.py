@@ -24,33 +24,18 @@ from local_mode.engines.interface import Container, Engine
 from local_mode.errors import EndpointError, EngineError, JobError, PortTaken
 from local_mode.names import is_our_image, label
 from local_mode.output import Output
-from local_mode.s3 import local_copy, rescue, stays, unpack
-from local_mode.sources import fetch, local_path
+from local_mode.s3 import fetch, local_copy, local_path, rescue, stays, unpack
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 
 
-def run_to_end(engine: Engine, containers: Sequence[Container], output: Output) -> None:
-    """Run containers and print their output; JobError with the end of it unless all exit with 0.
-
-    If one fails, or a person stops this, the others are stopped. The caller removes all of them.
-    """
-    try:
-        engine.run(containers)
-        failure = wait_for_end(engine, containers, output)
-    except BaseException:  # before the files of a container that runs are packed
-        output.close()
-        with contextlib.suppress(EngineError):
-            engine.stop([container.name for container in containers], 2)
-        raise
-    if failure:
-        raise JobError(f'{failure}. {output.tail()}')
-
-
 def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
-    """Print what containers print until all have ended; return how the first failed, or an empty string."""
+    """Print what containers print until all have ended; return how the first failed, or an empty string.
+
+    If one fails, the others are stopped.
+    """
     lines: queue.SimpleQueue[tuple[Container, str, str | None]] = queue.SimpleQueue()
     for container in containers:
         threading.Thread(target=follow, args=(engine, container, lines), daemon=True).start()
@@ -161,26 +146,35 @@ class Instances(image._SageMakerContainer):
             image._create_config_file_directories(self.container_root, host)
             self.write_config_files(host, hyperparameters, inputs)
             shutil.copytree(data, os.path.join(self.container_root, host, 'input', 'data'))
-        variables = self.sagemaker_session.variables(job_name) | environment
+        session = self.sagemaker_session
+        variables = {'AWS_REGION': session.boto_region_name, 'S3_ENDPOINT_URL': session.s3_client._endpoint.host}
+        variables |= {'TRAINING_JOB_NAME': job_name, **environment}  # as the SDK sets them
         containers = self.containers('train', volumes, variables, ('output', 'output/data', 'input'))
         self.run(containers, self.container_root, lambda: self.collect(containers, output, job_name))
         return self.artifacts
 
     def run(self, containers: Sequence[Container], results: str, collect: Callable[[], None]) -> None:
-        """Run containers to their end, and collect the directory of results, also of those that fail.
+        """Run containers and print their output; JobError with the end of it unless all exit with 0.
 
-        If it cannot be collected, it stays: JobError, and self.kept says where it is.
+        The directory of results is collected in any case. If it cannot be collected, it stays: JobError, and self.kept
+        says where it is.
         """
         try:
-            run_to_end(self.engine, containers, self.output)
+            self.engine.run(containers)
+            failure = wait_for_end(self.engine, containers, self.output)
+        except BaseException:  # before the files of a container that runs are packed
+            self.output.close()
+            with contextlib.suppress(EngineError):
+                self.engine.stop([container.name for container in containers], 2)
+            raise
         finally:
             try:
                 collect()
             except Exception as e:  # of the disk, of S3
                 self.container_root = rescue(results)
                 self.kept = f' What it wrote is in {self.container_root}, as it could not be collected: {e}'
-        if self.kept:
-            raise JobError('It ended without an error.')
+        if failure or self.kept:
+            raise JobError(f'{failure}. {self.output.tail()}' if failure else 'It ended without an error.')
 
     def collect(self, containers: Iterable[Container], config: Any, job_name: str) -> None:
         """Move what all hosts wrote, packed or not, to the output path, or into the session's directory."""
@@ -281,13 +275,6 @@ def pack(archive: str, directories: Iterable[str], inside: str) -> None:
                 tar.add(os.path.join(directory, name), name, filter=kept)
 
 
-def show(engine: Engine, name: str, output: Output) -> None:
-    """Print a container's log, for as long as it runs."""
-    with contextlib.suppress(EngineError, ValueError):  # it has been removed
-        for line in engine.logs(name):
-            output.write('', line)
-
-
 class ServingInstance(Instances):
     """Runs the one instance of an endpoint or a batch transform job, which only this machine reaches.
 
@@ -310,11 +297,10 @@ class ServingInstance(Instances):
         if here and is_our_image(self.image):
             container.read_only = not os.path.exists(os.path.join(here, 'requirements.txt'))
         self.start(container)
-        output = Output()
         # A daemon, or a script that ends with a live endpoint would never exit.
-        self.container = threading.Thread(target=show, args=(self.engine, container.name, output), daemon=True)
+        self.container = threading.Thread(target=self.show, args=[container.name], daemon=True)
         self.container.start()
-        self.wait(self.container, output, f'http://{self.engine.host}:{container.port}/ping', longest)
+        self.wait(self.container, f'http://{self.engine.host}:{container.port}/ping', longest)
 
     def start(self, container: Container) -> None:
         """Run the container on the session's port; if that is taken, and the session may choose, on the next one."""
@@ -330,7 +316,13 @@ class ServingInstance(Instances):
                     raise
                 endpoints.check_serving_port(session, container.port + 1)
 
-    def wait(self, container: threading.Thread, output: Output, url: str, longest: float) -> None:
+    def show(self, name: str) -> None:
+        """Print a container's log, for as long as it runs."""
+        with contextlib.suppress(EngineError, ValueError):  # it has been removed
+            for line in self.engine.logs(name):
+                self.output.write('', line)
+
+    def wait(self, container: threading.Thread, url: str, longest: float) -> None:
         http = urllib3.PoolManager(retries=False, timeout=2)
         deadline = time.monotonic() + longest
         while container.is_alive() and time.monotonic() < deadline:
@@ -339,7 +331,7 @@ class ServingInstance(Instances):
                     return
             time.sleep(0.1)
         what = f'did not answer within {longest} s' if container.is_alive() else 'stopped'
-        raise EndpointError(f'The endpoint {what}. {output.tail()}')
+        raise EndpointError(f'The endpoint {what}. {self.output.tail()}')
 
     def discard(self) -> None:
         """Remove the container and its files."""

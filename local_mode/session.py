@@ -94,11 +94,6 @@ class Session(local_session.LocalSession):
         values = {name: str(value) for name, value in given.items()}
         return {'PYTHONUNBUFFERED': '1', **proxies(), **self.credentials(), **values}
 
-    def variables(self, job: str) -> dict[str, str]:
-        """Return the variables of a training job's containers that the SDK sets."""
-        s3 = self.s3_client._endpoint.host  # type: ignore[attr-defined]
-        return {'AWS_REGION': self.boto_region_name, 'TRAINING_JOB_NAME': job, 'S3_ENDPOINT_URL': s3}
-
     def credentials(self) -> dict[str, str]:
         """Return the variables that give a container this session's credentials."""
         if not self.stop_aws:
@@ -168,8 +163,8 @@ def replace_earlier(session: Session) -> None:
 def has_credentials() -> bool:
     """Return whether there are AWS credentials here that work; LocalModeError if some are broken."""
     try:
-        session = boto3.Session()
-        return session.get_credentials() is not None and bool(session.get_credentials().get_frozen_credentials())
+        credentials = boto3.Session().get_credentials()
+        return bool(credentials and credentials.get_frozen_credentials())
     except (BotoCoreError, ClientError) as e:  # of a missing profile, an expired login, an unreadable file
         remedy = f'Mend that, or use the stand-in{paste("sagemaker_session = open_session(embedded=True)")}'
         raise LocalModeError(f'Your AWS configuration cannot be used: {str(e).rstrip(".")}. {remedy}') from None
@@ -190,17 +185,17 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         boto_session, stop = aws.start()
         if is_broken():  # each estimator of the SDK makes a client of the default session
             boto3.DEFAULT_SESSION = boto_session  # type: ignore[assignment]
-        opt_out = {'SageMaker': {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}}
-        config = {'SchemaVersion': '1.0', **opt_out}
+        opt_out = {'PythonSDK': {'Modules': {'TelemetryOptOut': True}}}
+        config = {'SchemaVersion': '1.0', 'SageMaker': opt_out}
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
-        replace_earlier(session)
-        print(f'AWS: a stand-in on this machine, no account needed ({boto_session.endpoint_url})')
+        where = f'a stand-in on this machine, no account needed ({boto_session.endpoint_url})'
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
         session = Session(serving_port=serving_port, engine=engine)
-        replace_earlier(session)
         instead = 'open_session(embedded=True) takes a stand-in instead'
-        print(f'AWS: your account {session.account_id()} in {session.boto_region_name} ({instead})')
+        where = f'your account {session.account_id()} in {session.boto_region_name} ({instead})'
+    replace_earlier(session)
+    print(f'AWS: {where}')
     return session

@@ -1,90 +1,83 @@
 """This module runs jobs of version 3's ModelTrainer in local containers, on an engine of ours."""
 
+import json
 import os
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
 from local_mode.engines.docker import Docker, mount_option, options
 from local_mode.errors import EngineError, JobError, stopped
-from local_mode.instances import Instances, pack_results, run_to_end
+from local_mode.instances import Instances, pack_results
 from local_mode.output import Output
-from local_mode.s3 import unpack
-from local_mode.versions import SUBMIT_DIRECTORY, image
+from local_mode.s3 import local_path, unpack
+from local_mode.versions import SUBMIT_DIRECTORY
 from sagemaker.train.local import local_container
 
 
-class LocalContainer(local_container._LocalContainer):
-    """Runs a job's containers, labelled as the session's and in a network of their own.
+class TrainerInstances(Instances):
+    """Runs the instances of a job whose results stay on this machine, where ModelTrainer leaves them."""
 
-    They are removed when the job ends, and so are its copies of the data. Its files belong to whoever started it.
-    """
+    def collect(self, containers: Iterable[Any], config: Any, job_name: str) -> None:
+        """Write artifacts/ and compressed_artifacts/, without links that lead out of the containers' files."""
+        root = local_path(config['S3OutputPath'])
+        packed = os.path.join(root, 'compressed_artifacts')
+        os.makedirs(packed, exist_ok=True)
+        pack_results(containers, packed)
+        for kind in 'model', 'output':
+            unpack(f'{packed}/{kind}.tar.gz', f'{root}/artifacts/{kind}')
+        self.artifacts = f'file://{packed}/model.tar.gz'
+
+
+class LocalContainer(local_container._LocalContainer):
+    """Runs a job of ModelTrainer as one of its session; its files belong to whoever started it."""
 
     def train(self, wait: bool) -> str:
         """Run the job; return where its model.tar.gz is. JobError with the end of its log if it fails."""
         if not wait:
             raise ValueError('In local mode call train(wait=True): the files of a job are collected at its end.')
         self.sagemaker_session.engine.check(self.image)
+        os.makedirs(self.container_root, exist_ok=True)
         program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
         resources = {'InstanceType': self.instance_type, 'InstanceCount': self.instance_count}
         session, job = self.sagemaker_session, self.training_job_name
-        instances = Instances(resources, self.image, session, program, job=job)
-        instances.container_root, instances.hosts = self.container_root, self.hosts or []
-        os.makedirs(self.container_root, exist_ok=True)
-        before = set(os.listdir(self.container_root))
+        instances = TrainerInstances(resources, self.image, session, program, job=job)
+        # Before the first line the SDK's driver lists variables; with the last it tells that it is at its end.
+        instances.output = Output('Executing command: ', self.instance_count)
+        instances.output.hide = 'Training Container Execution Completed'
+        inputs, output = [*map(as_requested, self.input_data_config)], {'S3OutputPath': f'file://{self.container_root}'}
+        code = {name: json.dumps(uri) for name, uri in self.hyper_parameters.items() if name == SUBMIT_DIRECTORY}
         try:
-            return self.run(instances)
+            return instances.train(inputs, output, self.hyper_parameters | code, self.environment, job)
         except KeyboardInterrupt as e:
-            e.args = (stopped('Training'),)
+            e.args = (stopped('Training') + instances.kept,)
             raise
         except RuntimeError as e:
-            raise JobError(f'Training job {self.training_job_name} failed. {e}') from None
+            raise JobError(f'Training job {job} failed. {e}{instances.kept}') from None
         finally:
-            new = set(os.listdir(self.container_root)) - (before - {'model', 'output', 'artifacts'})
             if os.getuid():  # the SDK starts the script as root
-                self.own(new, instances.labels)
+                self.own(instances)
             instances.discard()
-            data = {'input', 'shared', *self.hosts, *map(os.path.basename, self._temporary_folders)}
-            for name in data & new:
-                shutil.rmtree(os.path.join(self.container_root, name), ignore_errors=True)
 
-    def run(self, instances: Instances) -> str:
-        data = os.path.join(self.container_root, 'input', 'data')
-        os.makedirs(data, exist_ok=True)
-        volumes = self._prepare_training_volumes(data, self.input_data_config, self.hyper_parameters)
-        if self.hyper_parameters.get(SUBMIT_DIRECTORY, '').startswith('file:'):
-            self.hyper_parameters[SUBMIT_DIRECTORY] = '/opt/ml/code'
-        for host in self.hosts:
-            self._create_config_file_directories(host)
-            self._write_config_files(host, self.input_data_config, self.hyper_parameters)
-        variables = self.sagemaker_session.variables(self.training_job_name) | self.environment
-        mounts = [image._Volume(*volume.removesuffix(':z').rsplit(':', 1)) for volume in volumes]
-        containers = instances.containers('process', mounts, variables, ('output', 'output/data', 'input'))
-        try:
-            # Before the first line the SDK's driver lists variables; with the last it tells that it is at its end.
-            output = Output('Executing command: ', len(containers))
-            output.hide = 'Training Container Execution Completed'
-            run_to_end(instances.engine, containers, output)
-        finally:
-            self.collect(containers)
-        return f'file://{self.container_root}/compressed_artifacts/model.tar.gz'
-
-    def collect(self, containers: Iterable[Any]) -> None:
-        """Write artifacts/ and compressed_artifacts/, without links that lead out of the containers' files."""
-        packed = os.path.join(self.container_root, 'compressed_artifacts')
-        os.makedirs(packed, exist_ok=True)
-        pack_results(containers, packed)
-        for kind in 'model', 'output':
-            unpack(f'{packed}/{kind}.tar.gz', f'{self.container_root}/artifacts/{kind}')
-
-    def own(self, names: Iterable[str], labels: dict[str, str]) -> None:
-        """Give these entries of container_root to the directory's owner, also if that owner is root in containers."""
-        engine = self.sagemaker_session.engine
-        if not isinstance(engine, Docker):
+    def own(self, instances: Instances) -> None:
+        """Give a job's files to the owner of container_root, also if that owner is root in containers."""
+        if not isinstance(instances.engine, Docker):
             return
-        chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" "$@"'
-        left = [*options('label', labels), mount_option(self.container_root, '/left')]
+        chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" /job $(ls -d *artifacts)'
+        directories = {self.container_root: '/left', instances.sagemaker_session.directory: '/job'}
+        left = [*options('label', instances.labels), *(mount_option(*pair) for pair in directories.items())]
         try:
-            engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown, '-', *names)
+            instances.engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown)
         except EngineError as e:  # which must not hide why a job failed
             print(f'Files in {self.container_root} belong to root: {e}')
+
+
+def as_requested(channel: Any) -> dict[str, Any]:
+    """Return one of ModelTrainer's channels as it is in a request for a training job."""
+    source = channel.data_source.s3_data_source
+    if isinstance(uri := getattr(source, 's3_uri', None), str):
+        given = {'DataUri': uri, 'DataSource': {'S3DataSource': {'S3DataType': source.s3_data_type}}}
+    else:
+        path = os.path.abspath(channel.data_source.file_system_data_source.directory_path)
+        given = {'DataUri': f'file://{path}', 'DataSource': {}}
+    kind = {'ContentType': channel.content_type} if isinstance(channel.content_type, str) else {}
+    return {'ChannelName': channel.channel_name, **given, **kind}

@@ -15,7 +15,7 @@ import urllib3
 from botocore.exceptions import ClientError
 from local_mode.errors import EndpointError, JobError
 from local_mode.instances import ServingInstance
-from local_mode.sources import fetch
+from local_mode.s3 import fetch
 from local_mode.versions import entities
 
 
@@ -24,29 +24,28 @@ class TransformJob(entities._LocalTransformJob):
 
     container: ServingInstance
 
-    def start(self, input_data: Any, output_data: Any, transform_resources: Any, **kwargs: Any) -> None:
-        """Run the job to its end."""
-        self.input_data, self.output_data, self.transform_resources = (input_data, output_data, transform_resources)
-        environment = self._get_container_environment(**kwargs)
+    def start(self, **request: Any) -> None:  # type: ignore[override]
+        """Run the job of a request to its end."""
+        self.input_data, self.output_data = request['TransformInput'], request['TransformOutput']
+        self.transform_resources = request['TransformResources']
+        environment = self._get_container_environment(**request)
         session = self.local_session = self.container.sagemaker_session
-        source = input_data['DataSource']['S3DataSource']
+        source = self.input_data['DataSource']['S3DataSource']
         here = pathlib.Path(fetch(session, source['S3Uri'], source['S3DataType']))
-        told = kwargs.get('ModelClientConfig') or {}
+        told = request.get('ModelClientConfig') or {}
         session.sagemaker_runtime_client.timeout = told.get('InvocationsTimeoutInSeconds') or 600  # as on SageMaker
         self.container.serve(self.primary_container, environment)
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
-        kwargs = {**execution_parameters(url), **kwargs}
-        kwargs.update(self._get_required_defaults(**kwargs))
-        self.start_time = datetime.datetime.now()
-        self.batch_strategy, self.environment = kwargs['BatchStrategy'], kwargs.get('Environment', self.environment)
+        request = {'BatchStrategy': 'MultiRecord', 'MaxPayloadInMB': 6, **execution_parameters(url), **request}
+        self.start_time, self.batch_strategy = datetime.datetime.now(), request['BatchStrategy']
         out = tempfile.mkdtemp(dir=session.directory)
         for path in sorted(path for path in here.rglob('*') if path.is_file()):
             target = pathlib.Path(out, f'{path.relative_to(here)}.out')
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open('wb') as file:
-                file.writelines(self.answers(path, **kwargs))
-        entities.move_to_destination(out, output_data['S3OutputPath'], '', session)
-        self.end_time, self.state = datetime.datetime.now(), self._COMPLETED
+                file.writelines(self.answers(path, **request))
+        entities.move_to_destination(out, self.output_data['S3OutputPath'], '', session)
+        self.state = self._COMPLETED
 
     def answers(self, path: pathlib.Path, **job: Any) -> Iterator[bytes]:
         """Yield the output for each of the requests that a file's records make; JobError names the file."""

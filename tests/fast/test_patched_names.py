@@ -62,7 +62,6 @@ CALLED = {
     'local.entities:_LocalEndpoint': 'endpoint_name endpoint_config_name tags local_session',
     'local.entities:_LocalTrainingJob.start': JOB,
     TRANSFORM + '._get_container_environment': 'self kwargs',
-    TRANSFORM + '._get_required_defaults': 'self kwargs',
     'local.local_session:LocalSagemakerRuntimeClient': 'config',
     'local.local_session:LocalSession': 'boto_session',
 }

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from botocore.exceptions import ClientError
 from local_mode import LocalModeError, open_session
-from local_mode.sources import fetch
+from local_mode.s3 import fetch
 from local_mode.validation import check
 
 KEYS = 'data/train-data.csv', 'data/train/in.csv', 'data/train/sub/in.csv', 'data/f1.txt', 'data/folder/'

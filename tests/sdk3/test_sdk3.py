@@ -74,10 +74,14 @@ def test_what_failed_is_told_and_cleared_away(trainer, local_sagemaker, tmp_path
     assert not {'input', 'shared', 'algo-1'} & {path.name for path in tmp_path.iterdir()}
 
 
-def test_variables_arrive_as_they_are(trainer, tmp_path):
-    script = 'import os\nopen("/opt/ml/model/price", "w").write(os.environ["PRICE"])'
-    trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train()
-    assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == '$5 of ${HOME}'
+def test_variables_and_a_single_file_arrive_as_they_are(trainer, local_sagemaker, tmp_path):
+    from sagemaker.core.training.configs import InputData
+
+    text = '*os.listdir("/opt/ml/input/data/one"), os.environ["PRICE"]'
+    script = f'import os\nwith open("/opt/ml/model/price", "w") as f: print({text}, end="", file=f)'
+    file = local_sagemaker.upload_data(__file__, key_prefix='single')
+    trainer(script, environment={'PRICE': '$5 of ${HOME}'}).train([InputData(channel_name='one', data_source=file)])
+    assert (tmp_path / 'artifacts' / 'model' / 'price').read_text() == 'test_sdk3.py $5 of ${HOME}'
 
 
 WRITES = """
