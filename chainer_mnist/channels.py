@@ -11,8 +11,9 @@ def load(args, rank=0, size=1):
     """Return the training data and the test data, TupleDatasets of (image, label), float32 (784,) and int32.
 
     args: has the channels' directories, train, test and drawings (or None). The drawings are training data, too.
-    rank, size: process `rank` of `size` gets every size-th example. All processes get the same number: if N is no
-    multiple of size, some of the first examples come twice. Exits with one sentence if a channel is invalid.
+    rank, size: process `rank` of `size` gets its part of the examples, drawn at random. All processes get the same
+    number: if N is no multiple of size, some of the first examples come twice. Exits with one sentence if a channel
+    is invalid.
     """
     train, test = read('train', args.train), read('test', args.test)
     if args.drawings:
@@ -23,7 +24,9 @@ def load(args, rank=0, size=1):
 def shard(images, labels, rank, size):
     """Return the examples of process `rank` of `size`, a TupleDataset of read-only arrays."""
     if size > 1:
-        mine = np.arange(rank, rank + -(-len(images) // size) * size, size) % len(images)
+        # Not every size-th: of MNIST's images every other one is harder, so the printed loss would be another.
+        order = np.random.RandomState(0).permutation(len(images))
+        mine = np.append(order, np.arange(-len(images) % size))[rank::size]
         images, labels = images[mine], labels[mine]
     images.flags.writeable = labels.flags.writeable = False  # lets benchmarks/batches.py keep them on a GPU
     return chainer.datasets.TupleDataset(images, labels)

@@ -27,7 +27,7 @@ def test_chainer_fast_passes_its_tests():
         'pip install --quiet --target /tmp/pytest pytest==9.2.0 && PYTHONPATH=/tmp/pytest python -m pytest '
         '-p no:cacheprovider container/chainer_fast || true'
     )
-    log = run(f'--volume {ROOT}:/repository:ro --workdir /repository', 'sh -c', code)
+    log = run(f'--volume "{ROOT}":/repository:ro --workdir /repository', 'sh -c', code)
     assert ' passed' in log and ' failed' not in log and ' error' not in log, log
 
 

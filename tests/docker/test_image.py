@@ -93,5 +93,5 @@ def test_chainer_fast_passes_its_tests():
         'pip install --quiet --root-user-action ignore --target /tmp/pytest pytest==9.2.0 && '
         'PYTHONPATH=/tmp/pytest python -m pytest -q -p no:cacheprovider container/chainer_fast || true'
     )
-    log = docker(f'run --rm --volume {ROOT}:/repository:ro --workdir /repository {IMAGE} sh -c', code)
+    log = docker(f'run --rm --volume "{ROOT}":/repository:ro --workdir /repository {IMAGE} sh -c', code)
     assert ' passed' in log and ' failed' not in log and ' error' not in log, log

@@ -152,9 +152,9 @@ def start():
             'PYTHONPATH': str(SERVER),
         }
         address = f'127.0.0.1:{port or free_port()}'
-        command = f'-m gunicorn -c {SERVER}/gunicorn.conf.py --bind {address}'
+        command = [sys.executable, '-m', 'gunicorn', '-c', f'{SERVER}/gunicorn.conf.py', '--bind', address]
         streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        process = subprocess.Popen([sys.executable, *command.split()], env=os.environ | variables | env, **streams)
+        process = subprocess.Popen(command, env=os.environ | variables | env, **streams)
         return process, 'http://' + address
 
     return start

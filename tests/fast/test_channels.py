@@ -53,3 +53,12 @@ def test_drawings_are_trained_on_where_the_channel_is_there(tmp_path, drawings, 
     drawn = sum(image.all() for train, _ in loaded for image, _ in train)
     assert drawn == drawings  # what comes twice is from the beginning
     assert {type(label) for train, _ in loaded for _, label in train} == {np.int32}
+
+
+def test_each_process_gets_easy_and_hard_images():
+    """Of MNIST's training images every other one is by another group of writers, whose digits are harder."""
+    images, labels = np.zeros((2001, 784), np.float32), np.arange(2001)
+    shards = [{int(label) for _, label in channels.shard(images, labels, rank, 2)} for rank in range(2)]
+    assert shards[0] | shards[1] == set(range(2001)) and len(shards[0] & shards[1]) <= 1
+    for shard in shards:
+        assert 400 < sum(label % 2 for label in shard) < 600

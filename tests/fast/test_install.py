@@ -225,7 +225,7 @@ def test_a_bundle_that_is_none_is_refused_at_once(tmp_path, variables, said):
 def test_a_python_without_pip_makes_the_environment(tmp_path):
     """Debian packs pip apart from Python."""
     (tmp_path / 'setup.sh').write_text(FUNCTIONS + '\nmake_venv; .venv/bin/python -m pip --version')
-    (tmp_path / 'python3').write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"')
+    (tmp_path / 'python3').write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"')
     (tmp_path / 'python3').chmod(0o700)
     done = run('bash', 'setup.sh', cwd=tmp_path, env=CLEAN | {'PATH': f'{tmp_path}:/usr/bin:/bin'})
     assert done.returncode == 0 and '/.venv/lib' in done.stdout, done.stderr

@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 
+import nbformat
 import numpy as np
 import pytest
 import urllib3
-from support import CSV, JSON, NPY, SERVER, http, load, npy, post, python, wait_for
+from support import CSV, JSON, NPY, SERVER, TUTORIAL, http, load, npy, post, python, wait_for
 
 import chainer_mnist_single_machine as script
 
@@ -112,6 +114,19 @@ def test_the_users_functions_win_and_model_fn_runs_once_per_worker(serving, tmp_
         # /ping may answer before the other worker is up.
         wait_for(lambda: len((tmp_path / 'loads').read_text().split()) >= 2, 20)
         assert len(set((tmp_path / 'loads').read_text().split())) == 2
+
+
+def test_the_notebooks_input_fn_says_what_is_wrong(serving, tmp_path):
+    cells = nbformat.read(TUTORIAL, as_version=4).cells
+    (example,) = re.findall(r'```python\n(from werkzeug.*?)```', ''.join(cell.source for cell in cells), re.DOTALL)
+    rest = 'import numpy as np\ndef model_fn(model_dir):\n    return lambda data: data.sum(axis=1)\n'
+    (tmp_path / 'mine.py').write_text(rest + example)
+    with serving(tmp_path, 'mine.py') as url:
+        right = post(url, bytes([51]) * 1568, 'application/octet-stream', JSON)
+        assert right.status == 200 and json.loads(right.data) == pytest.approx([156.8, 156.8])
+        wrong = post(url, bytes(1000), 'application/octet-stream')
+        assert wrong.status == 400 and wrong.data.strip() == b'Send 784 bytes for each image.'
+        assert post(url, bytes(784), 'image/gif').status == 415
 
 
 OUTPUTS = """

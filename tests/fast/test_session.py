@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import re
+import shlex
 import socket
 import sys
 import tarfile
@@ -117,7 +119,8 @@ def test_a_command_to_paste_works_where_paths_have_spaces(path, monkeypatch):
 
 def test_a_missing_image_is_not_looked_up_among_strangers(path):
     path('docker', 'exit 0')
-    with pytest.raises(EngineError, match=f'no image {IMAGE}: build it:\n\n{sys.executable} -m local_mode image\n'):
+    command = re.escape(shlex.quote(sys.executable)) + ' -m local_mode image\n'
+    with pytest.raises(EngineError, match=f'no image {IMAGE}: build it:\n\n{command}'):
         Docker().check(IMAGE)
     with pytest.raises(EngineError, match='no image python:3.13: .*docker.io/library/python:3.13'):
         Docker().check('python:3.13')
