@@ -215,11 +215,10 @@ def table(sets, found):
     for name, (_, y) in sets.items():
         cells = [np.mean([sure(p, y) for p in found[name, training]], axis=0) for training in TRAININGS]
         print(f'| {name} | ' + ' | '.join(', '.join(map('{:.3f}'.format, c)) for c in cells) + ' |')
-    print(f'\n| accuracy by digit | {" | ".join(f"{name}, {t}" for name in digits for t in BY_DIGIT)} |')
-    print('|---|' + '---|' * len(digits) * len(BY_DIGIT))
-    for digit in range(10):
-        cells = [np.mean([of_digit(digit, p, digits[s][1]) for p in found[s, t]]) for s in digits for t in BY_DIGIT]
-        print(f'| {digit} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
+    print(f'\n| accuracy by digit | | {" | ".join(map(str, range(10)))} |\n|---|---|{"---|" * 10}')
+    for (name, (_, y)), training in itertools.product(digits.items(), BY_DIGIT):
+        cells = [np.mean([of_digit(digit, p, y) for p in found[name, training]]) for digit in range(10)]
+        print(f'| {name} | {training} | ' + ' | '.join(f'{cell:.3f}' for cell in cells) + ' |')
 
 
 def confusions(x, y, guesses):
