@@ -24,9 +24,9 @@ def load(args, rank=0, size=1):
 def shard(images, labels, rank, size):
     """Return the examples of process `rank` of `size`, a TupleDataset of read-only arrays."""
     if size > 1:
-        # Not every size-th: of MNIST's images every other one is harder, so the printed loss would be another.
+        # Every other image of MNIST is harder: rank 0, which prints, would show another loss than the rest.
         order = np.random.RandomState(0).permutation(len(images))
-        mine = np.append(order, np.arange(-len(images) % size))[rank::size]
+        mine = np.append(order, np.arange(-len(images) % size) % len(images))[rank::size]
         images, labels = images[mine], labels[mine]
     images.flags.writeable = labels.flags.writeable = False  # lets benchmarks/batches.py keep them on a GPU
     return chainer.datasets.TupleDataset(images, labels)

@@ -51,7 +51,7 @@ def write(model: Callable[..., Any], path: Path, images: Array, scores: Array) -
 
     scores: the endpoint's, float32 (N, 10), for images, float32 (N, 784), to check the network. Raises ValueError, and
     writes no page, if they are not the network's, or if it is not a chain of the functions in LAYERS. Weights get seven
-    bits each, which changes probabilities by up to 0.02.
+    bits each, which changes probabilities by up to 0.03.
     """
     path = pathlib.Path(path)
     path.unlink(missing_ok=True)  # it may be an earlier network's

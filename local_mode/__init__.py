@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
 
 def put_off(name: str, function: str) -> None:
-    """Import a module, of which others import a function at once, when it is first used."""
+    """Put off a module's import until it is used; of this one others import a function by name."""
 
     def get(attribute: str) -> Any:
         if attribute.startswith('__'):  # somebody looks through all modules

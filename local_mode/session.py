@@ -189,13 +189,14 @@ def open_session(embedded: bool | None = None, serving_port: int | None = None) 
         config = {'SchemaVersion': '1.0', 'SageMaker': opt_out}
         session = Session(boto_session, serving_port, engine, sagemaker_config=config)
         session.stop_aws = stop
+        replace_earlier(session)
         where = f'a stand-in on this machine, no account needed ({boto_session.endpoint_url})'
     else:
         if boto3.Session().region_name is None:
             raise ValueError('There are AWS credentials but no region: set AWS_DEFAULT_REGION.')
         session = Session(serving_port=serving_port, engine=engine)
+        replace_earlier(session)
         instead = 'open_session(embedded=True) takes a stand-in instead'
         where = f'your account {session.account_id()} in {session.boto_region_name} ({instead})'
-    replace_earlier(session)
     print(f'AWS: {where}')
     return session

@@ -13,6 +13,11 @@ from local_mode.s3 import local_path, unpack
 from local_mode.versions import SUBMIT_DIRECTORY
 from sagemaker.train.local import local_container
 
+OWN = """
+give() { [ ! -e "$1" ] || chown -hR "$(stat -c %u:%g "$2")" "$1"; }
+give /job /job; give /kept /kept; give /left/artifacts /left; give /left/compressed_artifacts /left
+"""
+
 
 class TrainerInstances(Instances):
     """Runs the instances of a job whose results stay on this machine, where ModelTrainer leaves them."""
@@ -29,7 +34,7 @@ class TrainerInstances(Instances):
 
 
 class LocalContainer(local_container._LocalContainer):
-    """Runs a job of ModelTrainer as one of its session; its files belong to whoever started it."""
+    """Runs a job of ModelTrainer in its session's containers; its files belong to whoever started it."""
 
     def train(self, wait: bool) -> str:
         """Run the job; return where its model.tar.gz is. JobError with the end of its log if it fails."""
@@ -45,7 +50,8 @@ class LocalContainer(local_container._LocalContainer):
         instances.output = Output('Executing command: ', self.instance_count)
         instances.output.hide = 'Training Container Execution Completed'
         inputs, output = [*map(as_requested, self.input_data_config)], {'S3OutputPath': f'file://{self.container_root}'}
-        code = {name: json.dumps(uri) for name, uri in self.hyper_parameters.items() if name == SUBMIT_DIRECTORY}
+        uri = self.hyper_parameters.get(SUBMIT_DIRECTORY)
+        code = {SUBMIT_DIRECTORY: json.dumps(uri)} if uri else {}
         try:
             return instances.train(inputs, output, self.hyper_parameters | code, self.environment, job)
         except KeyboardInterrupt as e:
@@ -59,16 +65,17 @@ class LocalContainer(local_container._LocalContainer):
             instances.discard()
 
     def own(self, instances: Instances) -> None:
-        """Give a job's files to the owner of container_root, also if that owner is root in containers."""
+        """Give a job's files to the owner of the directory they are in, also if that owner is root in containers."""
         if not isinstance(instances.engine, Docker):
             return
-        chown = 'cd /left && chown -hR "$(stat -c %u:%g .)" /job $(ls -d *artifacts)'
         directories = {self.container_root: '/left', instances.sagemaker_session.directory: '/job'}
-        left = [*options('label', instances.labels), *(mount_option(*pair) for pair in directories.items())]
+        if instances.kept:
+            directories[instances.container_root] = '/kept'
+        mounts = [*options('label', instances.labels), *(mount_option(*pair) for pair in directories.items())]
         try:
-            instances.engine('run', '--rm', '--user=0', '--entrypoint=sh', *left, self.image, '-c', chown)
+            instances.engine('run', '--rm', '--user=0', '--entrypoint=sh', *mounts, self.image, '-c', OWN)
         except EngineError as e:  # which must not hide why a job failed
-            print(f'Files in {self.container_root} belong to root: {e}')
+            print(f'Files in {", ".join(directories)} belong to root: {e}')
 
 
 def as_requested(channel: Any) -> dict[str, Any]:

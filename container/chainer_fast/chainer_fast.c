@@ -282,7 +282,7 @@ void product(struct array *c, struct array *a, struct array *b, struct array *bi
     together(product_part, &p, m * n * k / (m == 1 ? 2 : 1));
 }
 
-// oneDNN's functions, and libgomp's: oneDNN must not start OpenMP's threads, as the team is there.
+// oneDNN's functions, and OpenMP's: oneDNN must not start OpenMP's threads, as the team is there.
 static struct {
     int (*create)(void **memory, const void *description, void *engine, void *data);
     int (*destroy)(void *memory);

@@ -62,3 +62,4 @@ def test_each_process_gets_easy_and_hard_images():
     assert shards[0] | shards[1] == set(range(2001)) and len(shards[0] & shards[1]) <= 1
     for shard in shards:
         assert 400 < sum(label % 2 for label in shard) < 600
+    assert [len(channels.shard(images[:2], labels[:2], rank, 5)) for rank in range(5)] == [1] * 5

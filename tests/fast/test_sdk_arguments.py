@@ -15,9 +15,9 @@ HEAD = """# The SDK's arguments in local mode
 
 A test compares this page with the signatures in the SDK (version 2), and writes it:
 `python tests/fast/test_sdk_arguments.py`. Each argument does the `same` as on SageMaker, has `no effect` here, because
-there is nothing on this machine that it could change, or `raises` an error that says why. (`wait` and `logs` have no
-effect as local mode always waits, and shows the log.) No argument silently does anything else. `git grep` finds a test
-by its name.
+there is nothing on this machine that it could change, or because local mode always waits and shows the log (`wait`,
+`logs`), or `raises` an error that says why. No argument silently does anything else. `git grep` finds a test by its
+name.
 """
 SAME, NONE, RAISES = 'same', 'no effect', 'raises'
 # {what is called: {(effect, test): its arguments}}; a note on an argument is in brackets.

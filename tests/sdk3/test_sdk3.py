@@ -70,8 +70,8 @@ def test_what_failed_is_told_and_cleared_away(trainer, local_sagemaker, tmp_path
     with pytest.raises(RuntimeError, match='Its log ends:[^$]*NameError: name .nonsense. is not defined'):
         trainer('nonsense').train([InputData(channel_name='train', data_source=data)])
     assert left() == ('', '')
-    assert not [*tmp_path.rglob('test_sdk3.py')]  # the channel
-    assert not {'input', 'shared', 'algo-1'} & {path.name for path in tmp_path.iterdir()}
+    assert not [*pathlib.Path(local_sagemaker.directory).rglob('test_sdk3.py')]  # the channel
+    assert {path.name for path in tmp_path.iterdir()} <= {'code', 'artifacts', 'compressed_artifacts'}
 
 
 def test_variables_and_a_single_file_arrive_as_they_are(trainer, local_sagemaker, tmp_path):
@@ -96,14 +96,16 @@ os.symlink(os.environ['SECRET'], '/opt/ml/model/secret')
 def test_files_belong_to_the_directorys_owner_and_links_lead_nowhere(trainer, local_sagemaker, tmp_path, monkeypatch):
     """Rootless engines know this machine's users by other numbers; the directory's owner counts there, too."""
     os.chown(tmp_path, 12345, 23456)
+    (tmp_path / 'old artifacts').mkdir()  # somebody else's
     monkeypatch.setattr(os, 'getuid', lambda: 12345)
     commands, call = [], Docker.__call__
     monkeypatch.setattr(Docker, '__call__', lambda self, *a, **k: commands.append(a) or call(self, *a, **k))
     trainer(WRITES, environment={'SECRET': __file__}).train()
     kept = tmp_path / 'artifacts' / 'model'
     assert {path.name: path.read_text() for path in kept.iterdir()} == {'real': 'real', 'link': 'real'}
-    written = [path for name in ('artifacts', 'compressed_artifacts', 'model') for path in (tmp_path / name).rglob('*')]
+    written = [path for name in ('artifacts', 'compressed_artifacts') for path in (tmp_path / name).rglob('*')]
     assert {(path.lstat().st_uid, path.lstat().st_gid) for path in written} == {(12345, 23456)}
+    assert (tmp_path / 'old artifacts').stat().st_uid == 0
     (chown,) = [command for command in commands if '--entrypoint=sh' in command]
     assert f'--label={LABEL}={local_sagemaker.name}' in chown  # `clean` finds it
 
