@@ -920,6 +920,7 @@ def test_a_row_gives_the_same_to_the_bit_beside_others(columns, out):
     np.testing.assert_array_equal(F.linear(*pickled).array, apart)
 
 
+@pytest.mark.slow
 def test_the_switches():
     code = 'from chainer.backends import intel64; print(intel64.should_use_ideep(">=auto"))'
     assert [run(code, **env) for env in ({}, {'CHAINER_FAST': '0'}, {'CHAINER_USE_IDEEP': 'never'})] == [
@@ -971,6 +972,7 @@ print([not p.update_rule.state[average].any() for p in link.params() for average
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() < 2, reason='on one core OpenBLAS has one thread')
 def test_a_process_that_gets_no_threads_says_so_and_ends():
     """The jobs of NumPy's OpenBLAS wait for each other: with fewer threads than jobs it would hang for ever."""

@@ -149,6 +149,7 @@ def csv_lines(rows):
     return [','.join(map(repr, row)) for row in rows.tolist()]
 
 
+@pytest.mark.slow
 def test_too_large_a_body_gets_413(serving, code, model):
     with serving(code, SCRIPT.name, model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
         body = npy(np.zeros((400, 784), np.float32))  # 1.2 MB
@@ -160,6 +161,7 @@ def test_too_large_a_body_gets_413(serving, code, model):
                 assert post(url, npy(np.zeros((300, 784), np.float32))).status == 200
 
 
+@pytest.mark.slow
 def test_bodies_beyond_the_memory_get_503(serving, connect, code, model):
     """The server holds 16 bodies of the largest size; /ping still answers, and later all requests do."""
     with serving(code, SCRIPT.name, model, SAGEMAKER_MAX_PAYLOAD_IN_MB='1') as url:
@@ -202,6 +204,7 @@ def test_decoding_takes_a_small_multiple_of_the_body(kind):
     assert there == shape and memory < 8 and seconds < 0.5, (there, memory, seconds)  # bytes a byte, seconds an MB
 
 
+@pytest.mark.slow
 def test_ping_answers_while_a_large_body_is_decoded(url):
     times = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

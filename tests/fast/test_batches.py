@@ -129,6 +129,7 @@ def model_fn(model_dir):
 """
 
 
+@pytest.mark.slow
 def test_no_answer_depends_on_a_neighbour(serving, tmp_path):
     """Real models' forwards look at the whole array: with 16 clients each answer is the one to the request alone."""
     (tmp_path / 'mine.py').write_text(FORWARDS)

@@ -25,6 +25,7 @@ def metrics(url):
     return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
 
 
+@pytest.mark.slow
 def test_metrics_are_of_all_workers_dead_ones_too(serving, tmp_path):
     (tmp_path / 'mine.py').write_text(
         'import os\ndef model_fn(d): return os.getpid\ndef predict_fn(data, model): return [model()]\n'
@@ -58,6 +59,7 @@ exec unshare --map-root-user --mount sh -ec '
 """
 
 
+@pytest.mark.slow
 def test_full_disks_cost_no_answer(serving, code, model, tmp_path, monkeypatch):
     (tmp_path / 'tmp').mkdir()
     wrapper = tmp_path / 'python'

@@ -99,6 +99,7 @@ def test_an_unattended_run_draws_a_digit(tmp_path, monkeypatch):
     assert drawn['answer'] == pytest.approx([sum(pixels)] + [0] * 9, rel=1e-5) and sum(pixels) > 50
 
 
+@pytest.mark.slow
 def test_no_other_user_can_read_what_a_kernel_prints(tmp_path, monkeypatch):
     """Its channels are sockets in a directory of this user, and not ports."""
     code = """import ipykernel, json, os

@@ -165,6 +165,7 @@ def test_a_refused_method_is_told_which_ones_are_allowed(url):
         assert response.headers['Content-Type'].startswith('text/plain')
 
 
+@pytest.mark.slow
 def test_the_users_files_may_have_our_names(serving, tmp_path):
     names = ['serving', 'training', 'formats', 'hooks', 'cpus', 'worker']
     for name in names:

@@ -70,6 +70,7 @@ def test_the_embedded_aws_listens_on_loopback_until_the_session_closes():
     assert not answers(port) and not os.path.exists(session.directory)
 
 
+@pytest.mark.slow
 def test_what_belongs_to_a_closed_session_says_so(tmp_path):
     """So it is in a notebook whose first cell has run again, but not those that make estimator and predictor."""
     session = session_module.open_session(embedded=True)
