@@ -193,9 +193,10 @@ write_bundle() {
 # Tells whether Docker is here; LOCAL_MODE=process rules it out, any other value demands it.
 has_engine() { [ "${LOCAL_MODE:-}" != process ] && { [ "${LOCAL_MODE:-}" ] || command -v docker >/dev/null; }; }
 get_engine() {
+    if [ "${LOCAL_MODE:-}" = process ]; then return; fi
     # In a subshell, as `install` may exit.
-    if has_engine || { [ "${LOCAL_MODE:-}" != process ] && has_apt && (install docker.io); }; then start_docker
-    elif [ "${LOCAL_MODE:-}" != process ]; then say "there is no Docker: training and hosting will run as processes"
+    if has_engine || (has_apt && install docker.io); then start_docker
+    else say "there is no Docker: training and hosting will run as processes"
     fi
 }
 without_bundle() { [ ! "${BUNDLE:-}" ] || fail "A bundle is for Docker: it has no packages for LOCAL_MODE=process."; }

@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
 
 def put_off(name: str, function: str) -> None:
-    """Put off a module's import until it is used; of this one others import a function by name."""
+    """Put off a module's import until it is used, also where others import this function of it by name."""
 
     def get(attribute: str) -> Any:
         if attribute.startswith('__'):  # somebody looks through all modules

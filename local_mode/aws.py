@@ -140,8 +140,9 @@ def start() -> tuple[RedirectedSession, Callable[[], None]]:
 
     root = RedirectedSession(url := f'http://{gate.host}', 'embedded', secret)
     iam = root.client('iam')
-    with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # moto keeps its state for the whole process
-        iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')
-    arn = iam.get_role(RoleName=ROLE)['Role']['Arn']
-    assumed = root.client('sts').assume_role(RoleArn=arn, RoleSessionName='notebook')['Credentials']
+    try:
+        role = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument='{}')['Role']
+    except iam.exceptions.EntityAlreadyExistsException:  # moto keeps its state for the whole process
+        role = iam.get_role(RoleName=ROLE)['Role']
+    assumed = root.client('sts').assume_role(RoleArn=role['Arn'], RoleSessionName='notebook')['Credentials']
     return RedirectedSession(url, assumed['AccessKeyId'], secret, assumed['SessionToken']), stop
