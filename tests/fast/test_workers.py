@@ -56,6 +56,13 @@ def test_slow_predictions_run_in_a_thread_one_at_a_time_with_the_config_of_model
         assert slow.result() == [0, 0]
 
 
+def test_the_first_prediction_runs_in_the_thread_though_its_body_is_empty(serving, tmp_path):
+    body = 'def input_fn(body, content_type):\n    return body or [0]\n'
+    (tmp_path / 'slow.py').write_text(SLOW + body)
+    with serving(tmp_path, 'slow.py') as url:
+        assert json.loads(post(url, b'', JSON, JSON).data) == [0, 0]
+
+
 @pytest.mark.parametrize('seconds', [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_stop_finishes_what_runs_and_does_not_wait_for_idle_connections(start, tmp_path, seconds):
     (tmp_path / 'slow.py').write_text(SLOW)

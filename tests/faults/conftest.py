@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import sys
+import time
 
 import nbformat
 import pytest
@@ -104,7 +105,14 @@ def endpoint(code, trained):
     def endpoint(code=code, program=SCRIPT.name):
         mounts = f'-v {trained}:/opt/ml/model:ro -v {code}:/opt/ml/code:ro'
         with serve(f'{mounts} -e SAGEMAKER_MODEL_SERVER_WORKERS=2', program) as (name, url):
-            yield Endpoint(name, url)
+            try:
+                yield Endpoint(name, url)
+            except TimeoutError as e:  # SIGABRT has faulthandler write into the log where each thread is
+                run('docker', 'exec', name, 'sh', '-c', 'kill -ABRT $(cat /proc/1/task/1/children)')
+                time.sleep(1)
+                shown = run('docker', 'logs', name)
+                e.add_note(f'The log of the container:\n{shown.stdout}{shown.stderr}')
+                raise
 
     return endpoint
 

@@ -49,7 +49,7 @@ class App:
         self.thread.submit(bool).result()  # start the thread now: later it might fail to start
         self.waiting = collections.deque()  # of Request
         self.batch = None  # the list of Request that is being predicted: only one is, at a time
-        self.quick_size = 0  # bytes: batches of up to this size have been quick
+        self.quick_size = -1  # bytes: batches of up to this size have been quick
         self.newest_first_until = 0  # seconds, by time.monotonic()
 
     async def __call__(self, scope, receive, send):
