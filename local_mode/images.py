@@ -36,10 +36,13 @@ def get(processor: str = 'cpu', platform: str | None = None) -> None:
     machine = {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine)
     # podman knows no such format.
     platform = platform or 'linux/' + (ask('version', '--format', '{{.Server.Arch}}') or machine)
-    if inspect(image, LABEL) == source() or processor == 'cpu' and load(image):
+    if inspect(image, LABEL) == source():
         return
-    if not pull(image, processor, platform):
+    former = inspect(image, '{{.Id}}')
+    if not (processor == 'cpu' and load(image) or pull(image, processor, platform)):
         build(image, processor, platform)
+    if former and inspect(former, '{{len .RepoTags}}') == '0':  # it takes 600 MB
+        ask('rmi', former)  # fails if a container uses it
 
 
 def source() -> str:

@@ -129,6 +129,20 @@ def test_a_build_that_fails_shows_its_last_lines(get_image, tmp_path):
         get_image()
 
 
+def test_a_new_image_takes_the_formers_place(get_image, tmp_path):
+    """Set-ups of many versions fill no disk; an image with a tag of the user's stays."""
+    write_lock(tmp_path, 'any', '1')
+    dockerfile, ids = tmp_path / 'container' / 'Dockerfile', []
+    for i in range(3):
+        get_image()
+        ids += docker(f'images --quiet --no-trunc {NAME}:7.8.1-cpu-py313').split()
+        if i == 1:
+            docker(f'tag {NAME}:7.8.1-cpu-py313 {NAME}:kept')
+        dockerfile.write_text(dockerfile.read_text() + f'LABEL i={i}\n')
+    left = docker('images --quiet --no-trunc').split()
+    assert [id in left for id in ids] == [False, True, True]
+
+
 CASES = {
     'a digest that is not there': 'cannot pull it',
     'a tampered index': 'cannot pull it',
