@@ -22,15 +22,21 @@ def test_jobs_killed_at_random(small_mnist, tmp_path, rng, seed, report):
     seconds = time.monotonic() - start
     expected = load(tmp_path / 'whole' / 'model.npz')
     kills, jobs, checked, resumed, writing = 0, 0, 0, 0, 0
+
+    def epoch(checkpoints):
+        return max([0, *(int(path.name.split('_')[1]) for path in checkpoints.glob('epoch_*.npz'))])
+
     while kills < 40:
         jobs += 1
         out, checkpoints = tmp_path / f'job-{jobs}', tmp_path / f'checkpoints-{jobs}'
         job, returncode = command(small_mnist, out, f'--checkpoint-dir {checkpoints}'), None
         while returncode != 0:
             process = subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            until = time.monotonic() + rng.uniform(0, 1.1) * seconds
-            while process.poll() is None and time.monotonic() < until:
+            # By its progress, as beside other work a job may take many times as long as the first.
+            last = min(epoch(checkpoints) + rng.randrange(3), 2)
+            while process.poll() is None and epoch(checkpoints) < last:
                 time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.5) * seconds)
             if rng.random() < 0.5:  # the next time that a file is being written
                 while process.poll() is None and not [*checkpoints.glob('*.tmp'), *out.glob('*.tmp')]:
                     time.sleep(0.0005)
