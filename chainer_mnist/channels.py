@@ -55,6 +55,8 @@ def read(name, directory):
         sys.exit(f'{path} holds no images.')
     if not np.isfinite(images).all():
         sys.exit(f"'images' in {path} holds NaN or infinity.")
+    if images.dtype.kind == 'f' and (images.min() < 0 or images.max() > 1.001):  # rounding may exceed 1
+        sys.exit(f"'images' in {path} must be 0 to 1, but range from {images.min()} to {images.max()}.")
     if labels.min() < 0 or labels.max() > 9:
         sys.exit(f"'labels' in {path} must be 0 to 9, but range from {labels.min()} to {labels.max()}.")
     if images.dtype == np.uint8:

@@ -80,7 +80,11 @@ class Checkpoints(chainer.training.Extension):
         if self.comm:
             epochs = set.intersection(*self.comm.mpi_comm.allgather(epochs))
         if epochs:
-            serializers.load_npz(self.path(max(epochs)), trainer)
+            path = self.path(max(epochs))
+            try:
+                serializers.load_npz(path, trainer)
+            except Exception as e:
+                raise ValueError(f'{path} is damaged, or of other data or settings: remove it. ({e})') from None
             if not self.comm or self.comm.rank == 0:
                 print(f'Resuming after epoch {max(epochs)} from {self.directory}', flush=True)
 

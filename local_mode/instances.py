@@ -29,6 +29,7 @@ from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
 START = 120  # seconds in which a container must answer
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
+CODES |= {247: CODES[137], 245: CODES[139]}  # as version 3's driver passes them on
 
 
 def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:

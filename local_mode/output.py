@@ -19,15 +19,16 @@ class Output:
     """Prints lines of containers; if there are several containers, with the host in front.
 
     A line that begins with a carriage return, as a progress bar's, is written over by the next.
-    begin: part of the line after which to print. hide: part of lines that are not printed. end: the last hundred
-    lines, also those not printed. patterns: of metrics, {name: regular expression with a group for its value};
-    metrics: all that were found in the lines.
+    begin: part of the line after which to print what its host writes. hide: part of lines that are not printed.
+    end: the last hundred lines, also those not printed. patterns: of metrics, {name: regular expression with a
+    group for its value}; metrics: all that were found in the lines.
     """
 
     hide = '\0'
 
     def __init__(self, begin: str = '', hosts: int = 1, patterns: Mapping[str, str] | None = None) -> None:
         self.begin, self.several, self.over, self.patterns = begin, hosts > 1, 0, patterns or {}
+        self.begun: set[str] = set()  # hosts
         self.metrics: list[dict[str, Any]] = []
         self.end: collections.deque[str] = collections.deque(maxlen=100)
 
@@ -42,11 +43,13 @@ class Output:
         self.end.append(line if line.endswith('\n') else line + '\n')
         if log.isEnabledFor(logging.INFO):
             sys.stdout.write(line)
-        elif not self.begin and self.hide not in line:
-            self.show(ESCAPE.sub('', line).rstrip())
-        elif self.begin and self.begin in line:
-            self.begin = ''
-            self.end.clear()
+        elif not self.begin or host in self.begun:
+            if self.hide not in line:
+                self.show(ESCAPE.sub('', line).rstrip())
+        elif self.begin in line:
+            self.begun.add(host)
+            before = f'{host} | ' if self.several else ''
+            self.end = collections.deque((one for one in self.end if not one.startswith(before)), self.end.maxlen)
 
     def show(self, text: str) -> None:
         self.close()

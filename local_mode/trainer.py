@@ -1,36 +1,62 @@
 """This module runs jobs of version 3's ModelTrainer in local containers, on an engine of ours."""
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from local_mode.engines.docker import Docker, mount_option, options
 from local_mode.errors import EngineError, JobError, stopped
-from local_mode.instances import Instances, pack_results
+from local_mode.instances import Instances, pack, pack_results
 from local_mode.output import Output
 from local_mode.s3 import local_path, unpack
 from local_mode.versions import SUBMIT_DIRECTORY
 from sagemaker.train.local import local_container
 
-OWN = """
-give() { [ ! -e "$1" ] || chown -hR "$(stat -c %u:%g "$2")" "$1"; }
-give /job /job; give /kept /kept; give /left/artifacts /left; give /left/compressed_artifacts /left
-"""
+OWN = 'chown -hR "$(stat -c %u:%g /job)" /job && chmod -R u+rwX /job'
 
 
 class TrainerInstances(Instances):
     """Runs the instances of a job whose results stay on this machine, where ModelTrainer leaves them."""
 
     def collect(self, containers: Iterable[Any], config: Any, job_name: str) -> None:
-        """Write artifacts/ and compressed_artifacts/, without links that lead out of the containers' files."""
-        root = local_path(config['S3OutputPath'])
-        packed = os.path.join(root, 'compressed_artifacts')
-        os.makedirs(packed, exist_ok=True)
-        pack_results(containers, packed)
-        for kind in 'model', 'output':
-            unpack(f'{packed}/{kind}.tar.gz', f'{root}/artifacts/{kind}')
-        self.artifacts = f'file://{packed}/model.tar.gz'
+        """Add to artifacts/, without links that lead out of the containers' files; pack it as compressed_artifacts/."""
+        if os.getuid():  # the SDK starts the script as root
+            self.own()
+        root, mine = local_path(config['S3OutputPath']), self._create_tmp_folder()
+        pack_results(containers, mine)
+        os.makedirs(f'{root}/compressed_artifacts', exist_ok=True)
+        with locked(root):  # another job may be at its end
+            for kind in 'model', 'output':
+                os.makedirs(f'{root}/artifacts/{kind}', exist_ok=True)
+                unpack(f'{mine}/{kind}.tar.gz', f'{root}/artifacts/{kind}')
+                new = f'{root}/compressed_artifacts/.{kind}.tar.gz'  # a full disk leaves the former one whole
+                pack(new, [f'{root}/artifacts/{kind}'], f'/opt/ml/{kind}')
+                os.replace(new, f'{root}/compressed_artifacts/{kind}.tar.gz')
+        self.artifacts = f'file://{root}/compressed_artifacts/model.tar.gz'
+
+    def own(self) -> None:
+        """Give what the script wrote as root to this user, also if this user is root in containers."""
+        if not isinstance(self.engine, Docker):
+            return
+        mounts = [*options('label', self.labels), mount_option(self.sagemaker_session.directory, '/job')]
+        try:
+            self.engine('run', '--rm', '--user=0', '--entrypoint=sh', *mounts, self.image, '-c', OWN)
+        except EngineError as e:  # which must not hide why a job failed
+            print(f'Files of the job belong to root: {e}')
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Let one thread at a time, of all processes, into this context."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 class LocalContainer(local_container._LocalContainer):
@@ -40,6 +66,9 @@ class LocalContainer(local_container._LocalContainer):
         """Run the job; return where its model.tar.gz is. JobError with the end of its log if it fails."""
         if not wait:
             raise ValueError('In local mode call train(wait=True): the files of a job are collected at its end.')
+        for name, value in self.hyper_parameters.items():
+            if "'" in str(value):  # it would end the driver's quotes
+                raise ValueError(f"Version 3's driver cannot pass on an apostrophe: change the hyperparameter {name}.")
         self.sagemaker_session.engine.check(self.image)
         os.makedirs(self.container_root, exist_ok=True)
         program = {'ContainerEntrypoint': self.container_entrypoint, 'ContainerArguments': self.container_arguments}
@@ -60,22 +89,7 @@ class LocalContainer(local_container._LocalContainer):
         except RuntimeError as e:
             raise JobError(f'Training job {job} failed. {e}{instances.kept}') from None
         finally:
-            if os.getuid():  # the SDK starts the script as root
-                self.own(instances)
             instances.discard()
-
-    def own(self, instances: Instances) -> None:
-        """Give a job's files to the owner of the directory they are in, also if that owner is root in containers."""
-        if not isinstance(instances.engine, Docker):
-            return
-        directories = {self.container_root: '/left', instances.sagemaker_session.directory: '/job'}
-        if instances.kept:
-            directories[instances.container_root] = '/kept'
-        mounts = [*options('label', instances.labels), *(mount_option(*pair) for pair in directories.items())]
-        try:
-            instances.engine('run', '--rm', '--user=0', '--entrypoint=sh', *mounts, self.image, '-c', OWN)
-        except EngineError as e:  # which must not hide why a job failed
-            print(f'Files in {", ".join(directories)} belong to root: {e}')
 
 
 def as_requested(channel: Any) -> dict[str, Any]:

@@ -96,7 +96,9 @@ class Docker(Engine):
     def options(self, container: Container) -> list[str]:
         # json-file: whatever the daemon's default is, its logs can be read.
         given = [f'--name={container.name}', '--init', '--log-driver=json-file', *options('label', container.labels)]
-        given += [f'--hostname={container.host}', f'--network-alias={container.host}'] * bool(container.host)
+        if container.host:  # version 3's SM_MASTER_ADDR is algo-1, without our suffix
+            aliases = container.host, container.host.rpartition('-')[0] or container.host
+            given += [f'--hostname={container.host}', *(f'--network-alias={alias}' for alias in aliases)]
         given += [mount_option(here, there) for there, here in container.mounts.items()]
         given += [f'--entrypoint={word}' for word in container.entrypoint[:1]]
         address = '127.0.0.1:' if self.host == '127.0.0.1' else ''

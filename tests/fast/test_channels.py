@@ -20,6 +20,9 @@ BAD = {
     'label 10': ({'images': IMAGES, 'labels': LABELS + 1}, 'must be 0 to 9, but range from 1 to 10'),
     'label -1': ({'images': IMAGES, 'labels': LABELS - 1}, 'must be 0 to 9'),
     'NaN': ({'images': IMAGES + np.nan, 'labels': LABELS}, 'NaN'),
+    'not scaled': ({'images': IMAGES + 255, 'labels': LABELS}, 'must be 0 to 1, but range from 255.0 to 255.0'),
+    'too large': ({'images': IMAGES + np.float64(1e300), 'labels': LABELS}, 'must be 0 to 1'),
+    'negative': ({'images': IMAGES - 1, 'labels': LABELS}, 'must be 0 to 1'),
     'empty': ({'images': IMAGES[:0], 'labels': LABELS[:0]}, 'no images'),
     'pickle': ({'images': np.array([object()] * 10), 'labels': LABELS}, 'allow_pickle=False'),
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,21 @@ def test_a_pickle_among_the_arrays_runs_no_code(tmp_path, loads):
         else:
             script.saving.Checkpoints(str(tmp_path)).resume(model)
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'pad.html').exists()
+
+
+@pytest.mark.parametrize('damage', ['cut off', 'of fewer images'])
+def test_a_checkpoint_that_does_not_fit_is_named(small_mnist, trained, tmp_path, damage):
+    options = f'--epochs 2 --checkpoint-dir {tmp_path}'
+    if damage == 'cut off':
+        (tmp_path / 'epoch_1_process_0_of_1.npz').write_bytes(b'PK and no more')
+    else:
+        train(small_mnist, tmp_path / 'out', options.replace('2', '1'))
+        fewer = {name: array[:500] for name, array in load(small_mnist / 'train' / 'train.npz').items()}
+        small_mnist = shutil.copytree(small_mnist, tmp_path / 'fewer')
+        np.savez(small_mnist / 'train' / 'train.npz', **fewer)
+    said = 'ValueError: .*/epoch_1_process_0_of_1.npz is damaged, or of other data or settings: remove it.'
+    with pytest.raises(AssertionError, match=said):
+        train(small_mnist, tmp_path / 'again', options)
 
 
 @pytest.fixture(scope='module')
