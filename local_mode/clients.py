@@ -152,11 +152,24 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         session, image = self.sagemaker_session, program['ImageUri']
         session.engine.check(image)
         instances = Instances(cluster, image, session, program, processing=ProcessingJobName)
+        instances.isolated = (request.get('NetworkConfig') or {}).get('EnableNetworkIsolation', False)
         job: Any = entities._LocalProcessingJob(instances)
         job.request, self._processing_jobs[ProcessingJobName] = {}, job
         inputs, outputs = request.get('ProcessingInputs') or [], request.get('ProcessingOutputConfig') or {}
-        with ended(f'Processing job {ProcessingJobName}', job):
+        limit = (request.get('StoppingCondition') or {}).get('MaxRuntimeInSeconds')
+        with (
+            ended(f'Processing job {ProcessingJobName}', job),
+            stopped_after(limit, instances, 'max_runtime_in_seconds'),
+        ):
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
+        if instances.stopped:
+            job.state = 'Stopped'
+            print(f'Processing job {ProcessingJobName} was stopped: {instances.stopped}.')
+
+    def describe_processing_job(self, ProcessingJobName: str) -> dict[str, Any]:
+        """Return a processing job's request and state, with FailureReason if it failed."""
+        job = self._processing_jobs[ProcessingJobName]
+        return super().describe_processing_job(ProcessingJobName) | getattr(job, 'request', {})
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f'Local mode has no {name}: that needs SageMaker itself.')
@@ -266,9 +279,9 @@ def ended(name: str, job: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopped_after(seconds: float | None, instances: Instances) -> Iterator[None]:
+def stopped_after(seconds: float | None, instances: Instances, limit: str = 'max_run') -> Iterator[None]:
     """Stop the job's containers after so many seconds, if any; a job that is stopped has not failed."""
-    reason = f'it took longer than max_run, {seconds} seconds'
+    reason = f'it took longer than {limit}, {seconds} seconds'
     timer = threading.Timer(seconds or threading.TIMEOUT_MAX, instances.stop, [reason])
     timer.daemon = True
     timer.start()

@@ -27,7 +27,7 @@ from local_mode.output import Output
 from local_mode.s3 import fetch, local_copy, local_path, rescue, stays, unpack
 from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 
-START = 120  # seconds in which a container must answer
+START = 240  # seconds in which a container must answer, as on SageMaker
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 CODES |= {247: CODES[137], 245: CODES[139]}  # as version 3's driver passes them on
 

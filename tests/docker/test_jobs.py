@@ -19,6 +19,7 @@ from local_mode.session import Session, open_session
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 from sagemaker.model import Model
+from sagemaker.network import NetworkConfig
 from sagemaker.processing import ProcessingInput, ProcessingOutput, Processor
 from sagemaker.s3 import S3Downloader, S3Uploader
 from sagemaker.workflow.pipeline import Pipeline
@@ -413,6 +414,25 @@ def test_a_step_of_a_pipeline_runs_on_our_engine(session, script):
             (step,) = pipeline.start().list_steps()['PipelineExecutionSteps']
             assert step['StepStatus'] == 'Succeeded', step
         assert containers(ours) == containers(session) == []
+
+
+def test_a_processing_job_keeps_to_its_time_and_network(session, capsys, monkeypatch):
+    options = dict(role=ROLE, instance_count=1, instance_type='local', sagemaker_session=session, image_uri=IMAGE)
+    late = Processor(entrypoint=['sleep', '60'], max_runtime_in_seconds=2, **options)
+    late.run()
+    assert late.latest_job.describe()['ProcessingJobStatus'] == 'Stopped'
+    assert 'it took longer than max_runtime_in_seconds, 2 seconds' in capsys.readouterr().out
+    with pytest.raises(JobError, match='exited with code 1'):
+        Processor(entrypoint=['false'], **options).run(job_name='fails')
+    described = session.sagemaker_client.describe_processing_job('fails')
+    assert described['ProcessingJobStatus'] == 'Failed' and 'exited with code 1' in described['FailureReason']
+    commands, engine = [], type(session.engine)
+    call = engine.__call__
+    monkeypatch.setattr(engine, '__call__', lambda self, *a, **k: commands.append(a) or call(self, *a, **k))
+    alone = NetworkConfig(enable_network_isolation=True)
+    Processor(entrypoint=['true'], network_config=alone, **options).run()
+    (create,) = [command for command in commands if command[:2] == ('network', 'create')]
+    assert '--internal' in create
 
 
 def test_a_processing_job_runs_on_our_engine_and_goes(session, tmp_path, secret):
