@@ -38,13 +38,19 @@ class TransformJob(entities._LocalTransformJob):
         url = f'http://{session.engine.host}:{session.serving_port}/execution-parameters'
         request = {'BatchStrategy': 'MultiRecord', 'MaxPayloadInMB': 6, **execution_parameters(url), **request}
         self.start_time, self.batch_strategy = datetime.datetime.now(), request['BatchStrategy']
-        out = tempfile.mkdtemp(dir=session.directory)
+        out, failures = tempfile.mkdtemp(dir=session.directory), []
         for path in sorted(path for path in here.rglob('*') if path.is_file()):
             target = pathlib.Path(out, f'{path.relative_to(here)}.out')
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open('wb') as file:
-                file.writelines(self.answers(path, **request))
+            try:
+                with target.open('wb') as file:
+                    file.writelines(self.answers(path, **request))
+            except JobError as e:  # as on SageMaker, the other files' results are kept
+                failures.append(e)
+                target.unlink()
         entities.move_to_destination(out, self.output_data['S3OutputPath'], '', session)
+        if failures:
+            raise failures[0]
         self.state = self._COMPLETED
 
     def answers(self, path: pathlib.Path, **job: Any) -> Iterator[bytes]:

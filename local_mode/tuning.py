@@ -72,11 +72,16 @@ class TuningJob:
 
     def describe(self) -> dict[str, Any]:
         best = self.best()
+        parameters = {
+            **self.definition['StaticHyperParameters'],
+            '_tuning_objective_metric': self.objective['MetricName'],
+        }
+        definition = {'ResourceConfig': self.definition.get('HyperParameterTuningResourceConfig'), **self.definition}
         return {
             'HyperParameterTuningJobName': self.name,
             'HyperParameterTuningJobConfig': self.config,
             'HyperParameterTuningJobStatus': self.state,
-            'TrainingJobDefinition': self.definition,
+            'TrainingJobDefinition': {**definition, 'StaticHyperParameters': parameters},  # attach() wants them
             'TrainingJobStatusCounters': dict(collections.Counter(s['TrainingJobStatus'] for s in self.summaries)),
             **({'BestTrainingJob': best} if best else {}),
         }

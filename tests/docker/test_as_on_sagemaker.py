@@ -164,6 +164,8 @@ def test_a_tuner_draws_at_random_and_finds_the_best(session, script):
     best = frame.loc[frame['FinalObjectiveValue'].idxmin()]
     assert tuner.best_training_job() == best['TrainingJobName']
     assert abs(best['FinalObjectiveValue'] - best['rate'] / 2) < 1e-3
+    attached = HyperparameterTuner.attach(tuner.latest_tuning_job.name, session)
+    assert attached.best_training_job() == best['TrainingJobName']
     estimator = tuner.best_estimator()
     assert float(json.loads(estimator.hyperparameters()['rate'])) == best['rate']
     with open_tar(session, estimator.model_data) as tar:
@@ -353,9 +355,10 @@ def test_a_transform_unpacks_gzip_and_names_the_file_that_it_cannot_read(trained
     data = put('t3/in', {'a.csv.gz': gzip.compress(b'1,2\n')})
     given = dict(content_type=CSV, compression_type='Gzip')
     assert transform(trained, data, f'{bucket}/t3/out', given, accept=CSV)['a.csv.gz.out'].strip() == '2.0,4.0'
-    data = put('t3/latin', {'b.csv': 'é,1\n'.encode('latin-1')})
+    data = put('t3/latin', {'b.csv': 'é,1\n'.encode('latin-1'), 'c.csv': 'e,1,2\n'})
     with pytest.raises(JobError, match='b.csv'):
-        transform(trained, data, f'{bucket}/t3/out', dict(content_type=CSV, input_filter='$[1]', split_type='Line'))
+        transform(trained, data, f'{bucket}/t3/rest', dict(content_type=CSV, input_filter='$[1:]', split_type='Line'))
+    assert S3Downloader.list(f'{bucket}/t3/rest', session) == [f'{bucket}/t3/rest/c.csv.out']  # the other goes on
     with pytest.raises(JobError, match='No S3 objects found'):
         transform(trained, f'{bucket}/t3/none', f'{bucket}/t3/out', dict(content_type=CSV))
 
