@@ -59,8 +59,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             stack.enter_context(stopped_after(limit, instances))
             job.start(request['InputDataConfig'] or [], output, hyperparameters, environment, name)
         if instances.stopped:  # as on SageMaker, with what there is so far
-            job.state, job.model_artifacts = 'Stopped', instances.artifacts
-            print(f'Training job {name} was stopped: {instances.stopped}.')
+            job.model_artifacts = instances.artifacts
 
     def describe_training_job(self, TrainingJobName: str) -> dict[str, Any]:
         """Return a training job's request, and its state and results so far."""
@@ -162,12 +161,9 @@ class SagemakerClient(local_session.LocalSagemakerClient):
             stopped_after(limit, instances, 'max_runtime_in_seconds'),
         ):
             job.start(inputs, outputs, request.get('Environment') or {}, ProcessingJobName)
-        if instances.stopped:
-            job.state = 'Stopped'
-            print(f'Processing job {ProcessingJobName} was stopped: {instances.stopped}.')
 
     def describe_processing_job(self, ProcessingJobName: str) -> dict[str, Any]:
-        """Return a processing job's request and state, with FailureReason if it failed."""
+        """Return the SDK's description of a processing job, with FailureReason if it failed."""
         job = self._processing_jobs[ProcessingJobName]
         return super().describe_processing_job(ProcessingJobName) | getattr(job, 'request', {})
 
@@ -260,6 +256,9 @@ def ended(name: str, job: Any) -> Iterator[None]:
     """Set the state of a job that fails or is stopped, and remove every job's containers and files."""
     try:
         yield
+        if job.container.stopped:
+            job.state = 'Stopped'
+            print(f'{name} was stopped: {job.container.stopped}.')
     except (KeyboardInterrupt, SystemExit) as e:
         job.state = 'Stopped'
         if isinstance(e, KeyboardInterrupt):

@@ -233,11 +233,11 @@ class Instances(image._SageMakerContainer):
         super()._upload_processing_outputs(plain, processing_output_config)
 
 
-def pack_results(containers: Iterable[Container], directory: str) -> None:
-    """Write model.tar.gz and output.tar.gz of what containers wrote."""
+def pack_results(containers: Iterable[Container], directory: str, ending: str = '.tar.gz') -> None:
+    """Write model.tar.gz and output.tar.gz, or with another ending, of what containers wrote."""
     for kind in 'model', 'output':
         inside = f'/opt/ml/{kind}'
-        pack(f'{directory}/{kind}.tar.gz', dict.fromkeys(container.mounts[inside] for container in containers), inside)
+        pack(f'{directory}/{kind}{ending}', dict.fromkeys(container.mounts[inside] for container in containers), inside)
 
 
 def move(packed: str, place: str, job_name: str) -> str:
@@ -256,11 +256,11 @@ def move(packed: str, place: str, job_name: str) -> str:
 
 
 def pack(archive: str, directories: Iterable[str], inside: str) -> None:
-    """Write a .tar.gz of the files in directories, which are the containers' directory `inside`.
+    """Write a .tar.gz or .tar of the files in directories, which are the containers' directory `inside`.
 
     Sockets, FIFOs and links that lead out are left out; other links become relative.
     """
-    with tarfile.open(archive, 'w:gz') as tar:
+    with tarfile.open(archive, 'w:gz' if archive.endswith('.gz') else 'w') as tar:
         for directory in map(os.path.realpath, directories):
 
             def kept(member: tarfile.TarInfo, top: str = directory) -> tarfile.TarInfo | None:

@@ -39,7 +39,8 @@ class Output:
                 with contextlib.suppress(ValueError, IndexError, TypeError):  # no number: CloudWatch takes none either
                     metric = dict(MetricName=name, Timestamp=datetime.datetime.now(), Value=float(found[1]))
                     self.metrics.append(metric)
-        line = f'{host} | {line}' if self.several else line
+        before = f'{host} | ' * self.several
+        line = before + line
         self.end.append(line if line.endswith('\n') else line + '\n')
         if log.isEnabledFor(logging.INFO):
             sys.stdout.write(line)
@@ -48,7 +49,6 @@ class Output:
                 self.show(ESCAPE.sub('', line).rstrip())
         elif self.begin in line:
             self.begun.add(host)
-            before = f'{host} | ' if self.several else ''
             self.end = collections.deque((one for one in self.end if not one.startswith(before)), self.end.maxlen)
 
     def show(self, text: str) -> None:

@@ -26,12 +26,12 @@ class TrainerInstances(Instances):
         if os.getuid():  # the SDK starts the script as root
             self.own()
         root, mine = local_path(config['S3OutputPath']), self._create_tmp_folder()
-        pack_results(containers, mine)
+        pack_results(containers, mine, '.tar')
         os.makedirs(f'{root}/compressed_artifacts', exist_ok=True)
         with locked(root):  # another job may be at its end
             for kind in 'model', 'output':
                 os.makedirs(f'{root}/artifacts/{kind}', exist_ok=True)
-                unpack(f'{mine}/{kind}.tar.gz', f'{root}/artifacts/{kind}')
+                unpack(f'{mine}/{kind}.tar', f'{root}/artifacts/{kind}')
                 new = f'{root}/compressed_artifacts/.{kind}.tar.gz'  # a full disk leaves the former one whole
                 pack(new, [f'{root}/artifacts/{kind}'], f'/opt/ml/{kind}')
                 os.replace(new, f'{root}/compressed_artifacts/{kind}.tar.gz')

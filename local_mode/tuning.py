@@ -27,7 +27,8 @@ class TuningJob:
         refused |= {'TuningJobCompletionCriteria'} & {*self.config}
         refused |= {'early stopping'} if self.config.get('TrainingJobEarlyStoppingType', 'Off') != 'Off' else set()
         refuse(refused, 'A tuning job in local mode')
-        self.definition, self.most = request['TrainingJobDefinition'], limits.get('MaxNumberOfTrainingJobs')
+        given, self.most = request['TrainingJobDefinition'], limits.get('MaxNumberOfTrainingJobs')
+        self.definition = {'ResourceConfig': given.get('HyperParameterTuningResourceConfig'), **given}
         self.state, self.summaries = 'InProgress', list[dict[str, Any]]()
         self.objective = self.config['HyperParameterTuningJobObjective']
 
@@ -50,7 +51,6 @@ class TuningJob:
             name = f'{self.name[:55]}-{number:03}'
             print(f'Training job {number}{f" of {self.most}" if self.most else ""}: {point}')
             definition = {k: v for k, v in self.definition.items() if not k.startswith(('Static', 'HyperParameterT'))}
-            definition.setdefault('ResourceConfig', self.definition.get('HyperParameterTuningResourceConfig'))
             parameters = self.definition['StaticHyperParameters'] | point
             try:
                 client.create_training_job(name, **definition, HyperParameters=parameters)
@@ -72,16 +72,15 @@ class TuningJob:
 
     def describe(self) -> dict[str, Any]:
         best = self.best()
-        parameters = {
-            **self.definition['StaticHyperParameters'],
-            '_tuning_objective_metric': self.objective['MetricName'],
+        # attach() wants the metric here, too, and removes it.
+        parameters = self.definition['StaticHyperParameters'] | {
+            '_tuning_objective_metric': self.objective['MetricName']
         }
-        definition = {'ResourceConfig': self.definition.get('HyperParameterTuningResourceConfig'), **self.definition}
         return {
             'HyperParameterTuningJobName': self.name,
             'HyperParameterTuningJobConfig': self.config,
             'HyperParameterTuningJobStatus': self.state,
-            'TrainingJobDefinition': {**definition, 'StaticHyperParameters': parameters},  # attach() wants them
+            'TrainingJobDefinition': self.definition | {'StaticHyperParameters': parameters},
             'TrainingJobStatusCounters': dict(collections.Counter(s['TrainingJobStatus'] for s in self.summaries)),
             **({'BestTrainingJob': best} if best else {}),
         }

@@ -16,7 +16,7 @@ import time
 import nbformat
 import pytest
 from local_mode.docker import LABEL, docker, image_uri
-from local_mode.engines.docker import filters
+from local_mode.engines.docker import Docker, filters
 from local_mode.names import of_this_user
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -150,6 +150,16 @@ def test_an_ordinary_user_gets_the_files_and_links_lead_nowhere(tmp_path):
         for root in roots:
             shutil.rmtree(root)
     assert left() == ('', '')
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='plays another user')
+def test_the_container_that_gives_files_away_is_the_sessions(trainer, local_sagemaker, monkeypatch):
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    commands, call = [], Docker.__call__
+    monkeypatch.setattr(Docker, '__call__', lambda self, *a, **k: commands.append(a) or call(self, *a, **k))
+    trainer('').train()
+    (chown,) = [command for command in commands if '--entrypoint=sh' in command]
+    assert f'--label={LABEL}={local_sagemaker.name}' in chown  # `clean` finds it
 
 
 def packed(root):
