@@ -184,17 +184,17 @@ def test_a_pickle_among_the_arrays_runs_no_code(tmp_path, loads):
 
 @pytest.mark.parametrize('damage', ['cut off', 'of fewer images'])
 def test_a_checkpoint_that_does_not_fit_is_named(small_mnist, trained, tmp_path, damage):
-    options = f'--epochs 2 --checkpoint-dir {tmp_path}'
+    checkpoints = f'--checkpoint-dir {tmp_path}'
     if damage == 'cut off':
         (tmp_path / 'epoch_1_process_0_of_1.npz').write_bytes(b'PK and no more')
     else:
-        train(small_mnist, tmp_path / 'out', options.replace('2', '1'))
+        train(small_mnist, tmp_path / 'out', f'--epochs 1 {checkpoints}')
         fewer = {name: array[:500] for name, array in load(small_mnist / 'train' / 'train.npz').items()}
         small_mnist = shutil.copytree(small_mnist, tmp_path / 'fewer')
         np.savez(small_mnist / 'train' / 'train.npz', **fewer)
     said = 'ValueError: .*/epoch_1_process_0_of_1.npz is damaged, or of other data or settings: remove it.'
     with pytest.raises(AssertionError, match=said):
-        train(small_mnist, tmp_path / 'again', options)
+        train(small_mnist, tmp_path / 'again', f'--epochs 2 {checkpoints}')
 
 
 @pytest.fixture(scope='module')
