@@ -22,15 +22,33 @@ def test_a_failing_script_is_reported_with_its_traceback(session, inputs, tmp_pa
     assert containers(session, 'exited', 'created') == []
 
 
-def test_a_failing_job_by_hand_writes_the_failure_file(opt_ml):
-    root = opt_ml(sagemaker_program='fail.py')
-    (root / 'code' / 'fail.py').write_text(FAIL)
-    done = run(*f'docker run --rm --hostname algo-1 -v {root}:/opt/ml {IMAGE} train'.split())
+FAILS_DEEP_DOWN = """
+def first(n):
+    second(n)
+
+def second(n):
+    if n == 0:
+        raise ValueError('the dog ate my weights')
+    first(n - 1)
+
+print('a line on stdout')
+first(20)
+"""
+MPI = dict(sagemaker_use_mpi=True, sagemaker_num_processes=2, sagemaker_process_slots_per_host=2)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_failing_job_by_hand_writes_the_failure_file(opt_ml, processes):
+    root = opt_ml(sagemaker_program='fail.py', **MPI if processes == 2 else {})
+    (root / 'code' / 'fail.py').write_text(FAILS_DEEP_DOWN)
+    secret = '-e SAGEMAKER_MPI_SECRET=secret'
+    done = run(*f'docker run --rm --hostname algo-1 {secret} -v {root}:/opt/ml {IMAGE} train'.split())
     assert done.returncode != 0
     failure = (root / 'output' / 'failure').read_text()
-    assert 'Traceback' in failure and 'ValueError: the dog ate my weights' in failure
-    assert done.stdout.count('a line on stdout') == 1
-    assert done.stderr.count('Traceback') == 2  # once live, once in the toolkit's report
+    assert 'ValueError: the dog ate my weights' in failure[:1024]  # which SageMaker shows as FailureReason
+    assert failure.count('Traceback') == processes and 'sagemaker-training-toolkit' not in failure
+    assert done.stdout.count('a line on stdout') == processes
+    assert done.stderr.count('Traceback') == 2 * processes  # once live, once in the toolkit's report
 
 
 USES_A_REQUIREMENT = """

@@ -1,5 +1,6 @@
 """Jobs survive kills and stops, and report missing resources."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -26,19 +27,27 @@ def test_jobs_killed_at_random(small_mnist, tmp_path, rng, seed, report):
     def epoch(checkpoints):
         return max([0, *(int(path.name.split('_')[1]) for path in checkpoints.glob('epoch_*.npz'))])
 
+    def unfinished():
+        found = set()
+        for path in [*checkpoints.glob('*.tmp'), *out.glob('*.tmp')]:
+            with contextlib.suppress(FileNotFoundError):  # it has just been finished
+                found.add((path, path.stat().st_mtime_ns))
+        return found
+
     while kills < 40:
         jobs += 1
         out, checkpoints = tmp_path / f'job-{jobs}', tmp_path / f'checkpoints-{jobs}'
         job, returncode = command(small_mnist, out, f'--checkpoint-dir {checkpoints}'), None
         while returncode != 0:
+            left = unfinished()  # by jobs that were killed
             process = subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             # By its progress, as beside other work a job may take many times as long as the first.
-            last = min(epoch(checkpoints) + rng.randrange(3), 2)
+            last = min(epoch(checkpoints) + rng.randrange(3), rng.choice([2, 2, 2, 3]))
             while process.poll() is None and epoch(checkpoints) < last:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.5) * seconds)
             if rng.random() < 0.5:  # the next time that a file is being written
-                while process.poll() is None and not [*checkpoints.glob('*.tmp'), *out.glob('*.tmp')]:
+                while process.poll() is None and not unfinished() - left:
                     time.sleep(0.0005)
                 writing += process.poll() is None
             if process.poll() is None and kills < 40:

@@ -1,7 +1,7 @@
 """This module runs the user's training script through SageMaker's training toolkit, also under MPI.
 
 The toolkit (sagemaker-training) calls main(), which SAGEMAKER_TRAINING_MODULE names. This module adds two things to it:
-the end of the script's stderr in /opt/ml/output/failure, and the Chainer estimator's names for MPI's options.
+/opt/ml/output/failure begins with the script's error, and the Chainer estimator's names for MPI's options are known.
 """
 
 import contextlib
@@ -23,6 +23,12 @@ NO_ROOM = "Killed by SIGBUS, most likely because /dev/shm is too small: docker r
 PINNED = 'Chainer and NumPy stay in the versions of this environment: leave them out of requirements.txt.'
 SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
+# What the toolkit prints to stderr, too: its settings, the script's command, and lines of its own log.
+TOOLKIT = re.compile(
+    r'\A.*Invoking script with the following command:\n\n.*?\n\n\n|^\S+ \S+ sagemaker-training-toolkit INFO .*?\n',
+    re.M | re.S,
+)
+TAG = re.compile(r'^\[\d+,\d+\]<stderr>:')  # mpirun's, before each line of a process
 
 
 @contextlib.contextmanager
@@ -54,6 +60,17 @@ def copied_stderr():
     finally:
         os.dup2(stderr, 2)
         read()
+
+
+def reason_first(text, hint):
+    """Return the script's stderr and the hint, without the toolkit's lines, after a line that says why it failed.
+
+    SageMaker's FailureReason is the first 1,024 characters of the failure file, which a traceback may exceed.
+    """
+    text = TOOLKIT.sub('', text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [TAG.sub('', line) for line in lines if TAG.match(line)] or lines  # mpirun has the last words
+    return f'{hint or "".join(lines[-1:])}\n{text}{hint}'
 
 
 def stop_script(program):
@@ -94,10 +111,7 @@ def main():
         try:
             entry_point.run(*script, runner_type=way, extra_opts=options)
         except (errors.ExecuteUserScriptError, errors.InstallRequirementsError, errors.InstallModuleError) as e:
-            e.output = read()
-            if stopped:
-                e.output += 'Stopped by SIGTERM.'
-            else:
-                pinned = re.search('Cannot install (chainer|numpy)', e.output)
-                e.output += SIGNALS.get(e.return_code, PINNED if pinned else '')
+            said = read()
+            pinned = PINNED if re.search('Cannot install (chainer|numpy)', said) else ''
+            e.output = reason_first(said, 'Stopped by SIGTERM.' if stopped else SIGNALS.get(e.return_code, pinned))
             raise
