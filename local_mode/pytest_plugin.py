@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +16,7 @@ def local_sagemaker() -> Iterator[Any]:
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: pytest.exit('SIGTERM', 143))  # with the clean-up, as CI cancels a job
-    with contextlib.closing(open_session(embedded=True, serving_port=free_port())) as session:
+    with contextlib.closing(open_session(embedded=True)) as session:
         yield session
 
 
@@ -36,13 +35,6 @@ def local_endpoint(local_sagemaker: Any) -> Iterator[Callable[..., Any]]:
             predictor = model.deploy(initial_instance_count, instance_type, **kwargs)
             for name in set(client._endpoints) - before:
                 stack.callback(client.delete_endpoint, name)
-            local_sagemaker.set_serving_port(free_port())  # for the next
             return predictor
 
         yield deploy
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.create_server(('127.0.0.1', 0)) as s:
-        return s.getsockname()[1]

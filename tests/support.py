@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import re
 import shlex
 import shutil
@@ -24,7 +25,6 @@ from local_mode.docker import LABEL, image_uri
 from local_mode.engines.docker import Docker
 from local_mode.engines.docker import filters as filters_of
 from local_mode.names import of_this_user
-from local_mode.pytest_plugin import free_port
 from sagemaker.chainer.estimator import Chainer
 from sagemaker.chainer.model import ChainerModel
 from sagemaker.s3 import S3Downloader
@@ -45,6 +45,14 @@ FOOT = (0.3, 0.85), (0.7, 0.85)
 LISTEN = """digits = []; addEventListener('digit', event => digits.push(event.detail.data));"""
 CHANGED = 'net::ERR_NETWORK_CHANGED'
 http = urllib3.PoolManager(retries=False, timeout=30)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on, and that the system gives to no outgoing connection."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)  # hypothesis seeds the module's functions
+        with contextlib.suppress(OSError), socket.create_server(('127.0.0.1', port)):
+            return port
 
 
 def run(*command, **options):

@@ -59,6 +59,10 @@ def test_another_image_trains_and_serves(image, local_sagemaker, local_endpoint,
     second = local_endpoint(Model(model_data=estimator.model_data, predictor_cls=Predictor, **common), **text)
     assert first.predict(b'you') == '3 words, and you'
     assert second.predict(b'me') == '3 words, and me'
+    others = [estimator.deploy(1, 'local', **text) for _ in range(2)]  # as a project's own code may
+    assert [other.predict(b'us') for other in others] == ['3 words, and us'] * 2
+    for other in others:
+        other.delete_endpoint()
 
 
 def test_a_model_without_a_predictor_goes_with_the_test(image, tmp_path, pytester):
