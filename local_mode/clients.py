@@ -15,7 +15,7 @@ from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
-from local_mode.validation import check, refuse, refuse_what_only_aws_does
+from local_mode.validation import check, existing, refuse, refuse_what_only_aws_does
 from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
@@ -86,7 +86,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def stop_training_job(self, TrainingJobName: str) -> None:
         """Stop a training job that another thread runs."""
-        job: Any = self._training_jobs[TrainingJobName]
+        job = existing('StopTrainingJob', self._training_jobs, TrainingJobName)
         threading.Thread(target=job.container.stop, args=['by stop_training_job()'], daemon=True).start()
 
     def list_training_jobs(
@@ -108,11 +108,13 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def describe_hyper_parameter_tuning_job(self, HyperParameterTuningJobName: str) -> dict[str, Any]:
         """Describe a tuning job of this process."""
-        return self._tuning_jobs[HyperParameterTuningJobName].describe()
+        name = HyperParameterTuningJobName
+        return existing('DescribeHyperParameterTuningJob', self._tuning_jobs, name).describe()
 
     def list_training_jobs_for_hyper_parameter_tuning_job(self, **request: Any) -> dict[str, Any]:
         """List a tuning job's training jobs."""
-        return {'TrainingJobSummaries': self._tuning_jobs[request['HyperParameterTuningJobName']].summaries}
+        operation, name = 'ListTrainingJobsForHyperParameterTuningJob', request['HyperParameterTuningJobName']
+        return {'TrainingJobSummaries': existing(operation, self._tuning_jobs, name).summaries}
 
     def create_model(self, ModelName: str, PrimaryContainer: Any = None, **more: Any) -> None:  # type: ignore[override]
         """Keep a model's description; ValueError for a chain of containers."""
@@ -164,7 +166,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
 
     def describe_processing_job(self, ProcessingJobName: str) -> dict[str, Any]:
         """Return the SDK's description of a processing job, with FailureReason if it failed."""
-        job = self._processing_jobs[ProcessingJobName]
+        job = existing('DescribeProcessingJob', self._processing_jobs, ProcessingJobName)
         return super().describe_processing_job(ProcessingJobName) | getattr(job, 'request', {})
 
     def __getattr__(self, name: str) -> Any:
@@ -246,7 +248,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         endpoints.check_serving_port(session)
         one = {**request['TransformResources'], 'InstanceCount': 1}
         job.container = ServingInstance(one, image, session, transform=TransformJobName)
-        job.request, self._transform_jobs[TransformJobName] = {}, job
+        job.request, self._transform_jobs[TransformJobName] = request, job
         with ended(f'Transform job {TransformJobName}', job):
             job.start(**request)
 

@@ -9,13 +9,14 @@ import functools
 import os
 import pathlib
 import queue
+import re
 import shutil
 import tarfile
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import urllib3
@@ -30,6 +31,18 @@ from local_mode.versions import SUBMIT_DIRECTORY, entities, image
 START = 240  # seconds in which a container must answer, as on SageMaker
 CODES = {137: ' (SIGKILL: most likely there was not enough memory)', 139: ' (SIGSEGV: it crashed)'}
 CODES |= {247: CODES[137], 245: CODES[139]}  # as version 3's driver passes them on
+
+
+def compiled(metrics: Iterable[Mapping[str, str]]) -> dict[str, re.Pattern[str]]:
+    """Return the pattern of each metric by its name; ValueError for one that is no regular expression."""
+    patterns = {}
+    for metric in metrics:
+        try:
+            patterns[metric['Name']] = re.compile(metric['Regex'])
+        except re.error as e:
+            what = f'The metric {metric["Name"]} has no regular expression, but {metric["Regex"]!r}'
+            raise ValueError(f'{what}: {e}. Mend it in metric_definitions.') from None
+    return patterns
 
 
 def wait_for_end(engine: Engine, containers: Sequence[Container], output: Output) -> str:
@@ -92,8 +105,7 @@ class Instances(image._SageMakerContainer):
         self.engine: Engine = session.engine
         self.labels = self.sagemaker_session.labels() | {label(name): value for name, value in labels.items()}
         self.mounts: dict[str, str] = {}
-        patterns = {metric['Name']: metric['Regex'] for metric in program.get('MetricDefinitions') or []}
-        self.output = Output('', self.instance_count, patterns)
+        self.output = Output('', self.instance_count, compiled(program.get('MetricDefinitions') or []))
         self.stopped, self.over = '', threading.Event()  # why they were stopped; whether the job has ended
         self.kept = ''  # a sentence on results that could not be collected
         self.isolated = False

@@ -26,7 +26,7 @@ class Output:
 
     hide = '\0'
 
-    def __init__(self, begin: str = '', hosts: int = 1, patterns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, begin: str = '', hosts: int = 1, patterns: Mapping[str, re.Pattern[str]] | None = None) -> None:
         self.begin, self.several, self.over, self.patterns = begin, hosts > 1, 0, patterns or {}
         self.begun: set[str] = set()  # hosts
         self.metrics: list[dict[str, Any]] = []
@@ -35,7 +35,7 @@ class Output:
     def write(self, host: str, line: str) -> None:
         """Take a line, with its end, and print it or not."""
         for name, pattern in self.patterns.items():
-            for found in re.finditer(pattern, line):
+            for found in pattern.finditer(line):
                 with contextlib.suppress(ValueError, IndexError, TypeError):  # no number: CloudWatch takes none either
                     metric = dict(MetricName=name, Timestamp=datetime.datetime.now(), Value=float(found[1]))
                     self.metrics.append(metric)

@@ -23,6 +23,11 @@ class TransformJob(entities._LocalTransformJob):
     """Runs a transform job, described as the SDK's."""
 
     container: ServingInstance
+    request: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the SDK's description with what the request asked for, and with FailureReason if the job failed."""
+        return super().describe() | self.request
 
     def start(self, **request: Any) -> None:  # type: ignore[override]
         """Run the job of a request to its end."""

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import botocore.session
@@ -31,6 +31,13 @@ def check(operation: str, request: dict[str, Any], jobs: Collection[str] = ()) -
         raise error(operation, 'ValidationException', text)
     if jobs and (name := request[f'{operation.removeprefix("Create")}Name']) in jobs:
         raise error(operation, 'ResourceInUse', f'There is a job {name} already: use another name.')
+
+
+def existing(operation: str, jobs: Mapping[str, Any], name: str) -> Any:
+    """Return the job of that name. Raises AWS's ClientError if there is none."""
+    if name not in jobs:
+        raise error(operation, 'ResourceNotFound', f'Requested resource not found: there is no job {name} here.')
+    return jobs[name]
 
 
 def breaches(shape: Any, value: Any, path: str) -> Iterator[str]:

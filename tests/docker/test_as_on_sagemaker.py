@@ -112,6 +112,12 @@ def test_metrics_of_the_log_are_described(session, script):
     assert frame['metric_name'].tolist() == ['loss', 'loss'] and frame['value'].tolist() == [0.5, 0.25]
 
 
+def test_a_metric_without_a_regular_expression_is_named(session, script):
+    estimator = make_estimator(session, script, dict(metric_definitions=[dict(Name='loss', Regex='loss (')]))
+    with pytest.raises(ValueError, match='The metric loss has no regular expression, .*metric_definitions'):
+        estimator.fit()
+
+
 def test_a_job_is_described_as_on_sagemaker(trained):
     described = trained.latest_training_job.describe()
     assert (described['TrainingJobStatus'], described['SecondaryStatus']) == ('Completed', 'Completed')
@@ -549,6 +555,9 @@ def test_arguments_of_a_transform(trained, put, bucket, session, script, capsys)
     given['model_client_config'] = {'InvocationsTimeoutInSeconds': 30, 'InvocationsMaxRetries': 1}
     transformer.transform(data, content_type=CSV, **given)
     assert transformer.latest_transform_job.name == 'my-transform'
+    described = session.sagemaker_client.describe_transform_job('my-transform')
+    assert (described['TransformJobStatus'], described['MaxPayloadInMB']) == ('Completed', 1)
+    assert described['ModelClientConfig'] == given['model_client_config']
     assert S3Downloader.read_file(f'{bucket}/t5/out/a.csv.out', session).strip() == '2.0,4.0'
     alone = trained.transformer(1, 'local', enable_network_isolation=True)
     with pytest.raises(JobError, match='/opt/ml/model/code'):
@@ -556,7 +565,9 @@ def test_arguments_of_a_transform(trained, put, bucket, session, script, capsys)
     assert 'reaches the network, in spite of enable_network_isolation' in capsys.readouterr().out
     big = put('t5/big', {'a.csv': '1,2\n' * 300000})
     with pytest.raises(JobError, match='a.csv: A record has 1200000 bytes, more than max_payload'):
-        transformer.transform(big, content_type=CSV)
+        transformer.transform(big, content_type=CSV, job_name='too-big')
+    described = session.sagemaker_client.describe_transform_job('too-big')
+    assert described['TransformJobStatus'] == 'Failed' and 'max_payload' in described['FailureReason']
     with pytest.raises(ValueError, match='no batch_data_capture_config'):
         transformer.transform(data, content_type=CSV, batch_data_capture_config=BatchDataCaptureConfig('s3://b/a'))
 

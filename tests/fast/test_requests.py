@@ -6,6 +6,7 @@ import threading
 import types
 
 import pytest
+from botocore.exceptions import ClientError
 from local_mode import open_session
 from sagemaker.predictor import Predictor
 
@@ -54,3 +55,20 @@ def test_headers_of_a_request_reach_the_script(endpoint):
     assert 'Content-Type: a/b' in headers
     client = session.sagemaker_runtime_client
     assert client.invoke_endpoint(EndpointName=name, Body=b'1')['CustomAttributes'] == 'answered'
+
+
+@pytest.mark.parametrize(
+    'operation, kind',
+    [
+        ('stop_training_job', 'TrainingJob'),
+        ('describe_training_job', 'TrainingJob'),
+        ('describe_processing_job', 'ProcessingJob'),
+        ('describe_transform_job', 'TransformJob'),
+        ('describe_hyper_parameter_tuning_job', 'HyperParameterTuningJob'),
+        ('list_training_jobs_for_hyper_parameter_tuning_job', 'HyperParameterTuningJob'),
+    ],
+)
+def test_an_unknown_job_is_an_error_of_aws(endpoint, operation, kind):
+    session, _ = endpoint
+    with pytest.raises(ClientError, match='(?i)job'):
+        getattr(session.sagemaker_client, operation)(**{kind + 'Name': 'none'})
