@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from botocore.exceptions import ClientError
 from local_mode import cells, endpoints
 from local_mode.errors import EndpointError, JobError, LocalModeError, stopped
 from local_mode.instances import START, Instances, ServingInstance
@@ -15,7 +16,7 @@ from local_mode.names import label
 from local_mode.s3 import checkpoints, local_copy
 from local_mode.transform import TransformJob
 from local_mode.tuning import TuningJob
-from local_mode.validation import check, existing, refuse, refuse_what_only_aws_does
+from local_mode.validation import check, error, exceptions, existing, refuse, refuse_what_only_aws_does
 from local_mode.versions import SUBMIT_DIRECTORY, FailedJob, entities, local_session
 
 
@@ -169,6 +170,10 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         job = existing('DescribeProcessingJob', self._processing_jobs, ProcessingJobName)
         return super().describe_processing_job(ProcessingJobName) | getattr(job, 'request', {})
 
+    @property
+    def exceptions(self) -> Any:
+        return exceptions('sagemaker')
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f'Local mode has no {name}: that needs SageMaker itself.')
 
@@ -188,7 +193,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
         self.delete_endpoints_of_earlier_run(endpoint.cell)
         if endpoints.find(session.engine, EndpointName):
             message = f'Cannot create already existing endpoint {EndpointName}.'
-            raise endpoints.error('CreateEndpoint', 'ValidationException', message)
+            raise error('CreateEndpoint', 'ValidationException', message)
         endpoints.check_serving_port(session)
         endpoint.port, config = session.serving_port, self._endpoint_configs[EndpointConfigName]
         endpoint.capture = getattr(config, 'capture', None)
@@ -271,7 +276,7 @@ def ended(name: str, job: Any) -> Iterator[None]:
     except Exception as e:
         failure = (job.container.failure() or str(e)) + job.container.kept
         job.state, job.request['FailureReason'] = 'Failed', failure
-        if isinstance(e, (endpoints.ClientError, OSError, RuntimeError)):
+        if isinstance(e, (ClientError, OSError, RuntimeError)):
             raise FailedJob(f'{name} failed. {failure}') from None
         raise
     finally:

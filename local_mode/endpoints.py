@@ -13,11 +13,11 @@ import uuid
 from typing import Any
 
 import urllib3
-from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError, paste
 from local_mode.names import LABEL, label
+from local_mode.validation import error, exceptions
 from local_mode.versions import local_session, parse_s3_url
 
 PORT, CONFIG = label('port'), label('config')
@@ -27,10 +27,6 @@ VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes, also i
 def find(engine: Engine, name: str) -> dict[str, str] | None:
     """Return the labels PORT and CONFIG of this machine's endpoint of that name, whoever deployed it, or None."""
     return next(iter(engine.find({label('endpoint'): name}, want=[PORT, CONFIG]).values()), None)
-
-
-def error(operation: str, code: str, message: str) -> ClientError:
-    return ClientError({'Error': {'Code': code, 'Message': message}}, operation)
 
 
 def silence(name: str, port: int) -> str:
@@ -45,6 +41,10 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
     def __init__(self, session: Any) -> None:
         super().__init__(session.config)
         self.session = session
+
+    @property
+    def exceptions(self) -> Any:
+        return exceptions('sagemaker-runtime')
 
     def invoke_endpoint(  # type: ignore[override]
         self, Body: Any, EndpointName: str, ContentType: Any = None, Accept: Any = None, **more: Any
@@ -66,7 +66,9 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         answer = self.request(EndpointName, self.port(EndpointName), data, given)
         if answer.status >= 400:
             text = answer.read().decode('utf-8', 'replace').strip()
-            raise error('InvokeEndpoint', 'ModelError', f'Received error {answer.status} from the container: {text}')
+            message = f'Received error {answer.status} from the container: {text}'
+            more = dict(OriginalStatusCode=answer.status, OriginalMessage=text)
+            raise error('InvokeEndpoint', 'ModelError', message, **more)
         headers = {name.lower(): value for name, value in answer.headers.items()}
         if getattr(endpoint, 'capture', None):
             answer = io.BytesIO(answer.read())

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import botocore.session
-from local_mode.endpoints import error
+from botocore.errorfactory import ClientExceptionsFactory
+from botocore.exceptions import ClientError
 from local_mode.versions import UNCONFIGURED
 
 ROLES = {'RoleArn', 'ExecutionRoleArn'}  # nobody takes a role here: any name does
@@ -15,9 +16,21 @@ LOCAL = re.compile(r'file://.*|local|local_gpu||[\w-]+-\d{10}-[0-9a-f]{4}', re.D
 
 
 @functools.cache
-def model() -> Any:
-    """Return botocore's model of SageMaker's API, a file of megabytes."""
-    return botocore.session.Session(session_vars=UNCONFIGURED).get_service_model('sagemaker')
+def model(service: str = 'sagemaker') -> Any:
+    """Return botocore's model of a service's API; SageMaker's is a file of megabytes."""
+    return botocore.session.Session(session_vars=UNCONFIGURED).get_service_model(service)
+
+
+@functools.cache
+def exceptions(service: str) -> Any:
+    """Return what `exceptions` of boto3's client of a service is: its attributes are subclasses of ClientError."""
+    return ClientExceptionsFactory().create_client_exceptions(model(service))
+
+
+def error(operation: str, code: str, message: str, **more: Any) -> ClientError:
+    """Return the exception that boto3's client raises for a code; more: further keys of its `response`."""
+    service = 'sagemaker-runtime' if operation == 'InvokeEndpoint' else 'sagemaker'
+    return exceptions(service).from_code(code)({'Error': {'Code': code, 'Message': message}, **more}, operation)
 
 
 def check(operation: str, request: dict[str, Any], jobs: Collection[str] = ()) -> None:

@@ -16,6 +16,8 @@ class Echo(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers['Content-Length']))
+        if self.headers['Accept'] == 'nothing':
+            return self.send_error(406, 'no such type')
         self.send_response(200)
         self.send_header('Content-Type', 'text/plain')
         self.send_header('Content-Encoding', 'gzip')  # the client decodes it, if it wants
@@ -55,6 +57,20 @@ def test_headers_of_a_request_reach_the_script(endpoint):
     assert 'Content-Type: a/b' in headers
     client = session.sagemaker_runtime_client
     assert client.invoke_endpoint(EndpointName=name, Body=b'1')['CustomAttributes'] == 'answered'
+
+
+def test_a_refusal_is_boto3s_exception(endpoint):
+    session, name = endpoint
+    client = session.sagemaker_runtime_client
+    with pytest.raises(client.exceptions.ModelError, match='Received error 406') as error:
+        client.invoke_endpoint(EndpointName=name, Body=b'1', Accept='nothing')
+    assert error.value.response['OriginalStatusCode'] == 406
+    assert 'no such type' in error.value.response['OriginalMessage']
+    with pytest.raises(ClientError, match='ValidationError'):
+        client.invoke_endpoint(EndpointName='none', Body=b'1')
+    client = session.sagemaker_client
+    with pytest.raises(client.exceptions.ResourceNotFound):
+        client.stop_training_job('none')
 
 
 @pytest.mark.parametrize(
