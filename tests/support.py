@@ -51,7 +51,8 @@ def free_port() -> int:
     """Return a port of loopback that nobody listens on, and that the system gives to no outgoing connection."""
     while True:
         port = random.SystemRandom().randrange(20000, 32768)  # hypothesis seeds the module's functions
-        with contextlib.suppress(OSError), socket.create_server(('127.0.0.1', port)):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(('127.0.0.1', port))  # without SO_REUSEADDR: nor has it connections that linger
             return port
 
 

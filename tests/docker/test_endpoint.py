@@ -132,6 +132,7 @@ def test_a_port_that_is_taken_meanwhile_leads_to_the_next(session, estimator, ot
     with socket.socket() as stranger:
 
         def late(*_):  # between the choice of a port and the start
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier endpoint's connections linger
             stranger.bind(('127.0.0.1', session.serving_port))
             stranger.listen()
 
