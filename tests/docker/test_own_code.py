@@ -23,6 +23,9 @@ def test_a_failing_script_is_reported_with_its_traceback(session, inputs, tmp_pa
 
 
 FAILS_DEEP_DOWN = """
+import atexit
+import sys
+
 def first(n):
     second(n)
 
@@ -32,6 +35,7 @@ def second(n):
     first(n - 1)
 
 print('a line on stdout')
+atexit.register(print, file=sys.stderr)  # an empty line after the traceback
 first(20)
 """
 MPI = dict(sagemaker_use_mpi=True, sagemaker_num_processes=2, sagemaker_process_slots_per_host=2)

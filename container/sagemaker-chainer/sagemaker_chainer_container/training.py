@@ -67,10 +67,11 @@ def reason_first(text, hint):
 
     SageMaker's FailureReason is the first 1,024 characters of the failure file, which a traceback may exceed.
     """
-    text = TOOLKIT.sub('', text)
-    lines = [line for line in text.splitlines() if line.strip()]
+    said = TOOLKIT.sub('', text) + hint
+    lines = said.splitlines()
     lines = [TAG.sub('', line) for line in lines if TAG.match(line)] or lines  # mpirun has the last words
-    return f'{hint or "".join(lines[-1:])}\n{text}{hint}'
+    reason = hint or next((line for line in reversed(lines) if line.strip()), '')
+    return said if said.strip() == reason else f'{reason}\n{said}'
 
 
 def stop_script(program):
