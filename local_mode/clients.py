@@ -168,7 +168,7 @@ class SagemakerClient(local_session.LocalSagemakerClient):
     def describe_processing_job(self, ProcessingJobName: str) -> dict[str, Any]:
         """Return the SDK's description of a processing job, with FailureReason if it failed."""
         job = existing('DescribeProcessingJob', self._processing_jobs, ProcessingJobName)
-        return super().describe_processing_job(ProcessingJobName) | getattr(job, 'request', {})
+        return job.describe() | getattr(job, 'request', {})
 
     @property
     def exceptions(self) -> Any:

@@ -67,8 +67,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         if answer.status >= 400:
             text = answer.read().decode('utf-8', 'replace').strip()
             message = f'Received error {answer.status} from the container: {text}'
-            more = dict(OriginalStatusCode=answer.status, OriginalMessage=text)
-            raise error('InvokeEndpoint', 'ModelError', message, **more)
+            raise error('InvokeEndpoint', 'ModelError', message, OriginalStatusCode=answer.status, OriginalMessage=text)
         headers = {name.lower(): value for name, value in answer.headers.items()}
         if getattr(endpoint, 'capture', None):
             answer = io.BytesIO(answer.read())
@@ -97,7 +96,9 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             return self.http.request('POST', url, body=body, timeout=self.timeout, **raw)
         except urllib3.exceptions.ReadTimeoutError:
             message = f'The container did not answer within {self.timeout:g} s.'
-            raise error('InvokeEndpoint', 'ModelError', message) from None
+            raise error(
+                'InvokeEndpoint', 'ModelError', message, OriginalStatusCode=0, OriginalMessage=message
+            ) from None
         except urllib3.exceptions.HTTPError as e:
             raise ConnectionError(f'{silence(name, port)} ({e})') from None
 

@@ -34,13 +34,13 @@ CODES |= {247: CODES[137], 245: CODES[139]}  # as version 3's driver passes them
 
 
 def compiled(metrics: Iterable[Mapping[str, str]]) -> dict[str, re.Pattern[str]]:
-    """Return the pattern of each metric by its name; ValueError for one that is no regular expression."""
+    """Return the pattern of each metric by its name; ValueError for one that is invalid."""
     patterns = {}
     for metric in metrics:
         try:
             patterns[metric['Name']] = re.compile(metric['Regex'])
-        except re.error as e:
-            what = f'The metric {metric["Name"]} has no regular expression, but {metric["Regex"]!r}'
+        except (re.error, OverflowError) as e:
+            what = f'The regular expression of the metric {metric["Name"]} is invalid, {metric["Regex"]!r}'
             raise ValueError(f'{what}: {e}. Mend it in metric_definitions.') from None
     return patterns
 
@@ -93,7 +93,9 @@ class Instances(image._SageMakerContainer):
 
     def __init__(self, resources: Any, image: str, session: Any, program: Any = None, **labels: str) -> None:
         # Not the SDK's __init__, which asks for Docker Compose.
-        self.sagemaker_session, self.image, program = session.in_own_directory(), image, program or {}
+        program = program or {}
+        patterns = compiled(program.get('MetricDefinitions') or [])
+        self.sagemaker_session, self.image = session.in_own_directory(), image
         self.instance_type, self.instance_count = resources['InstanceType'], resources.get('InstanceCount', 1)
         self.container_entrypoint = program.get('ContainerEntrypoint') or []
         self.container_arguments = program.get('ContainerArguments') or []
@@ -105,7 +107,7 @@ class Instances(image._SageMakerContainer):
         self.engine: Engine = session.engine
         self.labels = self.sagemaker_session.labels() | {label(name): value for name, value in labels.items()}
         self.mounts: dict[str, str] = {}
-        self.output = Output('', self.instance_count, compiled(program.get('MetricDefinitions') or []))
+        self.output = Output('', self.instance_count, patterns)
         self.stopped, self.over = '', threading.Event()  # why they were stopped; whether the job has ended
         self.kept = ''  # a sentence on results that could not be collected
         self.isolated = False

@@ -52,7 +52,7 @@ def free_port() -> int:
     while True:
         port = random.SystemRandom().randrange(20000, 32768)  # hypothesis seeds the module's functions
         with contextlib.suppress(OSError), socket.socket() as s:
-            s.bind(('127.0.0.1', port))  # without SO_REUSEADDR: nor has it connections that linger
+            s.bind(('127.0.0.1', port))  # fails while an earlier server's connections linger
             return port
 
 

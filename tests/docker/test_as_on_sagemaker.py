@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import threading
@@ -112,10 +113,12 @@ def test_metrics_of_the_log_are_described(session, script):
     assert frame['metric_name'].tolist() == ['loss', 'loss'] and frame['value'].tolist() == [0.5, 0.25]
 
 
-def test_a_metric_without_a_regular_expression_is_named(session, script):
+def test_a_metric_with_an_invalid_regular_expression_is_named(session, script):
+    before = os.listdir(session.directory)
     estimator = make_estimator(session, script, dict(metric_definitions=[dict(Name='loss', Regex='loss (')]))
-    with pytest.raises(ValueError, match='The metric loss has no regular expression, .*metric_definitions'):
+    with pytest.raises(ValueError, match='of the metric loss is invalid, .*metric_definitions'):
         estimator.fit()
+    assert os.listdir(session.directory) == before
 
 
 def test_a_job_is_described_as_on_sagemaker(trained):

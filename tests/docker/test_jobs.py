@@ -57,15 +57,19 @@ if __name__ == '__main__':
     with open(os.path.join(env.model_dir, 'text'), 'w') as f:
         json.dump(text, f)
 """
-# A host that has ended has no name any more, and the toolkit of another that is still starting waits for it.
-OUTLIVES_THE_OTHER = """
+# The toolkit of a host that still starts would wait for the name of one that has ended, so they meet.
+MEETS_THE_OTHER = """
     import socket, time
-    while env.current_host == env.hosts[0]:
-        try:
-            socket.gethostbyname(env.hosts[1])
-        except OSError:
-            break
-        time.sleep(0.1)
+    server = socket.create_server(('', 5000))
+    for host in env.hosts:
+        while True:
+            try:
+                socket.create_connection((host, 5000)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+    for host in env.hosts:
+        server.accept()
 """
 PRICE = '$HOME costs $$5 or ${5}'
 
@@ -91,7 +95,7 @@ def script(tmp_path):
 
 
 def test_a_script_of_awss_in_a_subdirectory_without_mpi_on_two_hosts(session, script, other_port):
-    directory = script(WRITES + OUTLIVES_THE_OTHER, 'sub/script.py').parent.parent
+    directory = script(WRITES + MEETS_THE_OTHER, 'sub/script.py').parent.parent
     options = dict(source_dir=str(directory), dependencies=[], environment={'PRICE': PRICE})
     options.update(instance_count=2, use_mpi=False)
     estimator = make_estimator(session, 'sub/script.py', options, price=PRICE)

@@ -25,6 +25,7 @@ def test_a_failing_script_is_reported_with_its_traceback(session, inputs, tmp_pa
 FAILS_DEEP_DOWN = """
 import atexit
 import sys
+import time
 
 def first(n):
     second(n)
@@ -35,6 +36,7 @@ def second(n):
     first(n - 1)
 
 print('a line on stdout')
+atexit.register(time.sleep, 2)  # the first process to end has mpirun kill the other
 atexit.register(print, file=sys.stderr)  # an empty line after the traceback
 first(20)
 """

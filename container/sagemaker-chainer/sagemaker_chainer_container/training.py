@@ -24,11 +24,16 @@ PINNED = 'Chainer and NumPy stay in the versions of this environment: leave them
 SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 # What the toolkit prints to stderr, too: its settings, the script's command, and lines of its own log.
-TOOLKIT = re.compile(
-    r'\A.*Invoking script with the following command:\n\n.*?\n\n\n|^\S+ \S+ sagemaker-training-toolkit INFO .*?\n',
-    re.M | re.S,
+LOGGED, COMMAND = (
+    r'^\S+ \S+ sagemaker-training-toolkit INFO ',
+    r'Invoking script with the following command:\n\n.*?\n\n\n',
 )
-TAG = re.compile(r'^\[\d+,\d+\]<stderr>:')  # mpirun's, before each line of a process
+BEGIN = 'Invoking user script\n'
+TOOLKIT = re.compile(rf'{LOGGED} *{BEGIN}.*?{COMMAND}|\A(?!.*{BEGIN}).*?{COMMAND}|{LOGGED}.*?\n', re.M | re.S)
+TAG = re.compile(r'^\[\d+,\d+\]<stderr>:', re.M)  # mpirun's, before each line of a process
+ERROR = re.compile(
+    r'^Traceback .*\n(?:[ \t].*\n|Traceback .*\n|\n)*(\S.*)|^((?:ERROR|error): .*)', re.M
+)  # Python's, pip's
 
 
 @contextlib.contextmanager
@@ -63,15 +68,16 @@ def copied_stderr():
 
 
 def reason_first(text, hint):
-    """Return the script's stderr and the hint, without the toolkit's lines, after a line that says why it failed.
+    """Return the script's stderr without the toolkit's lines, after the hint, or the last error and the last line.
 
     SageMaker's FailureReason is the first 1,024 characters of the failure file, which a traceback may exceed.
     """
-    said = TOOLKIT.sub('', text) + hint
-    lines = said.splitlines()
-    lines = [TAG.sub('', line) for line in lines if TAG.match(line)] or lines  # mpirun has the last words
-    reason = hint or next((line for line in reversed(lines) if line.strip()), '')
-    return said if said.strip() == reason else f'{reason}\n{said}'
+    said = TOOLKIT.sub('', text)
+    plain = TAG.sub('', said)
+    errors = [found[1] or found[2] for found in ERROR.finditer(plain)]
+    lines = [line for line in plain.splitlines() if re.search(r'\w', line)]
+    reasons = '\n'.join(dict.fromkeys(line.strip() for line in ([hint] if hint else errors[-1:] + lines[-1:])))
+    return said if said.strip() == reasons else f'{reasons}\n{said}'
 
 
 def stop_script(program):
