@@ -24,16 +24,12 @@ PINNED = 'Chainer and NumPy stay in the versions of this environment: leave them
 SIGNALS = {'-9': KILLED, '137': KILLED, '-7': NO_ROOM, '135': NO_ROOM}  # mpirun returns 128 more
 TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 # What the toolkit prints to stderr, too: its settings, the script's command, and lines of its own log.
-LOGGED, COMMAND = (
-    r'^\S+ \S+ sagemaker-training-toolkit INFO ',
-    r'Invoking script with the following command:\n\n.*?\n\n\n',
-)
-BEGIN = 'Invoking user script\n'
+LOGGED, BEGIN = r'^\S+ \S+ sagemaker-training-toolkit INFO ', 'Invoking user script\n'
+COMMAND = r'Invoking script with the following command:\n\n.*?\n\n\n'
 TOOLKIT = re.compile(rf'{LOGGED} *{BEGIN}.*?{COMMAND}|\A(?!.*{BEGIN}).*?{COMMAND}|{LOGGED}.*?\n', re.M | re.S)
 TAG = re.compile(r'^\[\d+,\d+\]<stderr>:', re.M)  # mpirun's, before each line of a process
-ERROR = re.compile(
-    r'^Traceback .*\n(?:[ \t].*\n|Traceback .*\n|\n)*(\S.*)|^((?:ERROR|error): .*)', re.M
-)  # Python's, pip's
+# The error after a traceback of Python's, or pip's.
+ERROR = re.compile(r'^Traceback .*\n(?:[ \t].*\n|Traceback .*\n|\n)*(\S.*)|^((?:ERROR|error): .*)', re.M)
 
 
 @contextlib.contextmanager
