@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 import urllib3
+from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from local_mode.engines.interface import Engine
 from local_mode.errors import EndpointError, EngineError, paste
@@ -27,6 +28,11 @@ VARIANT = 'AllTraffic'  # the SDK's name for the one that deploy() makes, also i
 def find(engine: Engine, name: str) -> dict[str, str] | None:
     """Return the labels PORT and CONFIG of this machine's endpoint of that name, whoever deployed it, or None."""
     return next(iter(engine.find({label('endpoint'): name}, want=[PORT, CONFIG]).values()), None)
+
+
+def model_error(message: str, status: int, text: str) -> ClientError:
+    """Return boto3's ModelError; status and text: the container's, or 0 and the message if it did not answer."""
+    return error('InvokeEndpoint', 'ModelError', message, OriginalStatusCode=status, OriginalMessage=text)
 
 
 def silence(name: str, port: int) -> str:
@@ -66,8 +72,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
         answer = self.request(EndpointName, self.port(EndpointName), data, given)
         if answer.status >= 400:
             text = answer.read().decode('utf-8', 'replace').strip()
-            message = f'Received error {answer.status} from the container: {text}'
-            raise error('InvokeEndpoint', 'ModelError', message, OriginalStatusCode=answer.status, OriginalMessage=text)
+            raise model_error(f'Received error {answer.status} from the container: {text}', answer.status, text)
         headers = {name.lower(): value for name, value in answer.headers.items()}
         if getattr(endpoint, 'capture', None):
             answer = io.BytesIO(answer.read())
@@ -96,9 +101,7 @@ class RuntimeClient(local_session.LocalSagemakerRuntimeClient):
             return self.http.request('POST', url, body=body, timeout=self.timeout, **raw)
         except urllib3.exceptions.ReadTimeoutError:
             message = f'The container did not answer within {self.timeout:g} s.'
-            raise error(
-                'InvokeEndpoint', 'ModelError', message, OriginalStatusCode=0, OriginalMessage=message
-            ) from None
+            raise model_error(message, 0, message) from None
         except urllib3.exceptions.HTTPError as e:
             raise ConnectionError(f'{silence(name, port)} ({e})') from None
 

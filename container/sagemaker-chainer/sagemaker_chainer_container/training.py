@@ -26,7 +26,7 @@ TAIL = 16384  # bytes: how much of the end of stderr the failure file keeps
 # What the toolkit prints to stderr, too: its settings, the script's command, and lines of its own log.
 LOGGED, BEGIN = r'^\S+ \S+ sagemaker-training-toolkit INFO ', 'Invoking user script\n'
 COMMAND = r'Invoking script with the following command:\n\n.*?\n\n\n'
-TOOLKIT = re.compile(rf'{LOGGED} *{BEGIN}.*?{COMMAND}|\A(?!.*{BEGIN}).*?{COMMAND}|{LOGGED}.*?\n', re.M | re.S)
+TOOLKIT = re.compile(rf'(?:{LOGGED} *{BEGIN}|\A(?!.*{BEGIN})).*?{COMMAND}|{LOGGED}.*?\n', re.M | re.S)
 TAG = re.compile(r'^\[\d+,\d+\]<stderr>:', re.M)  # mpirun's, before each line of a process
 # The error after a traceback of Python's, or pip's.
 ERROR = re.compile(r'^Traceback .*\n(?:[ \t].*\n|Traceback .*\n|\n)*(\S.*)|^((?:ERROR|error): .*)', re.M)
